@@ -1,0 +1,335 @@
+"""The public functions: `init`, `update`, `apply_updates`, and the factories that bind them."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import keystr
+from jax.typing import DTypeLike
+
+from functional_adam import _check
+from functional_adam._step import AdamState, Settings, settings, step
+from functional_adam._types import (
+    GradientTransformation,
+    Mask,
+    PyTree,
+    Scalar,
+    ScalarOrSchedule,
+    arithmetic_dtype,
+    real_dtype,
+)
+
+
+def init(
+    params: PyTree, *, mu_dtype: DTypeLike | None = None, nu_dtype: DTypeLike | None = None
+) -> AdamState:
+    """A fresh state: count 0 and zero moments.
+
+    Args:
+        params: any tree of float or complex arrays (NumPy arrays and Python floats work too).
+            None leaves pass through.
+        mu_dtype: float dtype of the first moment; None (default) means float32 for parameters of
+            up to 32 bits, float64 for float64. Complex parameters keep a complex `mu`, of this
+            precision (float32 or float64).
+        nu_dtype: float dtype of the second moment, likewise. Below float32 it is rounded to
+            nearest, and for b2 >= 0.99 a 16-bit `nu` no longer moves (see docs/precision.md).
+
+    Returns:
+        An `AdamState`. Every moment is a buffer of its own with its parameter's shape and
+        sharding: 8 bytes a parameter by default.
+
+    Raises:
+        TypeError: a leaf is not a float or complex array, or a dtype is not a float dtype.
+        ValueError: a 64-bit dtype without JAX's 64-bit mode, or a 16-bit `mu_dtype` with a
+            complex parameter.
+
+    Example:
+        >>> import functional_adam as fa, jax.numpy as jnp
+        >>> fa.init({"b": jnp.ones(2)}, mu_dtype="bfloat16").mu
+        {'b': Array([0, 0], dtype=bfloat16)}
+    """
+    mu_dtype = _check.float_dtype("mu_dtype", mu_dtype)
+    nu_dtype = _check.float_dtype("nu_dtype", nu_dtype)
+
+    def zeros(path: Any, leaf: Any, second: bool) -> jax.Array:
+        name = "params" + keystr(path)
+        dtype = _check.leaf_dtype(name, leaf)
+        if second:
+            return jnp.zeros_like(leaf, dtype=nu_dtype or real_dtype(arithmetic_dtype(dtype)))
+        return jnp.zeros_like(leaf, dtype=_mu_dtype(name, dtype, mu_dtype))
+
+    map_leaves = jax.tree_util.tree_map_with_path
+    return AdamState(
+        count=jnp.zeros((), jnp.int32),
+        mu=map_leaves(functools.partial(zeros, second=False), params),
+        nu=map_leaves(functools.partial(zeros, second=True), params),
+    )
+
+
+def _mu_dtype(path: str, dtype: np.dtype[Any], wanted: np.dtype[Any] | None) -> np.dtype[Any]:
+    """The first moment's dtype: `wanted`, or its complex counterpart for a complex parameter."""
+    default = arithmetic_dtype(dtype)
+    if wanted is None or default == real_dtype(default):
+        return wanted or default
+    if wanted.itemsize < 4:
+        raise ValueError(
+            f"mu_dtype={wanted} has no complex counterpart for {path}, which is {dtype}; use "
+            "float32 or float64."
+        )
+    return arithmetic_dtype(np.dtype(np.complex64), wanted)
+
+
+def update(
+    grads: PyTree,
+    state: AdamState,
+    params: PyTree | None = None,
+    *,
+    learning_rate: ScalarOrSchedule = 1e-3,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
+    eps_root: Scalar = 0.0,
+    mu_dtype: DTypeLike | None = None,
+    weight_decay: ScalarOrSchedule = 0.0,
+    mask: Mask | None = None,
+    nesterov: bool = False,
+    nu_dtype: DTypeLike | None = None,
+) -> tuple[PyTree, AdamState]:
+    r"""One step of Adam, or of AdamW where `weight_decay` is not 0.
+
+    With g the gradient, theta the parameter and t = count + 1:
+
+        m <- b1 m + (1 - b1) g              m_hat = m / (1 - b1**t)
+        v <- b2 v + (1 - b2) |g|**2         v_hat = v / (1 - b2**t)
+        u = -learning_rate * (m_hat / (sqrt(v_hat + eps_root) + eps) + weight_decay * theta)
+
+    Every hyperparameter is data: a Python or NumPy number (range checked), or a JAX array of
+    shape (), traced or not (not checked). Python and NumPy numbers are used at full precision.
+
+    Args:
+        grads: tree of gradients. None for an array parameter skips that leaf: zero update, no
+            decay, moments untouched.
+        state: from `init` or the last `update`.
+        params: the parameters; needed only for `weight_decay`, else not looked at.
+        learning_rate: alpha >= 0, or a schedule `count -> alpha`, called with the count before
+            the step (0 first).
+        b1: decay rate of the first moment, in [0, 1).
+        b2: decay rate of the second moment, in [0, 1).
+        eps: >= 0, added to the square root.
+        eps_root: >= 0, added under the square root.
+        mu_dtype: None (default: whatever the state holds), or the dtype that `mu` must have.
+        weight_decay: lambda >= 0 of decoupled decay, or a schedule `count -> lambda`. It is
+            multiplied by the learning rate.
+        mask: which parameters decay: a tree (or prefix of one) of booleans, or a function from
+            `params` to one. None (default): all of them.
+        nesterov: look one step ahead (Dozat 2016): m_hat becomes
+            b1 m / (1 - b1**(t+1)) + (1 - b1) g / (1 - b1**t).
+        nu_dtype: as `mu_dtype`, for `nu`.
+
+    Returns:
+        `(updates, state)`: updates to add to the parameters, each with its gradient's dtype, and
+        a state with the same structure, shapes and dtypes as before.
+
+    Raises:
+        ValueError: a number out of range; trees that differ in structure or shape; decay without
+            `params`; a b that float32 rounds to 1.
+        TypeError: an argument or a leaf of the wrong type.
+
+    Example:
+        >>> import functional_adam as fa, jax.numpy as jnp
+        >>> params, grads = jnp.array([1.0, -2.0]), jnp.array([0.5, 3.0])
+        >>> updates, state = fa.update(grads, fa.init(params), learning_rate=0.1)
+        >>> fa.apply_updates(params, updates)  # the first step is the gradient's sign
+        Array([ 0.9, -2.1], dtype=float32)
+
+    References:
+        Kingma and Ba 2015, Adam: A Method for Stochastic Optimization, Algorithm 1.
+        Loshchilov and Hutter 2019, Decoupled Weight Decay Regularization, Algorithm 2.
+        Dozat 2016, Incorporating Nesterov Momentum into Adam.
+    """
+    bound = settings(
+        learning_rate, b1, b2, eps, eps_root, weight_decay, mask, nesterov, mu_dtype, nu_dtype
+    )
+    return step(bound, grads, state, params)
+
+
+def adam(
+    learning_rate: ScalarOrSchedule = 1e-3,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
+    eps_root: Scalar = 0.0,
+    mu_dtype: DTypeLike | None = None,
+    *,
+    nesterov: bool = False,
+    nu_dtype: DTypeLike | None = None,
+) -> GradientTransformation:
+    """Adam as an Optax-compatible transformation: `init` and `update` with these arguments bound.
+
+    u = -learning_rate * m_hat / (sqrt(v_hat + eps_root) + eps); no weight decay (see `adamw`).
+    Argument order and defaults are Optax's, where `learning_rate` has no default.
+
+    Args:
+        learning_rate: see `update`, as for all arguments below.
+        b1: in [0, 1).
+        b2: in [0, 1).
+        eps: >= 0.
+        eps_root: >= 0.
+        mu_dtype: see `init`; a state that holds another dtype is refused.
+        nesterov: True or False.
+        nu_dtype: see `init`; a state that holds another dtype is refused.
+
+    Returns:
+        A `GradientTransformation` whose state is an `AdamState`.
+
+    Raises:
+        ValueError: an argument out of range.
+        TypeError: an argument of the wrong type.
+
+    Example:
+        >>> import functional_adam as fa, jax.numpy as jnp
+        >>> tx = fa.adam(0.1, b2=0.99)
+        >>> params = jnp.array([3.0])
+        >>> updates, state = tx.update(jnp.array([2.0]), tx.init(params), params)
+        >>> updates
+        Array([-0.1], dtype=float32)
+
+    References:
+        Kingma and Ba 2015, Algorithm 1.
+    """
+    return _transformation(
+        settings(learning_rate, b1, b2, eps, eps_root, 0.0, None, nesterov, mu_dtype, nu_dtype)
+    )
+
+
+def adamw(
+    learning_rate: ScalarOrSchedule = 1e-3,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
+    eps_root: Scalar = 0.0,
+    mu_dtype: DTypeLike | None = None,
+    weight_decay: ScalarOrSchedule = 1e-4,
+    mask: Mask | None = None,
+    *,
+    nesterov: bool = False,
+    nu_dtype: DTypeLike | None = None,
+) -> GradientTransformation:
+    """Adam with decoupled weight decay, as an Optax-compatible transformation.
+
+    u = -learning_rate * (m_hat / (sqrt(v_hat + eps_root) + eps) + weight_decay * theta).
+    Argument order and defaults are Optax's (`torch.optim.AdamW` has `weight_decay=1e-2`).
+
+    Args:
+        learning_rate: see `update`, as for all arguments below.
+        b1: in [0, 1).
+        b2: in [0, 1).
+        eps: >= 0.
+        eps_root: >= 0.
+        mu_dtype: see `init`; a state that holds another dtype is refused.
+        weight_decay: lambda >= 0 or a schedule; `update` then needs `params`.
+        mask: which parameters decay.
+        nesterov: True or False.
+        nu_dtype: see `init`; a state that holds another dtype is refused.
+
+    Returns:
+        A `GradientTransformation` whose state is an `AdamState`.
+
+    Raises:
+        ValueError: an argument out of range; at `init` and `update`, a mask that does not fit.
+        TypeError: an argument of the wrong type.
+
+    Example:
+        >>> import functional_adam as fa, jax, jax.numpy as jnp
+        >>> matrices = lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
+        >>> tx = fa.adamw(0.5, weight_decay=0.1, mask=matrices)
+        >>> params = {"b": jnp.ones(1), "w": jnp.ones((1, 1))}
+        >>> zeros = {"b": jnp.zeros(1), "w": jnp.zeros((1, 1))}
+        >>> updates, state = tx.update(zeros, tx.init(params), params)
+        >>> updates["w"]  # decays; b does not
+        Array([[-0.05]], dtype=float32)
+
+    References:
+        Loshchilov and Hutter 2019, Algorithm 2.
+    """
+    return _transformation(
+        settings(
+            learning_rate, b1, b2, eps, eps_root, weight_decay, mask, nesterov, mu_dtype, nu_dtype
+        )
+    )
+
+
+def scale_by_adam(
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
+    eps_root: Scalar = 0.0,
+    mu_dtype: DTypeLike | None = None,
+    *,
+    nesterov: bool = False,
+    nu_dtype: DTypeLike | None = None,
+) -> GradientTransformation:
+    """Adam's direction alone, neither scaled nor signed, for `optax.chain`.
+
+    u = m_hat / (sqrt(v_hat + eps_root) + eps): to descend, scale it by a negative number.
+
+    Args:
+        b1: see `update`, as for all arguments below. In [0, 1).
+        b2: in [0, 1).
+        eps: >= 0.
+        eps_root: >= 0.
+        mu_dtype: see `init`; a state that holds another dtype is refused.
+        nesterov: True or False.
+        nu_dtype: see `init`; a state that holds another dtype is refused.
+
+    Returns:
+        A `GradientTransformation` whose state is an `AdamState`.
+
+    Raises:
+        ValueError: an argument out of range.
+        TypeError: an argument of the wrong type.
+
+    Example:
+        >>> import functional_adam as fa, jax.numpy as jnp
+        >>> tx = fa.scale_by_adam(b1=0.8)
+        >>> direction, state = tx.update(jnp.array([5.0]), tx.init(jnp.array([0.0])))
+        >>> direction
+        Array([1.], dtype=float32)
+
+    References:
+        Kingma and Ba 2015, Algorithm 1.
+    """
+    bound = settings(1.0, b1, b2, eps, eps_root, 0.0, None, nesterov, mu_dtype, nu_dtype)
+    # An update descends; a step size of -1 undoes just that.
+    return _transformation(bound._replace(learning_rate=-1.0))
+
+
+def _transformation(settings: Settings) -> GradientTransformation:
+    # Partials of module functions, not closures: they pickle.
+    return GradientTransformation(
+        functools.partial(_init, settings), functools.partial(_update, settings)
+    )
+
+
+def _init(settings: Settings, params: PyTree) -> AdamState:
+    state = init(params, mu_dtype=settings.mu_dtype, nu_dtype=settings.nu_dtype)
+    if jax.tree.leaves(params):  # optax.tree.map_params calls `init` with a leafless stand-in
+        _check.mask_leaves(settings.mask, params)
+    return state
+
+
+def _update(
+    settings: Settings,
+    updates: PyTree,
+    state: AdamState,
+    params: PyTree | None = None,
+    **extra_args: Any,
+) -> tuple[PyTree, AdamState]:
+    del extra_args  # Optax hands every member of a chain what any member takes.
+    return step(settings, updates, state, params)
+
+

@@ -1,0 +1,55 @@
+"""`apply_updates`: the parameters' side of a step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import keystr
+
+from functional_adam import _check
+from functional_adam._types import PyTree, arithmetic_dtype
+
+
+def apply_updates(params: PyTree, updates: PyTree) -> PyTree:
+    """theta <- theta + u, leaf by leaf.
+
+    Args:
+        params: tree of parameters. A None leaf passes.
+        updates: a tree like `params`. A None leaf leaves its parameter as it is.
+
+    Returns:
+        The new parameters, each with its parameter's shape, dtype and weak type. The sum is made
+        in the wider of the two dtypes and rounded once.
+
+    Raises:
+        ValueError: the trees differ in structure, or two leaves in shape.
+        TypeError: a leaf is not a float or complex array, or a complex update meets a real
+            parameter.
+
+    Example:
+        >>> import functional_adam as fa, jax.numpy as jnp
+        >>> fa.apply_updates({"w": jnp.ones(2, jnp.bfloat16)}, {"w": jnp.array([0.5, -1.0])})
+        {'w': Array([1.5, 0], dtype=bfloat16)}
+    """
+    updates_leaves = _check.leaves_like("updates", updates, params, "params")
+    paths_and_leaves, treedef = jax.tree_util.tree_flatten_with_path(
+        params, is_leaf=_check.is_none
+    )
+    pairs = zip(paths_and_leaves, updates_leaves, strict=True)
+    return treedef.unflatten(_add(keystr(path), p, u) for (path, p), u in pairs)
+
+
+def _add(path: str, p: Any, u: Any) -> Any:
+    if p is None and u is not None:
+        raise ValueError(f"updates{path} is an array, but params{path} is None.")
+    if p is None or u is None:
+        return p
+    dtype = _check.leaf_dtype("params" + path, p)
+    p = jnp.asarray(p)
+    u = _check.leaf_like("updates" + path, u, p, "params" + path)
+    wide = arithmetic_dtype(dtype, u.dtype)
+    total = (p.astype(wide) + u.astype(wide)).astype(dtype)
+    # Only `full_like` hands a weak type on, and only with a scalar: hence one call an element.
+    return jnp.vectorize(jax.lax.full_like)(p, total) if p.weak_type else total

@@ -1,0 +1,214 @@
+"""Every check of what a user hands in: hyperparameters, dtypes, leaves, trees.
+
+A failed check raises `ValueError` or `TypeError` that names the argument or the leaf's path, says
+what was given and what would be right. Only Python and NumPy numbers are checked by value: a JAX
+array may be traced, and reading a concrete one would force a transfer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import KeyEntry, keystr
+
+from functional_adam._types import PyTree, arithmetic_dtype, real_dtype
+
+_FREEZE = (
+    "pass None as its gradient (and its parameter), or leave it out with optax.masked or "
+    "optax.partition"
+)
+
+
+def is_none(x: object) -> bool:
+    """For `is_leaf=`: None is a leaf (a skipped gradient, a frozen parameter), not an empty tree."""
+    return x is None
+
+
+def _type_name(value: object) -> str:
+    kind = type(value)
+    return kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
+
+
+def _scalar_dtype(value: object) -> np.dtype[Any] | None:
+    """The dtype of a Python or NumPy number or 0-d array; None for anything else."""
+    if isinstance(value, bool | int | float | np.generic | np.ndarray) and np.ndim(value) == 0:
+        return np.asarray(value).dtype
+    return None
+
+
+def _is_number(dtype: Any) -> bool:
+    return jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
+
+
+def scalar(name: str, value: Any, below: float = math.inf, *, schedule: bool = False) -> Any:
+    """A hyperparameter in [0, below): a number as a Python float, a JAX array or schedule as it is."""
+    wanted = f"a number in [0, {below:g})" if below < math.inf else "a finite number >= 0"
+    wanted += ", a JAX scalar" + (" or a schedule (count -> value)" if schedule else "")
+    if schedule and callable(value):
+        return value
+    if isinstance(value, jax.Array):
+        if value.shape != ():
+            raise ValueError(
+                f"{name} must be {wanted}; got an array of shape {value.shape}. "
+                "To use many values at once, jax.vmap over the update."
+            )
+        if not _is_number(value.dtype):
+            raise TypeError(f"{name} must be {wanted}; got an array of dtype {value.dtype}.")
+        return value
+    dtype = _scalar_dtype(value)
+    if dtype is None or not _is_number(dtype):
+        raise TypeError(f"{name} must be {wanted}; got {value!r} of type {_type_name(value)}.")
+    number = float(value)
+    if not 0 <= number < below:
+        raise ValueError(f"{name} must be {wanted}; got {value!r}.")
+    return number
+
+
+def flag(name: str, value: Any) -> bool:
+    """A Python bool."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False; got {value!r} of type {_type_name(value)}.")
+    return value
+
+
+def float_dtype(name: str, value: Any) -> np.dtype[Any] | None:
+    """None, or a float dtype that JAX will keep as it is."""
+    if value is None:
+        return None
+    try:
+        dtype = jnp.dtype(value)
+    except TypeError:
+        dtype = None
+    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"{name} must be None or a float dtype such as jnp.bfloat16; got {value!r}.")
+    if dtype.itemsize > 4 and not jax.config.jax_enable_x64:
+        raise ValueError(
+            f"{name}={dtype} needs 64-bit mode, or JAX would make it float32: "
+            "call jax.config.update('jax_enable_x64', True) first."
+        )
+    return dtype
+
+
+def leaf_dtype(path: str, leaf: Any) -> np.dtype[Any]:
+    """The inexact dtype that `leaf` has as a JAX array; raises for what Adam cannot train."""
+    dtype = leaf.dtype if hasattr(leaf, "dtype") else None
+    if dtype is None and isinstance(leaf, bool | int | float | complex):
+        dtype = jnp.result_type(leaf)
+    if dtype is None:
+        raise TypeError(
+            f"{path} must be an array; got {leaf!r} of type {_type_name(leaf)}. Keep only the "
+            "arrays of a model, as equinox.filter(model, equinox.is_inexact_array) does."
+        )
+    if not jnp.issubdtype(dtype, jnp.inexact):
+        raise TypeError(
+            f"{path} must be a float or complex array; got dtype {dtype}. To freeze it, {_FREEZE}."
+        )
+    return jax.dtypes.canonicalize_dtype(dtype)
+
+
+def leaf_like(path: str, leaf: Any, like: Any, whose: str) -> jax.Array:
+    """`leaf` as an array, once it is known to fit `like`: same shape, not complex beside real."""
+    dtype = leaf_dtype(path, leaf)
+    if np.shape(leaf) != np.shape(like):
+        raise ValueError(
+            f"{path} has shape {np.shape(leaf)}, but {whose} has shape {np.shape(like)}."
+        )
+    if jnp.issubdtype(dtype, jnp.complexfloating) and not jnp.iscomplexobj(like):
+        raise TypeError(f"{path} is {dtype}, but {whose} is real ({like.dtype}).")
+    return jnp.asarray(leaf)
+
+
+def moments(path: str, mu: Any, nu: Any, mu_dtype: Any, nu_dtype: Any) -> np.dtype[Any]:
+    """The dtype that arithmetic with these moments needs, once they are what the caller expects."""
+    found = leaf_dtype("state.mu" + path, mu), leaf_dtype("state.nu" + path, nu)
+    leaf_like("state.nu" + path, nu, mu, "state.mu" + path)
+    wanted = ("mu", mu_dtype), ("nu", nu_dtype)
+    for (name, want), have in zip(wanted, found, strict=True):
+        if want is not None and real_dtype(have) != want:
+            raise ValueError(
+                f"state.{name}{path} is {have}, but {name}_dtype={want} was asked for. Make the "
+                f"state with init(params, {name}_dtype=...) or by the same factory."
+            )
+    return arithmetic_dtype(*found)
+
+
+def _children(node: Any) -> tuple[dict[tuple[KeyEntry, ...], Any], Any]:
+    """The children of one tree node by key, and the node's own kind; a leaf has no kind."""
+    is_child: Callable[[Any], bool] = lambda x: x is not node  # noqa: E731 (one level only)
+    children, treedef = jax.tree_util.tree_flatten_with_path(node, is_leaf=is_child)
+    is_leaf = node is None or jax.tree_util.treedef_is_leaf(treedef)
+    return {} if is_leaf else dict(children), None if is_leaf else treedef
+
+
+def tree_difference(tree: PyTree, wanted: PyTree, path: str, prefix: bool = False) -> str | None:
+    """Where and how the structure of `tree` first differs from `wanted`; None if it does not.
+
+    `None` counts as a leaf. With `prefix`, a leaf of `tree` may stand for a whole subtree.
+    """
+    have, kind = _children(tree)
+    want, wanted_kind = _children(wanted)
+    if kind is None and (wanted_kind is None or prefix):
+        return None
+    if kind is not None and wanted_kind is not None:
+        if kind == wanted_kind:
+            below = (tree_difference(have[k], want[k], path + keystr(k), prefix) for k in have)
+            return next((difference for difference in below if difference), None)
+        if type(tree) is type(wanted):
+            for key in have.keys() - want.keys():
+                return f"{path}{keystr(key)} does not belong there"
+            for key in want.keys() - have.keys():
+                return f"{path}{keystr(key)} is missing"
+    return f"{path} is {_describe(tree, kind)}, where {_describe(wanted, wanted_kind)} belongs"
+
+
+def _describe(node: Any, kind: Any) -> str:
+    if kind is not None:
+        return f"a node of type {_type_name(node)}"
+    return "None" if node is None else "a leaf"
+
+
+def leaves_like(name: str, tree: PyTree, wanted: PyTree, whose: str) -> list[Any]:
+    """The leaves of `tree`, None included, once it is known to be built like `wanted`."""
+    leaves, treedef = jax.tree.flatten(tree, is_leaf=is_none)
+    if treedef != jax.tree.structure(wanted, is_leaf=is_none):
+        difference = tree_difference(tree, wanted, name) or f"got {treedef}"
+        raise ValueError(f"{name} must have the structure of {whose}: {difference}.")
+    return leaves
+
+
+def mask(value: Any) -> Any:
+    """A decay mask: None, a function, or a tree whose leaves are all booleans."""
+    if value is None or callable(value):
+        return value
+    for path, leaf in jax.tree_util.tree_leaves_with_path(value):
+        if not isinstance(leaf, bool | np.bool_):
+            raise TypeError(
+                f"mask{keystr(path)} must be True or False; got {leaf!r} of type "
+                f"{_type_name(leaf)}. A mask is a tree (or prefix of a tree) of Python booleans, "
+                "or a function from the parameters to one; under optax.inject_hyperparams name "
+                'it in static_args=("mask",).'
+            )
+    return value
+
+
+def mask_leaves(value: Any, params: PyTree) -> list[bool]:
+    """`value`, called or spread over `params`: one boolean a leaf, None counting as a leaf."""
+    tree = mask(value(params)) if callable(value) else value
+    if tree is None:
+        tree = True
+    difference = tree_difference(tree, params, "mask", prefix=True)
+    if difference is not None:
+        raise ValueError(f"mask must be a prefix of the parameters: {difference}.")
+
+    def spread(keep: bool | None, subtree: PyTree) -> list[bool]:
+        leaves = jax.tree.leaves(subtree, is_leaf=is_none)
+        if keep is None and leaves != [None]:
+            raise TypeError("mask has None where the parameters have arrays; use True or False.")
+        return [bool(keep)] * len(leaves)
+
+    return jax.tree.leaves(jax.tree.map(spread, tree, params, is_leaf=is_none))

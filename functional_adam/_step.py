@@ -1,0 +1,223 @@
+"""One step over a tree: the state, the bound hyperparameters, and the only loop over leaves.
+
+A gradient's way through `_leaf` is one line: check, cast to the arithmetic's dtype, through
+`_formulas`, cast back to the storage's.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import keystr
+
+from functional_adam import _check
+from functional_adam import _formulas as F
+from functional_adam._types import PyTree, arithmetic_dtype, real_dtype
+
+
+class AdamState(NamedTuple):
+    """The state of every optimizer of this package: one counter and trees of plain arrays.
+
+    Attributes:
+        count: int32, shape (): updates done so far. Stops at 2**31 - 1 instead of wrapping.
+        mu: first moment, a tree like the parameters. float32 for real parameters of up to 32
+            bits, float64 for float64, complex for complex ones; `mu_dtype` overrides.
+        nu: second moment (the mean of |g|**2), likewise and always real; `nu_dtype` overrides.
+        nu_scale, residual, extra: None, unless a storage format or a variant needs them.
+
+    Example:
+        >>> import functional_adam as fa, jax.numpy as jnp
+        >>> state = fa.init({"w": jnp.zeros((2, 3), jnp.bfloat16)})
+        >>> state.mu["w"].dtype, state.nu["w"].shape, int(state.count)
+        (dtype('float32'), (2, 3), 0)
+    """
+
+    count: chex.Array
+    mu: PyTree
+    nu: PyTree
+    nu_scale: PyTree = None
+    residual: PyTree = None
+    extra: PyTree = None
+
+
+class Settings(NamedTuple):
+    """What a factory binds, checked: numbers as Python floats, JAX arrays and schedules as given."""
+
+    learning_rate: Any
+    b1: Any
+    b2: Any
+    eps: Any
+    eps_root: Any
+    weight_decay: Any
+    mask: Any
+    momentum: Callable[[jax.Array, jax.Array, F.Scalars], jax.Array]
+    mu_dtype: np.dtype[Any] | None
+    nu_dtype: np.dtype[Any] | None
+
+
+def settings(
+    learning_rate: Any,
+    b1: Any,
+    b2: Any,
+    eps: Any,
+    eps_root: Any,
+    weight_decay: Any,
+    mask: Any,
+    nesterov: Any,
+    mu_dtype: Any,
+    nu_dtype: Any,
+) -> Settings:
+    nesterov = _check.flag("nesterov", nesterov)
+    return Settings(
+        learning_rate=_check.scalar("learning_rate", learning_rate, schedule=True),
+        b1=_check.scalar("b1", b1, below=1.0),
+        b2=_check.scalar("b2", b2, below=1.0),
+        eps=_check.scalar("eps", eps),
+        eps_root=_check.scalar("eps_root", eps_root),
+        weight_decay=_check.scalar("weight_decay", weight_decay, schedule=True),
+        mask=_check.mask(mask),
+        momentum=F.nesterov_momentum if nesterov else F.momentum,
+        mu_dtype=_check.float_dtype("mu_dtype", mu_dtype),
+        nu_dtype=_check.float_dtype("nu_dtype", nu_dtype),
+    )
+
+
+
+def step(
+    settings: Settings, grads: PyTree, state: AdamState, params: PyTree | None
+) -> tuple[PyTree, AdamState]:
+    """Updates and the next state: the one loop over leaves."""
+    _check_state(state)
+    settings = _at(settings, state.count)
+    paths_and_mu, treedef = jax.tree_util.tree_flatten_with_path(state.mu, is_leaf=_check.is_none)
+    gs = _check.leaves_like("grads", grads, state.mu, "the parameters given to init")
+    nus = _check.leaves_like("state.nu", state.nu, state.mu, "state.mu")
+    thetas = _decaying(settings, state, params)
+    count = jnp.where(state.count < np.iinfo(np.int32).max, state.count + 1, state.count)
+    scalars = functools.cache(functools.partial(_scalars, settings, count))
+
+    stepped = [
+        _leaf(settings, scalars, keystr(path), g, mu, nu, theta)
+        for (path, mu), g, nu, theta in zip(paths_and_mu, gs, nus, thetas, strict=True)
+    ]
+    columns = zip(*stepped, strict=True) if stepped else ((), (), ())
+    updates, mu, nu = (treedef.unflatten(column) for column in columns)
+    return updates, state._replace(count=count, mu=mu, nu=nu)
+
+
+def _leaf(
+    settings: Settings,
+    scalars: Callable[[np.dtype[Any]], F.Scalars],
+    path: str,
+    g: Any,
+    mu: Any,
+    nu: Any,
+    theta: Any,
+) -> tuple[Any, Any, Any]:
+    """(update, mu, nu) of one leaf."""
+    if mu is None and g is not None:
+        raise ValueError(f"grads{path} is an array, but the parameter given to init is None.")
+    if g is None:
+        return None if mu is None else jnp.zeros_like(mu), mu, nu
+    dtype = _check.moments(path, mu, nu, settings.mu_dtype, settings.nu_dtype)
+    g = _check.leaf_like("grads" + path, g, mu, "state.mu" + path)
+    dtype = arithmetic_dtype(dtype, g.dtype)
+    s = scalars(dtype)
+
+    wide_g = g.astype(dtype)
+    m = F.first_moment(jnp.asarray(mu, dtype), wide_g, s.b1)
+    v = F.second_moment(jnp.asarray(nu, real_dtype(dtype)), wide_g, s.b2)
+    u = -F.scaled_ratio(s.step, settings.momentum(m, wide_g, s), F.denominator(v, s))
+    if theta is not None:
+        theta = _check.leaf_like("params" + path, theta, mu, "state.mu" + path)
+        u = F.decoupled_decay(u, theta.astype(dtype), s)
+    return u.astype(g.dtype), m.astype(mu.dtype), v.astype(nu.dtype)
+
+
+def _at(settings: Settings, count: jax.Array) -> Settings:
+    """`settings` with its schedules evaluated at `count`, that before the step."""
+
+    def value(name: str) -> Any:
+        given = getattr(settings, name)
+        return _check.scalar(f"{name}(count)", given(count)) if callable(given) else given
+
+    return settings._replace(
+        learning_rate=value("learning_rate"), weight_decay=value("weight_decay")
+    )
+
+
+def _decaying(settings: Settings, state: AdamState, params: PyTree | None) -> list[Any]:
+    """For each leaf the parameter that decays, or None."""
+    if isinstance(settings.weight_decay, float) and settings.weight_decay == 0:
+        return [None] * len(jax.tree.leaves(state.mu, is_leaf=_check.is_none))
+    if params is None:
+        raise ValueError(
+            "weight_decay needs the parameters: call update(grads, state, params), or pass "
+            "weight_decay=0.0."
+        )
+    thetas = _check.leaves_like("params", params, state.mu, "the parameters given to init")
+    keep = _check.mask_leaves(settings.mask, params)
+    return [theta if kept else None for theta, kept in zip(thetas, keep, strict=True)]
+
+
+def _scalars(settings: Settings, count: jax.Array, dtype: np.dtype[Any]) -> F.Scalars:
+    """The scalars of this step for leaves whose arithmetic has `dtype`."""
+    real = real_dtype(dtype)
+
+    def cast(value: Any) -> jax.Array:
+        return jnp.asarray(value).astype(real)
+
+    scalars = F.step_scalars(
+        t=cast(count),
+        alpha=cast(settings.learning_rate),
+        b1=_rate("b1", settings.b1, real),
+        b2=_rate("b2", settings.b2, real),
+        eps=cast(settings.eps),
+        eps_root=cast(settings.eps_root),
+        weight_decay=cast(settings.weight_decay),
+    )
+    if dtype == real:
+        return scalars
+    # What multiplies complex arrays becomes complex: strict promotion mixes no dtypes.
+    factors = scalars.b1, scalars.step, scalars.lookahead, scalars.shrink
+    b1, step, lookahead, shrink = jax.tree.map(lambda x: x.astype(dtype), factors)
+    return scalars._replace(b1=b1, step=step, lookahead=lookahead, shrink=shrink)
+
+
+def _rate(name: str, b: Any, dtype: np.dtype[Any]) -> F.Rate:
+    """b, 1 - b and log b in `dtype`, made before b is rounded to it."""
+    if isinstance(b, float):
+        if dtype.type(b) == 1:
+            raise ValueError(
+                f"{name}={b!r} is 1 in {dtype}, the dtype of the arithmetic: nothing would ever "
+                f"be averaged. Use at most {np.nextafter(dtype.type(1), dtype.type(0))}."
+            )
+        parts = b, 1.0 - b, math.log(b) if b > 0 else -math.inf
+        return F.Rate(*(jnp.asarray(part, dtype) for part in parts))
+    wide = arithmetic_dtype(dtype, b.dtype if jnp.issubdtype(b.dtype, jnp.floating) else dtype)
+    b = b.astype(wide)
+    complement = 1 - b  # exact for b >= 1/2
+    log = jax.lax.stop_gradient(jnp.log1p(-complement))  # its slope is in F.bias_correction
+    return F.Rate(*(part.astype(dtype) for part in (b, complement, log)))
+
+
+def _check_state(state: Any) -> None:
+    if not isinstance(state, AdamState):
+        raise TypeError(
+            f"state must be an AdamState, as `init` returns it; got {type(state).__name__}. "
+            "(optax.chain keeps a tuple of states; a checkpoint restored without a target is a "
+            "dict.)"
+        )
+    if jnp.shape(state.count) != () or not jnp.issubdtype(state.count.dtype, jnp.integer):
+        raise ValueError(
+            f"state.count must be an integer array of shape (); got shape "
+            f"{jnp.shape(state.count)}, dtype {state.count.dtype}. For a batch of states, "
+            "jax.vmap over the update."
+        )

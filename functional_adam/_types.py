@@ -1,0 +1,59 @@
+"""Names for the types of the public annotations, and the dtypes that arithmetic is done in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+# `chex.ArrayTree` rejects what users pass (Equinox modules, Flax states), and JAX has no
+# recursive alias of its own: a tree is anything that `jax.tree` can walk.
+PyTree: TypeAlias = Any
+
+# A value that may be a Python or NumPy number, or a concrete or traced array of shape ().
+Scalar: TypeAlias = chex.Numeric
+
+# count -> value, as in Optax; the count is that before the step, 0 first.
+Schedule: TypeAlias = Callable[[ArrayLike], ArrayLike]
+ScalarOrSchedule: TypeAlias = float | jax.Array | Schedule
+
+# A tree, or prefix of a tree, of booleans; or a function from the parameters to one.
+Mask: TypeAlias = PyTree | Callable[[PyTree], PyTree]
+
+if TYPE_CHECKING:
+    # Type checkers see Optax's own class, so that `optax.chain(optax.clip(1.0), fa.adam())`
+    # checks; at run time Optax is never imported.
+    from optax import GradientTransformation as GradientTransformation
+else:
+
+    class GradientTransformation(NamedTuple):
+        """A pair of pure functions, with Optax's contract and field order.
+
+        `init(params)` gives the state; `update(updates, state, params=None, **extra_args)` gives
+        `(updates, state)`. Exactly two fields, because `optax.chain` and users unpack it.
+
+        Example:
+            >>> import functional_adam as fa
+            >>> init, update = fa.adam(1e-3)
+        """
+
+        init: Callable[[PyTree], PyTree]
+        update: Callable[..., tuple[PyTree, PyTree]]
+
+
+def real_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The dtype of the real part."""
+    return jnp.finfo(dtype).dtype
+
+
+def arithmetic_dtype(*dtypes: np.dtype[Any]) -> np.dtype[Any]:
+    """What to compute in: at least float32, 64 bits where any of `dtypes` has them."""
+    wide = any(jnp.finfo(dtype).bits > 32 for dtype in dtypes)
+    if any(jnp.issubdtype(dtype, jnp.complexfloating) for dtype in dtypes):
+        return np.dtype(np.complex128 if wide else np.complex64)
+    return np.dtype(np.float64 if wide else np.float32)
