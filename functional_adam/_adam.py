@@ -52,15 +52,14 @@ def init(
         >>> fa.init({"b": jnp.ones(2)}, mu_dtype="bfloat16").mu
         {'b': Array([0, 0], dtype=bfloat16)}
     """
-    mu_dtype = _check.float_dtype("mu_dtype", mu_dtype)
-    nu_dtype = _check.float_dtype("nu_dtype", nu_dtype)
+    mu_dtype = _check.moment_dtype("mu_dtype", mu_dtype, real=False)
+    nu_dtype = _check.moment_dtype("nu_dtype", nu_dtype, real=True)
 
     def zeros(path: Any, leaf: Any, second: bool) -> jax.Array:
-        name = "params" + keystr(path)
-        dtype = _check.leaf_dtype(name, leaf)
+        dtype = _check.leaf_dtype("params" + keystr(path), leaf)
         if second:
             return jnp.zeros_like(leaf, dtype=nu_dtype or real_dtype(arithmetic_dtype(dtype)))
-        return jnp.zeros_like(leaf, dtype=_mu_dtype(name, dtype, mu_dtype))
+        return jnp.zeros_like(leaf, dtype=mu_dtype or arithmetic_dtype(dtype))
 
     map_leaves = jax.tree_util.tree_map_with_path
     return AdamState(
@@ -68,19 +67,6 @@ def init(
         mu=map_leaves(functools.partial(zeros, second=False), params),
         nu=map_leaves(functools.partial(zeros, second=True), params),
     )
-
-
-def _mu_dtype(path: str, dtype: np.dtype[Any], wanted: np.dtype[Any] | None) -> np.dtype[Any]:
-    """The first moment's dtype: `wanted`, or its complex counterpart for a complex parameter."""
-    default = arithmetic_dtype(dtype)
-    if wanted is None or default == real_dtype(default):
-        return wanted or default
-    if wanted.itemsize < 4:
-        raise ValueError(
-            f"mu_dtype={wanted} has no complex counterpart for {path}, which is {dtype}; use "
-            "float32 or float64."
-        )
-    return arithmetic_dtype(np.dtype(np.complex64), wanted)
 
 
 def update(

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import KeyEntry, keystr
 
-from functional_adam._types import PyTree, arithmetic_dtype, real_dtype
+from functional_adam._types import PyTree, arithmetic_dtype
 
 _FREEZE = (
     "pass None as its gradient (and its parameter), or leave it out with optax.masked or "
@@ -76,19 +76,20 @@ def flag(name: str, value: Any) -> bool:
     return value
 
 
-def float_dtype(name: str, value: Any) -> np.dtype[Any] | None:
-    """None, or a float dtype that JAX will keep as it is."""
+def moment_dtype(name: str, value: Any, *, real: bool) -> np.dtype[Any] | None:
+    """None, or a float (unless `real`: or complex) dtype that JAX will keep as it is."""
     if value is None:
         return None
+    kind = jnp.floating if real else jnp.inexact
     try:
         dtype = jnp.dtype(value)
     except TypeError:
         dtype = None
-    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
-        raise TypeError(f"{name} must be None or a float dtype such as jnp.bfloat16; got {value!r}.")
-    if dtype.itemsize > 4 and not jax.config.jax_enable_x64:
+    if dtype is None or not jnp.issubdtype(dtype, kind):
+        raise TypeError(f"{name} must be None or a float dtype such as 'bfloat16'; got {value!r}.")
+    if jnp.finfo(dtype).bits > 32 and not jax.config.jax_enable_x64:
         raise ValueError(
-            f"{name}={dtype} needs 64-bit mode, or JAX would make it float32: "
+            f"{name}={dtype} needs 64-bit mode, or JAX would halve its precision: "
             "call jax.config.update('jax_enable_x64', True) first."
         )
     return dtype
@@ -119,7 +120,10 @@ def leaf_like(path: str, leaf: Any, like: Any, whose: str) -> jax.Array:
             f"{path} has shape {np.shape(leaf)}, but {whose} has shape {np.shape(like)}."
         )
     if jnp.issubdtype(dtype, jnp.complexfloating) and not jnp.iscomplexobj(like):
-        raise TypeError(f"{path} is {dtype}, but {whose} is real ({like.dtype}).")
+        raise TypeError(
+            f"{path} is {dtype}, but {whose} is real ({like.dtype}). Its parameter must be complex "
+            "at init too, and mu_dtype None or complex."
+        )
     return jnp.asarray(leaf)
 
 
@@ -129,7 +133,7 @@ def moments(path: str, mu: Any, nu: Any, mu_dtype: Any, nu_dtype: Any) -> np.dty
     leaf_like("state.nu" + path, nu, mu, "state.mu" + path)
     wanted = ("mu", mu_dtype), ("nu", nu_dtype)
     for (name, want), have in zip(wanted, found, strict=True):
-        if want is not None and real_dtype(have) != want:
+        if want is not None and have != want:
             raise ValueError(
                 f"state.{name}{path} is {have}, but {name}_dtype={want} was asked for. Make the "
                 f"state with init(params, {name}_dtype=...) or by the same factory."
