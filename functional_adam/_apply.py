@@ -34,9 +34,7 @@ def apply_updates(params: PyTree, updates: PyTree) -> PyTree:
         {'w': Array([1.5, 0], dtype=bfloat16)}
     """
     updates_leaves = _check.leaves_like("updates", updates, params, "params")
-    paths_and_leaves, treedef = jax.tree_util.tree_flatten_with_path(
-        params, is_leaf=_check.is_none
-    )
+    paths_and_leaves, treedef = jax.tree_util.tree_flatten_with_path(params, is_leaf=_check.is_none)
     pairs = zip(paths_and_leaves, updates_leaves, strict=True)
     return treedef.unflatten(_add(keystr(path), p, u) for (path, p), u in pairs)
 

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import KeyEntry, keystr
+from jax.tree_util import keystr
 
 from functional_adam._types import PyTree, arithmetic_dtype
 
@@ -25,13 +25,15 @@ _FREEZE = (
 
 
 def is_none(x: object) -> bool:
-    """For `is_leaf=`: None is a leaf (a skipped gradient, a frozen parameter), not an empty tree."""
+    """For `is_leaf=`: None is a leaf (no gradient, a frozen parameter), not an empty tree."""
     return x is None
 
 
 def _type_name(value: object) -> str:
     kind = type(value)
-    return kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
+    return (
+        kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    )
 
 
 def _scalar_dtype(value: object) -> np.dtype[Any] | None:
@@ -46,7 +48,7 @@ def _is_number(dtype: Any) -> bool:
 
 
 def scalar(name: str, value: Any, below: float = math.inf, *, schedule: bool = False) -> Any:
-    """A hyperparameter in [0, below): a number as a Python float, a JAX array or schedule as it is."""
+    """A hyperparameter in [0, below): a number as Python float, JAX array or schedule as it is."""
     wanted = f"a number in [0, {below:g})" if below < math.inf else "a finite number >= 0"
     wanted += ", a JAX scalar" + (" or a schedule (count -> value)" if schedule else "")
     if schedule and callable(value):
@@ -87,7 +89,7 @@ def moment_dtype(name: str, value: Any, *, real: bool) -> np.dtype[Any] | None:
         dtype = None
     if dtype is None or not jnp.issubdtype(dtype, kind):
         raise TypeError(f"{name} must be None or a float dtype such as 'bfloat16'; got {value!r}.")
-    if jnp.finfo(dtype).bits > 32 and not jax.config.jax_enable_x64:
+    if jax.dtypes.canonicalize_dtype(dtype) != dtype:
         raise ValueError(
             f"{name}={dtype} needs 64-bit mode, or JAX would halve its precision: "
             "call jax.config.update('jax_enable_x64', True) first."
@@ -106,8 +108,9 @@ def leaf_dtype(path: str, leaf: Any) -> np.dtype[Any]:
             "arrays of a model, as equinox.filter(model, equinox.is_inexact_array) does."
         )
     if not jnp.issubdtype(dtype, jnp.inexact):
+        given = "float0" if dtype == jax.dtypes.float0 else dtype
         raise TypeError(
-            f"{path} must be a float or complex array; got dtype {dtype}. To freeze it, {_FREEZE}."
+            f"{path} must be a float or complex array; got dtype {given}. To freeze it, {_FREEZE}."
         )
     return jax.dtypes.canonicalize_dtype(dtype)
 
@@ -141,7 +144,7 @@ def moments(path: str, mu: Any, nu: Any, mu_dtype: Any, nu_dtype: Any) -> np.dty
     return arithmetic_dtype(*found)
 
 
-def _children(node: Any) -> tuple[dict[tuple[KeyEntry, ...], Any], Any]:
+def _children(node: Any) -> tuple[dict[Any, Any], Any]:
     """The children of one tree node by key, and the node's own kind; a leaf has no kind."""
     is_child: Callable[[Any], bool] = lambda x: x is not node  # noqa: E731 (one level only)
     children, treedef = jax.tree_util.tree_flatten_with_path(node, is_leaf=is_child)
@@ -211,7 +214,7 @@ def mask_leaves(value: Any, params: PyTree) -> list[bool]:
 
     def spread(keep: bool | None, subtree: PyTree) -> list[bool]:
         leaves = jax.tree.leaves(subtree, is_leaf=is_none)
-        if keep is None and leaves != [None]:
+        if keep is None and any(leaf is not None for leaf in leaves):
             raise TypeError("mask has None where the parameters have arrays; use True or False.")
         return [bool(keep)] * len(leaves)
 

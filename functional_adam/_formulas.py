@@ -15,16 +15,18 @@ import jax.numpy as jnp
 
 
 class Rate(NamedTuple):
-    """A decay rate b with what would be lost by computing it from a rounded b.
+    """A decay rate b, with what would be lost by computing it from a rounded b.
 
     Near b = 1 a float32 holds b to 2**-25 absolute, hence 1 - b (and log b, which is about
-    -(1 - b)) only to 2**-25 / (1 - b) relative: 1.5e-5 at b = 0.999. Both are therefore made
+    -(1 - b)) only to 2**-25 / (1 - b) relative: 3e-5 at b = 0.999. Both are therefore made
     where b is still exact, and travel with it.
     """
 
     b: jax.Array
     complement: jax.Array  # 1 - b
     log: jax.Array  # log b; -inf for b = 0
+    carried: jax.Array  # 1 where b > 1/2, else b: see `average`
+    removed: jax.Array  # 1 where b > 1/2, else 0
 
 
 @jax.custom_jvp
@@ -67,30 +69,36 @@ def _safe_sqrt_jvp(  # pyright: ignore[reportUnusedFunction] (registered, never 
 
 
 def abs_squared(g: jax.Array) -> jax.Array:
-    """|g|**2, real; for complex g the sum of the two squares (no square root, no overflow of it)."""
+    """|g|**2, real; for complex g the sum of the two parts' squares, smooth at 0."""
     if jnp.iscomplexobj(g):
         return g.real * g.real + g.imag * g.imag
     return g * g
 
 
-def first_moment(m: jax.Array, g: jax.Array, b1: Rate) -> jax.Array:
-    """m <- b1 m + (1 - b1) g (Algorithm 1), as m + (1 - b1) (g - m).
+def average(a: jax.Array, x: jax.Array, rate: Rate) -> jax.Array:
+    """b a + (1 - b) x; for b > 1/2 as a + (1 - b) (x - a).
 
-    Expanding the right side gives the left. The plain form multiplies the whole m by a rounded
-    b1, the same relative error every step, which adds up over 1 / (1 - b1) of them; here rounding
-    touches only the small correction.
+    Expanding the second gives the first. The first multiplies all of a by a rounded b, the same
+    relative error every step, which over 1 / (1 - b) steps grows to 2**-25 / (1 - b); in the
+    second, rounding touches only the small correction. But where b is small and x far below a,
+    x - a has lost x: there the first form is the exact one. Both are one expression, with
+    `carried` and `removed` 1 and 1 for the second form, b and 0 for the first.
     """
-    return m + b1.complement * (g - m)
+    return rate.carried * a + rate.complement * (x - rate.removed * a)
+
+
+def first_moment(m: jax.Array, g: jax.Array, b1: Rate) -> jax.Array:
+    """m <- b1 m + (1 - b1) g (Algorithm 1)."""
+    return average(m, g, b1)
 
 
 def second_moment(v: jax.Array, g: jax.Array, b2: Rate) -> jax.Array:
-    """v <- b2 v + (1 - b2) |g|**2 (Algorithm 1), as v + (1 - b2) (|g|**2 - v).
+    """v <- b2 v + (1 - b2) |g|**2 (Algorithm 1).
 
-    An infinite v (|g| above 1.8e19 in float32) stays infinite, as in the plain form: its
-    coordinate stops. The difference form alone would make it inf - inf = NaN.
+    An infinite v (|g| above 1.8e19 in float32) stays infinite, and its coordinate stops;
+    the difference inside `average` alone would make it inf - inf = NaN.
     """
-    moved = v + b2.complement * (abs_squared(g) - v)
-    return jnp.where(jnp.isposinf(v), v, moved)
+    return jnp.where(jnp.isposinf(v), v, average(v, abs_squared(g), b2))
 
 
 class Scalars(NamedTuple):

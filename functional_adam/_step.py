@@ -21,7 +21,6 @@ from functional_adam import _check
 from functional_adam import _formulas as F
 from functional_adam._types import PyTree, arithmetic_dtype, real_dtype
 
-
 Momentum: TypeAlias = Callable[[jax.Array, jax.Array, F.Scalars], jax.Array]
 
 
@@ -42,7 +41,7 @@ class AdamState(NamedTuple):
         (dtype('float32'), (2, 3), 0)
     """
 
-    count: chex.Array
+    count: chex.Array  # pyright: ignore[reportIncompatibleMethodOverride] (Optax's name; hides tuple.count)
     mu: PyTree
     nu: PyTree
     nu_scale: PyTree = None
@@ -51,7 +50,7 @@ class AdamState(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """What a factory binds, checked: numbers as Python floats, JAX arrays and schedules as given."""
+    """What a factory binds, checked: numbers as Python floats, arrays and schedules as given."""
 
     learning_rate: Any
     b1: Any
@@ -92,7 +91,6 @@ def settings(
     )
 
 
-
 def step(
     settings: Settings, grads: PyTree, state: AdamState, params: PyTree | None
 ) -> tuple[PyTree, AdamState]:
@@ -102,7 +100,7 @@ def step(
     paths_and_mu, treedef = jax.tree_util.tree_flatten_with_path(state.mu, is_leaf=_check.is_none)
     gs = _check.leaves_like("grads", grads, state.mu, "the parameters given to init")
     nus = _check.leaves_like("state.nu", state.nu, state.mu, "state.mu")
-    thetas = _decaying(settings, state, params)
+    thetas = _decaying(settings, paths_and_mu, state.mu, params)
     count = jnp.where(state.count < np.iinfo(np.int32).max, state.count + 1, state.count)
     scalars = functools.cache(functools.partial(_scalars, settings, count))
 
@@ -131,9 +129,9 @@ def _leaf(
         return None if mu is None else jnp.zeros_like(mu), mu, nu
     dtype = _check.moments(path, mu, nu, settings.mu_dtype, settings.nu_dtype)
     g = _check.leaf_like("grads" + path, g, mu, "state.mu" + path)
-    if theta is not None:
-        theta = _check.leaf_like("params" + path, theta, mu, "state.mu" + path)
-    return _arithmetic(settings.momentum, scalars(arithmetic_dtype(dtype, g.dtype)), g, mu, nu, theta)
+    return _arithmetic(
+        settings.momentum, scalars(arithmetic_dtype(dtype, g.dtype)), g, mu, nu, theta
+    )
 
 
 # Jitted so that leaves of one shape and dtype share one trace: a tree of 1,000 equal leaves is
@@ -154,7 +152,7 @@ def _arithmetic(
     return u.astype(g.dtype), m.astype(mu.dtype), v.astype(nu.dtype)
 
 
-def _at(settings: Settings, count: jax.Array) -> Settings:
+def _at(settings: Settings, count: chex.Array) -> Settings:
     """`settings` with its schedules evaluated at `count`, that before the step."""
 
     def value(name: str) -> Any:
@@ -166,18 +164,26 @@ def _at(settings: Settings, count: jax.Array) -> Settings:
     )
 
 
-def _decaying(settings: Settings, state: AdamState, params: PyTree | None) -> list[Any]:
+def _decaying(
+    settings: Settings, paths_and_mu: list[Any], structure: PyTree, params: PyTree | None
+) -> list[Any]:
     """For each leaf the parameter that decays, or None."""
-    if isinstance(settings.weight_decay, float) and settings.weight_decay == 0:
-        return [None] * len(jax.tree.leaves(state.mu, is_leaf=_check.is_none))
+    trained = any(mu is not None for _, mu in paths_and_mu)
+    if not trained or (isinstance(settings.weight_decay, float) and not settings.weight_decay):
+        return [None] * len(paths_and_mu)
     if params is None:
         raise ValueError(
             "weight_decay needs the parameters: call update(grads, state, params), or pass "
             "weight_decay=0.0."
         )
-    thetas = _check.leaves_like("params", params, state.mu, "the parameters given to init")
+    thetas = _check.leaves_like("params", params, structure, "the parameters given to init")
     keep = _check.mask_leaves(settings.mask, params)
-    return [theta if kept else None for theta, kept in zip(thetas, keep, strict=True)]
+    return [
+        _check.leaf_like("params" + keystr(path), theta, mu, "state.mu" + keystr(path))
+        if kept and mu is not None
+        else None
+        for (path, mu), theta, kept in zip(paths_and_mu, thetas, keep, strict=True)
+    ]
 
 
 def _scalars(settings: Settings, count: jax.Array, dtype: np.dtype[Any]) -> F.Scalars:
@@ -212,13 +218,16 @@ def _rate(name: str, b: Any, dtype: np.dtype[Any]) -> F.Rate:
                 f"{name}={b!r} is 1 in {dtype}, the dtype of the arithmetic: nothing would ever "
                 f"be averaged. Use at most {np.nextafter(dtype.type(1), dtype.type(0))}."
             )
-        parts = b, 1.0 - b, math.log(b) if b > 0 else -math.inf
+        log = math.log(b) if b > 0 else -math.inf
+        parts = (b, 1.0 - b, log, *((1.0, 1.0) if b > 0.5 else (b, 0.0)))
         return F.Rate(*(jnp.asarray(part, dtype) for part in parts))
     wide = arithmetic_dtype(dtype, b.dtype if jnp.issubdtype(b.dtype, jnp.floating) else dtype)
     b = b.astype(wide)
     complement = 1 - b  # exact for b >= 1/2
     log = jax.lax.stop_gradient(jnp.log1p(-complement))  # its slope is in F.bias_correction
-    return F.Rate(*(part.astype(dtype) for part in (b, complement, log)))
+    near_one = b > 0.5
+    carried, removed = jnp.where(near_one, jnp.ones_like(b), b), near_one
+    return F.Rate(*(part.astype(dtype) for part in (b, complement, log, carried, removed)))
 
 
 def _check_state(state: Any) -> None:
@@ -228,9 +237,10 @@ def _check_state(state: Any) -> None:
             "(optax.chain keeps a tuple of states; a checkpoint restored without a target is a "
             "dict.)"
         )
-    if jnp.shape(state.count) != () or not jnp.issubdtype(state.count.dtype, jnp.integer):
+    dtype = getattr(state.count, "dtype", None)
+    if dtype is None or np.shape(state.count) != () or not jnp.issubdtype(dtype, jnp.integer):
         raise ValueError(
             f"state.count must be an integer array of shape (); got shape "
-            f"{jnp.shape(state.count)}, dtype {state.count.dtype}. For a batch of states, "
-            "jax.vmap over the update."
+            f"{np.shape(state.count)}, dtype {dtype}. For a batch of states, jax.vmap over the "
+            "update."
         )

@@ -28,7 +28,7 @@ Mask: TypeAlias = PyTree | Callable[[PyTree], PyTree]
 if TYPE_CHECKING:
     # Type checkers see Optax's own class, so that `optax.chain(optax.clip(1.0), fa.adam())`
     # checks; at run time Optax is never imported.
-    from optax import GradientTransformation as GradientTransformation
+    from optax import GradientTransformation as GradientTransformation  # noqa: PLC0414 (re-export)
 else:
 
     class GradientTransformation(NamedTuple):

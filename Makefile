@@ -1,0 +1,60 @@
+# `make demo` and `make test` need only Python 3.11 or newer (with pip and venv) and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# What pip installs is pinned; nothing is installed again until these files change.
+CONSTRAINTS := constraints/tests.txt
+PIP := PIP_CONSTRAINT=$(CONSTRAINTS) $(BIN)/pip install --quiet --disable-pip-version-check
+PYTEST := JAX_PLATFORMS=cpu $(BIN)/python -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check lint types tests legs bench peers wheel clean
+
+help: ## show this list
+	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 16
+
+demo: $(VENV)/demo ## set up, train on the handwritten digits, show the result
+	$(BIN)/python examples/train_digits.py
+
+test: $(VENV)/test ## set up, then everything that CI checks
+	$(MAKE) check
+
+check: lint types tests ## lint, types and tests, without installing anything
+
+lint: ## ruff: lint and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: ## pyright, strict on the package
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+tests: ## pytest
+	$(PYTEST) -n auto
+
+legs: ## the core tests on the oldest JAX, and on Python 3.13 with the newest where present
+	PYTHON=$(PYTHON) VENV=$(VENV) sh tools/legs.sh
+
+bench: $(VENV)/test ## time and size against Optax (and torch, if installed)
+	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/accuracy.py
+
+peers: $(VENV)/test ## repeat the recorded comparison with PyTorch, live; needs torch in .venv
+	$(BIN)/python tests/record_torch.py --check
+
+wheel: $(VENV)/test ## build the wheel into dist/
+	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
+
+clean: ## remove .venv and everything built
+	rm -rf $(VENV) dist digits.png .pytest_cache .ruff_cache .hypothesis
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; run make PYTHON=..." if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/demo: $(VENV)/bin/python pyproject.toml $(CONSTRAINTS)
+	$(PIP) --editable '.[demo]'
+	@touch $@
+
+$(VENV)/test: $(VENV)/bin/python pyproject.toml $(CONSTRAINTS)
+	$(PIP) --editable '.[test]'
+	@touch $@ $(VENV)/demo

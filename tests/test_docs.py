@@ -1,0 +1,75 @@
+"""Every code block of README and docs runs, file by file, top to bottom in one namespace."""
+
+import doctest
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
+LINK = re.compile(r"\]\((?!https?://)([^)#]*)(#[\w-]+)?\)")
+
+
+def blocks(page, *languages):
+    found = BLOCK.findall(page.read_text())
+    return [code for language, code in found if language in languages]
+
+
+def heading_anchors(page):
+    headings = re.findall(r"^#+ (.*)$", BLOCK.sub("", page.read_text()), re.M)
+    return {"#" + re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_every_block_names_a_language_that_is_run(page):
+    # "text" is for output and equations: nothing to run.
+    assert {language for language, _ in BLOCK.findall(page.read_text())} <= {"python", "sh", "text"}
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python")], ids=lambda p: p.name)
+def test_python_blocks_run(page, monkeypatch, tmp_path):
+    pytest.importorskip("optax")
+    monkeypatch.chdir(tmp_path)
+    namespace = {"__name__": page.stem}
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
+    for number, code in enumerate(blocks(page, "python")):
+        name = f"{page.name} block {number}"
+        if ">>> " in code:
+            test = doctest.DocTestParser().get_doctest(code, namespace, name, str(page), 0)
+            assert runner.run(test, clear_globs=False).failed == 0
+            namespace.update(test.globs)
+        else:
+            exec(compile(code, name, "exec"), namespace)
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "sh")], ids=lambda p: p.name)
+def test_shell_lines_are_known_commands(page):
+    make = shutil.which("make")
+    lines = [line.split("#")[0].split() for code in blocks(page, "sh") for line in code.splitlines()]
+    for command, *arguments in filter(None, lines):
+        if command == "make":
+            run = [make, "--dry-run", *arguments]
+        else:
+            assert command in ("python", ".venv/bin/python"), command
+            run = [sys.executable, *(arguments[:1]), "--help"]
+            if arguments[0] == "-m":
+                run = [sys.executable, *arguments[:2], "--help"]
+        subprocess.run(run, cwd=ROOT, check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_inside_the_repository_lead_somewhere(page):
+    for path, anchor in LINK.findall(BLOCK.sub("", page.read_text())):
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), path
+        if anchor:
+            assert anchor in heading_anchors(target), path + anchor
+
+
+def test_the_readme_begins_with_the_two_commands():
+    assert blocks(ROOT / "README.md", "sh")[0].split("\n")[:2] == ["make demo", "make test"]

@@ -1,0 +1,109 @@
+"""The surface: what is public, what importing costs, what a wheel holds, how it is documented."""
+
+import doctest
+import inspect
+import pathlib
+import pickle
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+
+import jax.numpy as jnp
+import pytest
+
+import functional_adam as fa
+from functional_adam import _adam, _apply, _check, _formulas, _step, _types
+
+ROOT = pathlib.Path(__file__).parents[1]
+MODULES = [fa, _adam, _apply, _check, _formulas, _step, _types]
+PUBLIC = [getattr(fa, name) for name in fa.__all__ if name != "__version__"]
+
+
+def test_the_public_names_are_exactly_these():
+    assert set(fa.__all__) == {
+        "AdamState",
+        "GradientTransformation",
+        "__version__",
+        "adam",
+        "adamw",
+        "apply_updates",
+        "init",
+        "scale_by_adam",
+        "update",
+    }
+    visible = {name for name in vars(fa) if not name.startswith("_")}
+    assert visible == set(fa.__all__) - {"__version__"}
+
+
+def test_importing_brings_in_nothing_of_the_test_set():
+    test_set = "optax flax equinox haiku orbax torch sklearn matplotlib rich hypothesis pytest"
+    code = (
+        "import sys, functional_adam as fa, jax.numpy as jnp\n"
+        "tx = fa.adamw(); p = jnp.ones(2); tx.update(p, tx.init(p), p)\n"
+        f"print([m for m in {test_set.split()} if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_requirements_are_jax_jaxlib_chex():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    names = {re.match(r"[\w-]+", line).group() for line in project["dependencies"]}
+    assert names == {"jax", "jaxlib", "chex"}
+
+
+def test_the_wheel_is_pure_python_and_complete(tmp_path):
+    build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q"]
+    subprocess.run([*build, "-w", str(tmp_path), str(ROOT)], check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.name == f"functional_adam-{fa.__version__}-py3-none-any.whl"
+    files = {n for n in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in n}
+    have = {str(p.relative_to(ROOT)) for p in (ROOT / "functional_adam").glob("*.py")}
+    assert files == have | {"functional_adam/py.typed"}
+
+
+def test_a_state_is_a_named_tuple_of_the_agreed_fields():
+    assert fa.AdamState._fields == ("count", "mu", "nu", "nu_scale", "residual", "extra")
+    state = fa.init(jnp.ones(2))
+    assert state.nu_scale is state.residual is state.extra is None
+    assert fa.GradientTransformation._fields == ("init", "update")
+    init, update = fa.adam()  # unpacks
+    update(jnp.ones(2), init(jnp.ones(2)))
+
+
+def test_a_transformation_pickles():
+    tx = pickle.loads(pickle.dumps(fa.adamw(3e-3, weight_decay=0.2)))
+    p = jnp.array([2.0])
+    u, _ = tx.update(jnp.zeros(1), tx.init(p), p)
+    assert abs(u[0] + 3e-3 * 0.2 * 2) < 1e-8
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda m: m.__name__)
+def test_docstring_examples_are_true(module):
+    result = doctest.testmod(module, optionflags=doctest.ELLIPSIS)
+    assert result.failed == 0
+
+
+@pytest.mark.parametrize("thing", PUBLIC, ids=lambda x: x.__name__)
+def test_public_docstrings_have_an_example_and_every_argument(thing):
+    doc = inspect.getdoc(thing)
+    assert ">>> " in doc
+    if inspect.isfunction(thing):
+        for section in ("Args:", "Returns:", "Raises:"):
+            assert section in doc
+        described = set(re.findall(r"^    (\w+): ", doc.split("Args:")[1], re.M))
+        assert set(inspect.signature(thing).parameters) <= described
+
+
+def test_modules_and_functions_stay_short():
+    for path in (ROOT / "functional_adam").glob("*.py"):
+        assert path.read_text().count("\n") <= 320, path.name
+
+
+def test_nothing_in_the_package_asserts():
+    for path in (ROOT / "functional_adam").glob("*.py"):
+        assert not re.search(r"^\s*assert\b", path.read_text(), re.M), path.name
