@@ -84,11 +84,14 @@ def moment_dtype(name: str, value: Any, *, real: bool) -> np.dtype[Any] | None:
         return None
     kind = jnp.floating if real else jnp.inexact
     try:
-        dtype = jnp.dtype(value)
+        dtype = None if isinstance(value, jax.Array | np.ndarray | np.generic) else jnp.dtype(value)
     except TypeError:
         dtype = None
     if dtype is None or not jnp.issubdtype(dtype, kind):
-        raise TypeError(f"{name} must be None or a float dtype such as 'bfloat16'; got {value!r}.")
+        raise TypeError(
+            f"{name} must be None or a float dtype such as 'bfloat16'; got {value!r}. (Under "
+            "optax.inject_hyperparams write a string: it calls classes such as jnp.bfloat16.)"
+        )
     if jax.dtypes.canonicalize_dtype(dtype) != dtype:
         raise ValueError(
             f"{name}={dtype} needs 64-bit mode, or JAX would halve its precision: "

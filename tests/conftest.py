@@ -4,17 +4,20 @@ import jax
 import pytest
 
 
+def switched(name, value):
+    before = getattr(jax.config, name)
+    jax.config.update(name, value)
+    yield
+    jax.config.update(name, before)
+
+
 @pytest.fixture
 def x64():
     """64-bit mode."""
-    jax.config.update("jax_enable_x64", True)
-    yield
-    jax.config.update("jax_enable_x64", False)
+    yield from switched("jax_enable_x64", True)
 
 
 @pytest.fixture
 def strict():
     """Strict dtype promotion: mixing dtypes raises."""
-    jax.config.update("jax_numpy_dtype_promotion", "strict")
-    yield
-    jax.config.update("jax_numpy_dtype_promotion", "standard")
+    yield from switched("jax_numpy_dtype_promotion", "strict")

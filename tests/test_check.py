@@ -103,7 +103,10 @@ def test_flags_are_booleans(nesterov):
 
 
 @pytest.mark.parametrize("name", ["mu_dtype", "nu_dtype"])
-@pytest.mark.parametrize("dtype", [jnp.int8, "int32", bool, "nonsense", 3, lambda count: 0.1])
+@pytest.mark.parametrize(
+    "dtype",
+    [jnp.int8, "int32", bool, "nonsense", 3, lambda count: 0.1, np.float16(0), jnp.bfloat16(3)],
+)
 def test_moment_dtypes_are_float_dtypes(name, dtype):
     init = lambda **kw: fa.init(jnp.ones(2), **kw)  # noqa: E731
     for factory in (fa.adam, fa.adamw, fa.scale_by_adam, plain_update, init):
