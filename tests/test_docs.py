@@ -50,7 +50,9 @@ def test_python_blocks_run(page, monkeypatch, tmp_path):
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "sh")], ids=lambda p: p.name)
 def test_shell_lines_are_known_commands(page):
     make = shutil.which("make")
-    lines = [line.split("#")[0].split() for code in blocks(page, "sh") for line in code.splitlines()]
+    lines = [
+        line.split("#")[0].split() for code in blocks(page, "sh") for line in code.splitlines()
+    ]
     for command, *arguments in filter(None, lines):
         if command == "make":
             run = [make, "--dry-run", *arguments]

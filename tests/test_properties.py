@@ -17,9 +17,11 @@ DTYPES = st.sampled_from([np.float32, np.complex64, jnp.bfloat16, np.float16])
 LEAVES = st.none() | st.tuples(SHAPES, DTYPES)
 TREES = st.recursive(
     LEAVES,
-    lambda children: st.lists(children, max_size=3)
-    | st.tuples(children, children)
-    | st.dictionaries(st.sampled_from("abc"), children, max_size=3),
+    lambda children: (
+        st.lists(children, max_size=3)
+        | st.tuples(children, children)
+        | st.dictionaries(st.sampled_from("abc"), children, max_size=3)
+    ),
     max_leaves=5,
 )
 HYPER = st.fixed_dictionaries(
@@ -35,9 +37,14 @@ HYPER = st.fixed_dictionaries(
 
 
 def is_leaf(x):
-    return x is None or (isinstance(x, tuple) and len(x) == 2 and isinstance(x[0], tuple) and not
-                         isinstance(x[1], tuple | list | dict) and x[1] is not None
-                         and all(isinstance(n, int) for n in x[0]))
+    return x is None or (
+        isinstance(x, tuple)
+        and len(x) == 2
+        and isinstance(x[0], tuple)
+        and not isinstance(x[1], tuple | list | dict)
+        and x[1] is not None
+        and all(isinstance(n, int) for n in x[0])
+    )
 
 
 def draw(rng, tree):

@@ -44,9 +44,7 @@ def test_importing_brings_in_nothing_of_the_test_set():
         "tx = fa.adamw(); p = jnp.ones(2); tx.update(p, tx.init(p), p)\n"
         f"print([m for m in {test_set.split()} if m in sys.modules])"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], check=True, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "[]"
 
 

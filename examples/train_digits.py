@@ -1,0 +1,313 @@
+"""Train a small network on scikit-learn's handwritten digits with AdamW, then with plain SGD.
+
+Both runs share first weights, batches, schedule shape and length. The script prints a table,
+draws `digits.png`, and, given `--checkpoint DIR`, can be stopped and resumed bit for bit.
+"""
+
+import argparse
+import functools
+import math
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
+from rich.table import Table
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+
+import functional_adam as fa
+
+LAYERS = (64, 256, 256, 10)
+EPOCHS = 40
+GOAL = 0.97  # held-out accuracy that a full run of AdamW must reach
+NOTE = """\
+SGD has no momentum and no weight decay. Both default peak rates were chosen the
+same way, by the lowest training loss at the end, mean of seeds 0 to 3: AdamW's
+0.01 of 0.002, 0.003, 0.006, 0.01, 0.02; SGD's 0.7 of 0.1, 0.2, 0.3, 0.5, 0.7, 1
+(where one seed diverged)."""
+
+
+class Digits(NamedTuple):
+    """Images (n, 64), from 0 to 1, and labels (n,)."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+
+class Measure(NamedTuple):
+    """How good the parameters are after `step` steps."""
+
+    step: int
+    train_loss: float
+    train_accuracy: float
+    held_out_accuracy: float
+
+
+def load() -> tuple[Digits, Digits]:
+    """Training and held-out digits: the same fifth held out whatever the seed, classes evenly."""
+    digits = load_digits()
+    images, labels = np.float32(digits.data / 16), np.int32(digits.target)
+    split = train_test_split(images, labels, test_size=0.2, stratify=labels, random_state=0)
+    return Digits(*split[0::2]), Digits(*split[1::2])
+
+
+def init_params(seed: int) -> list[dict[str, jax.Array]]:
+    """He's initialisation: variance 2 / inputs keeps the signal's size through each ReLU."""
+    keys = jax.random.split(jax.random.key(seed), len(LAYERS) - 1)
+    he = jax.nn.initializers.he_normal()
+    return [
+        {"w": he(key, (inputs, outputs)), "b": jnp.zeros(outputs)}
+        for key, inputs, outputs in zip(keys, LAYERS[:-1], LAYERS[1:], strict=True)
+    ]
+
+
+def logits_of(params, images):
+    """The network: matrices and biases with ReLU between."""
+    *hidden, last = params
+    for layer in hidden:
+        images = jax.nn.relu(images @ layer["w"] + layer["b"])
+    return images @ last["w"] + last["b"]
+
+
+def loss_of(params, images, labels):
+    """Mean cross-entropy, in nats."""
+    logits = logits_of(params, images)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+
+@functools.partial(jax.jit, static_argnames="tx")
+def train_step(tx, params, state, images, labels):
+    """One step of any Optax-style transformation; `fa.adamw` is one."""
+    grads = jax.grad(loss_of)(params, images, labels)
+    updates, state = tx.update(grads, state, params)
+    return fa.apply_updates(params, updates), state
+
+
+@jax.jit
+def loss_and_accuracy(params, digits: Digits):
+    """Both over all the digits given."""
+    correct = logits_of(params, digits.images).argmax(-1) == digits.labels
+    return loss_of(params, *digits), correct.mean()
+
+
+def measure(step: int, params, train: Digits, held_out: Digits) -> Measure:
+    """Take the measures of the parameters reached after `step` steps."""
+    loss, accuracy = loss_and_accuracy(params, train)
+    _, held_out_accuracy = loss_and_accuracy(params, held_out)
+    return Measure(step, float(loss), float(accuracy), float(held_out_accuracy))
+
+
+def batch_at(step: int, seed: int, size: int, batch_size: int) -> np.ndarray:
+    """Indices of the step's batch: a function of the arguments alone, so a resumed run agrees.
+
+    Each epoch has an order of its own, and leaves out the few images that fill no batch.
+    """
+    epoch, position = divmod(step, size // batch_size)
+    order = np.random.default_rng((seed, epoch)).permutation(size)
+    return order[position * batch_size :][:batch_size]
+
+
+def schedule(peak: float, steps: int) -> optax.Schedule:
+    """Up from 0 for a tenth of the steps, then down to 0 along a cosine."""
+    return optax.warmup_cosine_decay_schedule(0.0, peak, steps // 10, steps)
+
+
+def matrices(params):
+    """The mask for weight decay: biases are left alone."""
+    return jax.tree.map(lambda p: p.ndim > 1, params)
+
+
+class Checkpoints:
+    """A directory of Orbax checkpoints: parameters, `AdamState`, measures and settings."""
+
+    def __init__(self, directory: Path, settings: dict[str, Any]):
+        options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
+        # Orbax refuses relative paths.
+        self.manager = ocp.CheckpointManager(directory.resolve(), options=options)
+        self.settings = settings
+
+    def save(self, step: int, params, state: fa.AdamState, history: list[Measure]) -> None:
+        """Write a checkpoint; one that is cut short is never taken for a whole one."""
+        arrays = ocp.args.StandardSave((params, state))
+        notes = ocp.args.JsonSave({"settings": self.settings, "history": history})
+        self.manager.save(step, args=ocp.args.Composite(arrays=arrays, notes=notes))
+
+    def restore(self, params, state: fa.AdamState):
+        """The newest checkpoint as (step, params, state, history); at step 0, the arguments."""
+        step = self.manager.latest_step()
+        if step is None:
+            return 0, params, state, []
+        # Without a target Orbax returns plain dicts and lists; with one, an AdamState.
+        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, (params, state))
+        arrays, notes = ocp.args.StandardRestore(target), ocp.args.JsonRestore()
+        saved = self.manager.restore(step, args=ocp.args.Composite(arrays=arrays, notes=notes))
+        if saved.notes["settings"] != self.settings:
+            sys.exit(f"The checkpoint needs its own settings: {saved.notes['settings']}")
+        return step, *saved.arrays, [Measure(*row) for row in saved.notes["history"]]
+
+
+def fit(name: str, tx, train: Digits, held_out: Digits, args, progress, checkpoints=None):
+    """Train to the last step, or to `args.stop_after` as if interrupted there.
+
+    Returns the parameters and the measures taken before each epoch and at the end.
+    """
+    params = init_params(args.seed)
+    state = tx.init(params)
+    start, history = 0, []
+    if checkpoints:
+        start, params, state, history = checkpoints.restore(params, state)
+    task = progress.add_task(name, total=args.steps, completed=start)
+    size = len(train.labels)
+    end = min(args.steps, args.stop_after or args.steps)
+    for step in range(start, end):
+        if step % (size // args.batch_size) == 0:
+            history.append(measure(step, params, train, held_out))
+        batch = batch_at(step, args.seed, size, args.batch_size)
+        params, state = train_step(tx, params, state, train.images[batch], train.labels[batch])
+        if checkpoints and ((step + 1) % args.save_every == 0 or step + 1 == args.steps):
+            checkpoints.save(step + 1, params, state, history)
+        progress.advance(task)
+    return params, [*history, measure(end, params, train, held_out)]
+
+
+def table_of(histories: dict[str, list[Measure]], peaks: list[float]) -> Table:
+    """The numbers each run ends on."""
+    table = Table("run", "peak rate", "training loss", "training accuracy", "held-out accuracy")
+    for (name, history), peak in zip(histories.items(), peaks, strict=True):
+        _, loss, accuracy, held_out = history[-1]
+        table.add_row(name, f"{peak:g}", f"{loss:.5f}", f"{accuracy:.2%}", f"{held_out:.2%}")
+    return table
+
+
+def draw(path: Path, histories, epoch: int, params, held_out: Digits) -> None:
+    """The picture: curves above, misread digits below."""
+    figure = Figure(figsize=(9, 6.5), layout="constrained")  # draws with Agg: no display needed
+    top, bottom = figure.subfigures(2, 1, height_ratios=(3, 1.2))
+    draw_curves(top, histories, epoch)
+    draw_misread(bottom, params, held_out)
+    figure.savefig(path, format="png", dpi=120)
+
+
+def draw_curves(figure, histories: dict[str, list[Measure]], epoch: int) -> None:
+    """Training loss and held-out accuracy by epoch (of `epoch` steps)."""
+    left, right = figure.subplots(1, 2)
+    for (name, history), line in zip(histories.items(), ("-", "--"), strict=True):
+        epochs = [row.step / epoch for row in history]
+        held_out = [100 * row.held_out_accuracy for row in history]
+        left.semilogy(epochs, [row.train_loss for row in history], line, label=name)
+        right.plot(epochs, held_out, line, label=f"{name}, {held_out[-1]:.1f} % at the end")
+    left.set(title="Training loss", xlabel="epoch", ylabel="cross-entropy (nats)")
+    right.set(title="Held-out accuracy", xlabel="epoch", ylabel="digits read correctly (%)")
+    if all(history[-1].held_out_accuracy > 0.9 for history in histories.values()):
+        right.set_ylim(90, 100)  # where the two differ
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.legend()
+
+
+def draw_misread(figure, params, held_out: Digits) -> None:
+    """Up to eight of the held-out digits that the network misreads."""
+    read = np.asarray(logits_of(params, held_out.images).argmax(-1))
+    misread = np.flatnonzero(read != held_out.labels)
+    figure.suptitle(
+        f"AdamW misreads {len(misread)} of {len(read)} held-out digits (8 shown at most)"
+    )
+    for place, index in enumerate(misread[:8]):
+        axes = figure.add_subplot(1, min(8, len(misread)), place + 1)
+        axes.imshow(held_out.images[index].reshape(8, 8), cmap="gray_r")
+        axes.set_title(f"{held_out.labels[index]} read as {read[index]}", fontsize=9)
+        axes.axis("off")
+
+
+def number(kind: type, low: float, high: float = math.inf):
+    """An argparse type: a finite number of this kind in [low, high]."""
+
+    def parse(text: str):
+        value = kind(text)
+        if not low <= value <= high or value == math.inf:
+            limits = f"from {low} up" if high == math.inf else f"from {low} to {high}"
+            raise argparse.ArgumentTypeError(f"must be a finite number {limits}, not {text}")
+        return value
+
+    parse.__name__ = kind.__name__  # argparse names it when `kind` refuses the text
+    return parse
+
+
+def parse_args(size: int) -> argparse.Namespace:
+    """The options; `size` training images bound the batch."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+
+    def add(name: str, help: str, to=parser, **options) -> None:
+        default = " (default: %(default)s)" if "default" in options else ""
+        to.add_argument(name, help=help + default, **options)
+
+    length = parser.add_mutually_exclusive_group()
+    add("--epochs", "passes over the data", length, type=number(int, 1), default=EPOCHS)
+    add("--steps", "length in steps, in place of epochs", length, type=number(int, 1))
+    add("--batch-size", "images a step", type=number(int, 1, size), default=64)
+    add("--learning-rate", "AdamW's peak rate", type=number(float, 0), default=0.01)
+    add("--sgd-learning-rate", "SGD's peak rate", type=number(float, 0), default=0.7)
+    add("--weight-decay", "of the matrices, by AdamW", type=number(float, 0), default=0.1)
+    add("--seed", "of weights and data order", type=number(int, 0, 2**32 - 1), default=0)
+    add("--output", "the picture to write", type=Path, default=Path("digits.png"))
+    add("--checkpoint", "save AdamW's run here, or resume it", type=Path, metavar="DIR")
+    add("--save-every", "steps between checkpoints", type=number(int, 1), default=100, metavar="N")
+    add("--stop-after", "stop after step N, as if interrupted", type=number(int, 1), metavar="N")
+
+    args = parser.parse_args()
+    if args.output.is_dir() or not args.output.parent.is_dir():
+        parser.error(f"argument --output: {args.output} is not a file in an existing directory")
+    if args.checkpoint and args.checkpoint.exists() and not args.checkpoint.is_dir():
+        parser.error(f"argument --checkpoint: {args.checkpoint} is not a directory")
+    if args.stop_after and not args.checkpoint:
+        parser.error("argument --stop-after: needs --checkpoint, or the work is lost")
+    args.steps = args.steps or args.epochs * (size // args.batch_size)
+    return args
+
+
+def main() -> str | None:
+    """Train twice and report; a message if AdamW's run is full length and misses its goal."""
+    train, held_out = load()
+    args = parse_args(len(train.labels))
+    epoch = len(train.labels) // args.batch_size
+    adam_schedule = schedule(args.learning_rate, args.steps)
+    adam = fa.adamw(adam_schedule, weight_decay=args.weight_decay, mask=matrices)
+    sgd = optax.sgd(schedule(args.sgd_learning_rate, args.steps))
+
+    console = Console()
+    checkpoints = None
+    if args.checkpoint:
+        names = ("steps", "batch_size", "learning_rate", "weight_decay", "seed")
+        checkpoints = Checkpoints(args.checkpoint, {name: getattr(args, name) for name in names})
+        if (step := checkpoints.manager.latest_step()) is not None:
+            print(f"Resuming from step {step}, the newest checkpoint in {args.checkpoint}.")
+
+    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        params, adam_history = fit("AdamW", adam, train, held_out, args, progress, checkpoints)
+        if args.stop_after and args.stop_after < args.steps:
+            print("Stopped early, as asked; the same command without --stop-after resumes.")
+            return None
+        _, sgd_history = fit("SGD", sgd, train, held_out, args, progress)
+
+    histories = {"AdamW": adam_history, "SGD": sgd_history}
+    console.print(table_of(histories, [args.learning_rate, args.sgd_learning_rate]))
+    print(NOTE)
+    draw(args.output, histories, epoch, params, held_out)
+    print(f"Wrote {args.output}")
+    reached = adam_history[-1].held_out_accuracy
+    if args.steps >= EPOCHS * epoch and reached < GOAL:
+        return f"AdamW's held-out accuracy is {reached:.2%}, below {GOAL:.0%}."
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())
