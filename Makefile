@@ -16,8 +16,8 @@ help: ## show this list
 demo: $(VENV)/demo ## set up, train on the handwritten digits, show the result
 	$(BIN)/python examples/train_digits.py
 
-test: $(VENV)/test ## set up, then everything that CI checks
-	$(MAKE) check
+test: $(VENV)/test ## set up, then everything that CI checks: check, then legs
+	$(MAKE) check legs
 
 check: lint types tests ## lint, types and tests, without installing anything
 
@@ -31,8 +31,8 @@ types: ## pyright, strict on the package
 tests: ## pytest
 	$(PYTEST) -n auto
 
-legs: ## the core tests on the oldest JAX, and on Python 3.13 with the newest where present
-	PYTHON=$(PYTHON) VENV=$(VENV) sh tools/legs.sh
+legs: ## the core tests on Python 3.11 with the oldest JAX and 3.13 with the newest, where present
+	VENV=$(VENV) sh tools/legs.sh
 
 bench: $(VENV)/test ## time and size against Optax (and torch, if installed)
 	$(BIN)/python benchmarks/step.py

@@ -1,0 +1,357 @@
+"""Time and memory of one training step, update plus apply_updates, beside Optax and PyTorch.
+
+    python benchmarks/step.py                              # everything; many minutes
+    python benchmarks/step.py --trees mlp leaf20 --pairs 10 --compare adam
+
+How it measures. All optimizers of a comparison live in one process and run in rounds, in an order
+that rotates and reverses, so that drift of the machine meets all alike. A round gives one ratio
+of times. Reported is the median of the ratios with a 95 % bootstrap interval *of that median*
+(10,000 resamples of the rounds, percentiles). A second, separately compiled Optax in the same
+rounds is the control: by how much equal programs seem to differ. The verdict is "ok" where our
+median is at most 1.00 (1,000 leaves: 1.10), or 0.02 above the upper end of the control's interval.
+
+JAX steps are jitted and donate parameters and state; a timing blocks on its results. Gradients
+are N(0, 1), so that nothing becomes denormal. "torch" is its default, on a GPU foreach, on a CPU
+a loop over the leaves. "of copy" (accelerators only) is the 28 bytes a parameter that a step must
+move (read g, p, m, v and write p, m, v in float32) per second, as a share of what a copy on the
+device moves in the same process. Compilation (tracing, lowering, compiling) is timed in the same
+kind of rounds, each time with fresh functions and cleared caches; bytes are XLA's own count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import importlib.util
+import itertools
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+import functional_adam as fa
+
+OURS, OPTAX, CONTROL = "functional_adam", "optax", "optax again"
+HYPERPARAMETERS = {"learning_rate": 3e-4, "b1": 0.87, "b2": 0.993, "eps": 1e-7}
+DECAY = {"adam": {}, "adamw": {"weight_decay": 0.037}}
+HAS_TORCH = importlib.util.find_spec("torch") is not None
+Shapes = dict[str, tuple[int, ...]]
+
+
+# ---- Trees ----
+
+
+def mlp() -> Shapes:
+    layers = enumerate(itertools.pairwise((784, 256, 256, 10)))
+    return {f"{i}.{k}": s for i, (m, n) in layers for k, s in (("w", (m, n)), ("b", (n,)))}
+
+
+def gpt2(width: int = 768, blocks: int = 12) -> Shapes:
+    """GPT-2 small: 148 leaves, 124 million parameters."""
+    block = {"ln1.g": (width,), "ln1.b": (width,), "ln2.g": (width,), "ln2.b": (width,)}
+    for name, rows, columns in (("qkv", 1, 3), ("proj", 1, 1), ("fc", 1, 4), ("out", 4, 1)):
+        block |= {f"{name}.w": (rows * width, columns * width), f"{name}.b": (columns * width,)}
+    tree = {"wte": (50_257, width), "wpe": (1024, width), "ln.g": (width,), "ln.b": (width,)}
+    return tree | {f"h{i}.{name}": shape for i in range(blocks) for name, shape in block.items()}
+
+
+TREES: dict[str, Shapes] = {
+    "mlp": mlp(),
+    "leaf20": {"w": (2**20,)},
+    "leaf24": {"w": (2**24,)},
+    "gpt2": gpt2(),
+    "leaves1000": {f"{i:03}": (100,) for i in range(1000)},
+}
+CEILINGS = {"leaves1000": 1.10}
+
+
+def size(tree: str) -> int:
+    return sum(int(np.prod(shape)) for shape in TREES[tree].values())
+
+
+def normal(tree: str, seed: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return {k: rng.standard_normal(shape, dtype=np.float32) for k, shape in TREES[tree].items()}
+
+
+# ---- Optimizers, as functions that make n steps and return when they are done ----
+
+
+def transformation(name: str, kind: str) -> tuple[Any, Callable[..., Any]]:
+    library = fa if name == OURS else optax
+    return getattr(library, kind)(**HYPERPARAMETERS, **DECAY[kind]), library.apply_updates
+
+
+def jitted_step(name: str, kind: str) -> Any:
+    """Optimizer, function and jit all fresh: nothing is cached."""
+    tx, apply_updates = transformation(name, kind)
+
+    def step(params: Any, state: Any, grads: Any) -> tuple[Any, Any]:
+        updates, state = tx.update(grads, state, params)
+        return apply_updates(params, updates), state
+
+    return jax.jit(step, donate_argnums=(0, 1))
+
+
+def jax_stepper(name: str, kind: str, params: Any, grads: Any) -> Callable[[int], int]:
+    own = jax.tree.map(jnp.array, params)  # a copy, since it is donated
+    carry = own, jax.jit(transformation(name, kind)[0].init)(own)
+    step = jitted_step(name, kind)
+
+    def run(steps: int) -> int:
+        nonlocal carry
+        for _ in range(steps):
+            carry = step(*carry, grads)
+        jax.block_until_ready(carry)
+        return step._cache_size()  # compilations so far
+
+    return run
+
+
+def torch_stepper(fused: bool | None, params: Any, grads: Any) -> Callable[[int], None]:
+    import torch
+
+    device = "cuda" if jax.default_backend() == "gpu" else "cpu"
+    tensors = {name: torch.tensor(p, device=device) for name, p in params.items()}
+    for name, tensor in tensors.items():
+        tensor.grad = torch.tensor(np.asarray(grads[name]), device=device)
+    lr, b1, b2, eps = HYPERPARAMETERS.values()
+    optimizer = torch.optim.Adam(tensors.values(), lr, (b1, b2), eps, fused=fused)
+
+    def run(steps: int) -> None:
+        for _ in range(steps):
+            optimizer.step()
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return run
+
+
+def steppers(comparison: str, tree: str) -> dict[str, Callable[[int], Any]]:
+    params, grads = normal(tree, seed=1), jax.device_put(normal(tree, seed=2))
+    if comparison != "torch":
+        names = OURS, OPTAX, CONTROL
+        return {name: jax_stepper(name, comparison, params, grads) for name in names}
+    return {
+        OURS: jax_stepper(OURS, "adam", params, grads),
+        "torch": torch_stepper(None, params, grads),
+        "torch fused": torch_stepper(True, params, grads),
+    }
+
+
+# ---- Measuring ----
+
+
+class Ratio(NamedTuple):
+    median: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.median:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def ratio(times: list[float], others: list[float]) -> Ratio:
+    """Median of the ratios by round, with its 95 % bootstrap interval."""
+    ratios = np.array(times) / np.array(others)
+    resampled = np.random.default_rng(0).choice(ratios, size=(10_000, len(ratios)))
+    low, high = np.percentile(np.median(resampled, axis=1), [2.5, 97.5])
+    return Ratio(float(np.median(ratios)), float(low), float(high))
+
+
+def compared(times: dict[str, list[float]], name: str, ceiling: float = 1.0) -> dict[str, Any]:
+    """Our ratio to `name`; beside it, where there is a control, that and the verdict."""
+    found = ratio(times[OURS], times[name])
+    if CONTROL not in times:
+        return {"ratio": found}
+    control = ratio(times[CONTROL], times[name])
+    allowed = max(ceiling, control.high + 0.02)
+    verdict = "ok" if found.median <= allowed else f"over {allowed:.3f}"
+    return {"ratio": found, "control": control, "verdict": verdict}
+
+
+def rounds(
+    actions: dict[str, Callable[[], Any]], count: int, advance: Callable[[], None]
+) -> dict[str, list[Any]]:
+    """{name: what each call returned}; the order rotates, and reverses after each rotation."""
+    names, results = list(actions), {name: [] for name in actions}
+    for i in range(count):
+        turns, shift = divmod(i, len(names))
+        order = names[shift:] + names[:shift]
+        for name in order[:: -1 if turns % 2 else 1]:
+            results[name].append(actions[name]())
+        advance()
+    return results
+
+
+def seconds(run: Callable[[int], Any], steps: int) -> float:
+    start = time.perf_counter()
+    run(steps)
+    return (time.perf_counter() - start) / steps
+
+
+def copy_bandwidth(size: int) -> float:
+    """Bytes read and written per second by a copy of `size` float32 on the device."""
+    copy, x = jax.jit(jnp.copy), jnp.ones(size)
+    run = lambda steps: jax.block_until_ready([copy(x) for _ in range(steps)])  # noqa: E731
+    run(1)
+    return 8 * size / statistics.median(seconds(run, 4) for _ in range(9))
+
+
+def step_rows(comparison: str, tree: str, options: Any, advance: Any) -> list[dict[str, Any]]:
+    entrants = steppers(comparison, tree)
+    warm = 3 if size(tree) > 2**22 else 50
+    for run in entrants.values():
+        run(warm)
+    steps = options.steps or int(np.clip(0.05 / seconds(entrants[OURS], 3), 1, 200))
+    actions = {name: lambda run=run: seconds(run, steps) for name, run in entrants.items()}
+    times = rounds(actions, options.pairs, advance)
+    milliseconds = {name: 1e3 * statistics.median(values) for name, values in times.items()}
+    row = {"tree": tree, "parameters": size(tree), "steps": steps}
+    end = {"compilations": entrants[OURS](max(1, 50 - warm))}  # over 50 steps or more
+    if jax.default_backend() != "cpu":
+        moved = 28 * size(tree) / (1e-3 * milliseconds[OURS])
+        end["of copy"] = moved / copy_bandwidth(max(size(tree), 2**26))
+    return [
+        row
+        | {"against": f"{name} {comparison.replace('torch', 'adam')}"}
+        | {"ms": (milliseconds[OURS], milliseconds[name])}
+        | compared(times, name, CEILINGS.get(tree, 1.0))
+        | end
+        for name in times
+        if name not in (OURS, CONTROL)
+    ]
+
+
+def compile_once(name: str, kind: str, tree: str) -> tuple[list[float], Any]:
+    """(seconds of [tracing, lowering, compiling], the compiled step)."""
+    params = {k: jax.ShapeDtypeStruct(shape, jnp.float32) for k, shape in TREES[tree].items()}
+    state = jax.eval_shape(transformation(name, kind)[0].init, params)
+    step = jitted_step(name, kind)
+    jax.clear_caches()
+    gc.collect()
+    clock = [time.perf_counter()]
+    traced = step.trace(params, state, params)
+    clock.append(time.perf_counter())
+    lowered = traced.lower()
+    clock.append(time.perf_counter())
+    compiled = lowered.compile()
+    clock.append(time.perf_counter())
+    return np.diff(clock).tolist(), compiled
+
+
+def compile_rows(kind: str, tree: str, options: Any, advance: Any) -> tuple[dict, dict]:
+    """(row of times, row of memory)."""
+    names = OURS, OPTAX, CONTROL
+    compiled = {name: compile_once(name, kind, tree)[1] for name in names}  # and a warm-up
+    actions = {name: lambda name=name: compile_once(name, kind, tree)[0] for name in names}
+    stages = rounds(actions, options.compiles, advance)
+    timing = {"tree": tree, "against": f"{OPTAX} {kind}"}
+    memory = dict(timing)
+    both = OURS, OPTAX
+    medians = [1e3 * np.median(stages[name], axis=0) for name in both]
+    for i, stage in enumerate(("trace", "lower", "compile")):
+        timing[f"{stage}, ms"] = tuple(float(m[i]) for m in medians)
+    usage = [compiled[name].memory_analysis() for name in both]
+    accessed = [compiled[name].cost_analysis()["bytes accessed"] for name in both]
+    memory["accessed, B/param"] = tuple(b / size(tree) for b in accessed)
+    memory["temporary, B/param"] = tuple(u.temp_size_in_bytes / size(tree) for u in usage)
+    # Of parameters and two moments, 4 bytes each; the counter rounds away.
+    memory["donated"] = tuple(u.alias_size_in_bytes / (12 * size(tree)) for u in usage)
+    times = {name: [sum(parts) for parts in rows] for name, rows in stages.items()}
+    return timing | compared(times, OPTAX), memory
+
+
+# ---- Reporting ----
+
+
+def machine() -> dict[str, str]:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    packages = ["jax", "functional_adam", "optax", *(["torch"] if HAS_TORCH else [])]
+    return {
+        "cpu": f"{models[0] if models else platform.processor()}, {os.cpu_count()} cores",
+        "device": jax.devices()[0].device_kind,
+        "python": platform.python_version(),
+    } | {name: version(name) for name in packages}
+
+
+def cell(value: Any) -> str:
+    if isinstance(value, tuple) and not isinstance(value, Ratio):
+        return " / ".join(map(cell, value))
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def show(title: str, rows: list[dict[str, Any]], markdown: bool) -> None:
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    cells = [[cell(row.get(column, "")) for column in columns] for row in rows]
+    if not markdown:
+        table = Table(*columns, title=title)
+        for line in cells:
+            table.add_row(*line)
+        Console().print(table)
+        return
+    print(f"\n{title}\n")
+    for line in (columns, ["---"] * len(columns), *cells):
+        print(f"| {' | '.join(line)} |")
+
+
+def arguments() -> argparse.Namespace:
+    comparisons = ["adam", "adamw", *(["torch"] if HAS_TORCH else [])]
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--trees", nargs="+", choices=TREES, default=list(TREES))
+    parser.add_argument("--compare", nargs="+", choices=comparisons, default=comparisons)
+    parser.add_argument("--pairs", type=int, default=60, help="rounds of timing (default 60)")
+    parser.add_argument("--steps", type=int, help="steps a timing (default: about 50 ms' worth)")
+    parser.add_argument("--compiles", type=int, default=12, help="rounds of compiling; 0: none")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there too")
+    parser.add_argument("--markdown", action="store_true", help="Markdown tables, never folded")
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = arguments()
+    jax.config.update("jax_enable_compilation_cache", False)
+    report: dict[str, Any] = {"machine": machine(), "steps": [], "compiling": [], "memory": []}
+    print(", ".join(f"{name} {value}" for name, value in report["machine"].items()))
+    cases = list(itertools.product(options.trees, options.compare))
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        timing = progress.add_task("", total=len(cases) * options.pairs)
+        for tree, comparison in cases:
+            progress.update(timing, description=f"{tree}, {comparison}")
+            advance = lambda: progress.advance(timing)  # noqa: E731
+            report["steps"] += step_rows(comparison, tree, options, advance)
+            gc.collect()  # this case's arrays, before the next one's
+        compiled = [case for case in cases if case[1] != "torch" and options.compiles]
+        compiling = progress.add_task("compiling", total=len(compiled) * options.compiles)
+        for tree, kind in compiled:
+            advance = lambda: progress.advance(compiling)  # noqa: E731
+            times, memory = compile_rows(kind, tree, options, advance)
+            report["compiling"].append(times)
+            report["memory"].append(memory)
+    titles = "Time of a step", "Time to compile", "Memory of a step"
+    for title, rows in zip(titles, list(report.values())[1:], strict=True):
+        if rows:
+            show(f"{title} (ours / theirs)", rows, options.markdown)
+    if options.json:
+        options.json.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
