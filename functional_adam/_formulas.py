@@ -98,18 +98,18 @@ def second_moment(v: jax.Array, g: jax.Array, b2: Rate) -> jax.Array:
     An infinite v (|g| above 1.8e19 in float32) stays infinite, and its coordinate stops;
     the difference inside `average` alone would make it inf - inf = NaN.
     """
-    return jnp.where(jnp.isposinf(v), v, average(v, abs_squared(g), b2))
+    return jax.lax.select(v == jnp.inf, v, average(v, abs_squared(g), b2))
 
 
 class Scalars(NamedTuple):
     """What one step multiplies by, once for all leaves (see `step_scalars`)."""
 
+    t: jax.Array
     b1: Rate
     b2: Rate
     step: jax.Array  # alpha sqrt(c2) / c1
     eps: jax.Array  # eps sqrt(c2)
-    eps_root: jax.Array  # eps_root c2
-    lookahead: jax.Array  # c1(t) / c1(t+1), for Nesterov
+    eps_root: jax.Array | None  # eps_root c2; None for 0, which XLA could not drop: 0 * NaN
     shrink: jax.Array  # alpha lambda
 
 
@@ -119,7 +119,7 @@ def step_scalars(
     b1: Rate,
     b2: Rate,
     eps: jax.Array,
-    eps_root: jax.Array,
+    eps_root: jax.Array | None,
     weight_decay: jax.Array,
 ) -> Scalars:
     """The bias corrections of step t, moved out of the arrays and into scalars.
@@ -136,12 +136,12 @@ def step_scalars(
     c1, c2 = bias_correction(b1, t), bias_correction(b2, t)
     root_c2 = jnp.sqrt(c2)
     return Scalars(
+        t=t,
         b1=b1,
         b2=b2,
         step=alpha * root_c2 / c1,
         eps=eps * root_c2,
-        eps_root=eps_root * c2,
-        lookahead=c1 / bias_correction(b1, t + 1),
+        eps_root=None if eps_root is None else eps_root * c2,
         shrink=alpha * weight_decay,
     )
 
@@ -154,13 +154,15 @@ def momentum(m: jax.Array, g: jax.Array, scalars: Scalars) -> jax.Array:
 
 def nesterov_momentum(m: jax.Array, g: jax.Array, scalars: Scalars) -> jax.Array:
     """c1 (b1 m / c1(t+1) + (1 - b1) g / c1(t)): the numerator of Dozat (2016), simplified form."""
-    b1 = scalars.b1
-    return (b1.b * scalars.lookahead) * m + b1.complement * g
+    t, b1 = scalars.t, scalars.b1
+    ahead = bias_correction(b1, t) / bias_correction(b1, t + 1)
+    return (b1.b * ahead.astype(b1.b.dtype)) * m + b1.complement * g
 
 
 def denominator(v: jax.Array, scalars: Scalars) -> jax.Array:
     """sqrt(c2) (sqrt(v_hat + eps_root) + eps) = sqrt(v + eps_root c2) + eps sqrt(c2)."""
-    return safe_sqrt(v + scalars.eps_root) + scalars.eps
+    radicand = v if scalars.eps_root is None else v + scalars.eps_root
+    return safe_sqrt(radicand) + scalars.eps
 
 
 def scaled_ratio(step: jax.Array, numerator: jax.Array, denominator: jax.Array) -> jax.Array:

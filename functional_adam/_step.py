@@ -101,7 +101,7 @@ def step(
     gs = _check.leaves_like("grads", grads, state.mu, "the parameters given to init")
     nus = _check.leaves_like("state.nu", state.nu, state.mu, "state.mu")
     thetas = _decaying(settings, paths_and_mu, state.mu, params)
-    count = jnp.where(state.count < np.iinfo(np.int32).max, state.count + 1, state.count)
+    count = jnp.minimum(state.count, np.iinfo(np.int32).max - 1) + 1  # stops instead of wrapping
     scalars = functools.cache(functools.partial(_scalars, settings, count))
 
     stepped = [
@@ -169,7 +169,7 @@ def _decaying(
 ) -> list[Any]:
     """For each leaf the parameter that decays, or None."""
     trained = any(mu is not None for _, mu in paths_and_mu)
-    if not trained or (isinstance(settings.weight_decay, float) and not settings.weight_decay):
+    if not trained or _is_zero(settings.weight_decay):
         return [None] * len(paths_and_mu)
     if params is None:
         raise ValueError(
@@ -190,8 +190,8 @@ def _scalars(settings: Settings, count: jax.Array, dtype: np.dtype[Any]) -> F.Sc
     """The scalars of this step for leaves whose arithmetic has `dtype`."""
     real = real_dtype(dtype)
 
-    def cast(value: Any) -> jax.Array:
-        return jnp.asarray(value).astype(real)
+    def cast(value: Any) -> Any:
+        return value.astype(real) if isinstance(value, jax.Array) else real.type(value)
 
     scalars = F.step_scalars(
         t=cast(count),
@@ -199,15 +199,21 @@ def _scalars(settings: Settings, count: jax.Array, dtype: np.dtype[Any]) -> F.Sc
         b1=_rate("b1", settings.b1, real),
         b2=_rate("b2", settings.b2, real),
         eps=cast(settings.eps),
-        eps_root=cast(settings.eps_root),
+        eps_root=None if _is_zero(settings.eps_root) else cast(settings.eps_root),
         weight_decay=cast(settings.weight_decay),
     )
     if dtype == real:
         return scalars
     # What multiplies complex arrays becomes complex: strict promotion mixes no dtypes.
-    factors = scalars.b1, scalars.step, scalars.lookahead, scalars.shrink
-    b1, step, lookahead, shrink = jax.tree.map(lambda x: x.astype(dtype), factors)
-    return scalars._replace(b1=b1, step=step, lookahead=lookahead, shrink=shrink)
+    b1, step, shrink = jax.tree.map(
+        lambda x: x.astype(dtype), (scalars.b1, scalars.step, scalars.shrink)
+    )
+    return scalars._replace(b1=b1._replace(log=scalars.b1.log), step=step, shrink=shrink)
+
+
+def _is_zero(value: Any) -> bool:
+    """Whether `value` is known to be 0 now, and not only in some runs of a compiled program."""
+    return isinstance(value, float) and not value
 
 
 def _rate(name: str, b: Any, dtype: np.dtype[Any]) -> F.Rate:
@@ -220,7 +226,7 @@ def _rate(name: str, b: Any, dtype: np.dtype[Any]) -> F.Rate:
             )
         log = math.log(b) if b > 0 else -math.inf
         parts = (b, 1.0 - b, log, *((1.0, 1.0) if b > 0.5 else (b, 0.0)))
-        return F.Rate(*(jnp.asarray(part, dtype) for part in parts))
+        return F.Rate(*(dtype.type(part) for part in parts))
     wide = arithmetic_dtype(dtype, b.dtype if jnp.issubdtype(b.dtype, jnp.floating) else dtype)
     b = b.astype(wide)
     complement = 1 - b  # exact for b >= 1/2
