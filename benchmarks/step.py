@@ -8,7 +8,8 @@ that rotates and reverses, so that drift of the machine meets all alike. A round
 of times. Reported is the median of the ratios with a 95 % bootstrap interval *of that median*
 (10,000 resamples of the rounds, percentiles). A second, separately compiled Optax in the same
 rounds is the control: by how much equal programs seem to differ. The verdict is "ok" where our
-median is at most 1.00 (1,000 leaves and compilation: 1.10), or 0.02 above the upper end of the control's interval.
+median is at most 1.00 (1,000 leaves and compilation: 1.10), or 0.02 above the upper end of the
+control's interval.
 
 JAX steps are jitted and donate parameters and state; a timing blocks on its results. Gradients
 are N(0, 1), so that nothing becomes denormal. "torch" is its default, on a GPU foreach, on a CPU
