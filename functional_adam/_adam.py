@@ -1,4 +1,4 @@
-"""The public functions: `init`, `update`, `apply_updates`, and the factories that bind them."""
+"""`update`, and the factories that bind its arguments and those of `init`."""
 
 from __future__ import annotations
 
@@ -6,66 +6,18 @@ import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from jax.tree_util import keystr
 from jax.typing import DTypeLike
 
 from functional_adam import _check
-from functional_adam._step import AdamState, Settings, settings, step
+from functional_adam._state import AdamState, check_state, init
+from functional_adam._step import Settings, settings, step
 from functional_adam._types import (
     GradientTransformation,
     Mask,
     PyTree,
     Scalar,
     ScalarOrSchedule,
-    arithmetic_dtype,
-    real_dtype,
 )
-
-
-def init(
-    params: PyTree, *, mu_dtype: DTypeLike | None = None, nu_dtype: DTypeLike | None = None
-) -> AdamState:
-    """A fresh state: count 0 and zero moments.
-
-    Args:
-        params: any tree of float or complex arrays (NumPy arrays and Python floats work too).
-            None leaves pass through.
-        mu_dtype: float dtype of the first moment; None (default) means float32 for parameters of
-            up to 32 bits, float64 for float64. Complex parameters keep a complex `mu`, of this
-            precision (float32 or float64).
-        nu_dtype: float dtype of the second moment, likewise. Below float32 it is rounded to
-            nearest, and for b2 >= 0.99 a 16-bit `nu` no longer moves (see docs/precision.md).
-
-    Returns:
-        An `AdamState`. Every moment is a buffer of its own with its parameter's shape and
-        sharding: 8 bytes a parameter by default.
-
-    Raises:
-        TypeError: a leaf is not a float or complex array, or a dtype is not a float dtype.
-        ValueError: a 64-bit dtype without JAX's 64-bit mode, or a 16-bit `mu_dtype` with a
-            complex parameter.
-
-    Example:
-        >>> import functional_adam as fa, jax.numpy as jnp
-        >>> fa.init({"b": jnp.ones(2)}, mu_dtype="bfloat16").mu
-        {'b': Array([0, 0], dtype=bfloat16)}
-    """
-    mu_dtype = _check.moment_dtype("mu_dtype", mu_dtype, real=False)
-    nu_dtype = _check.moment_dtype("nu_dtype", nu_dtype, real=True)
-
-    def zeros(path: Any, leaf: Any, second: bool) -> jax.Array:
-        dtype = _check.leaf_dtype("params" + keystr(path), leaf)
-        if second:
-            return jnp.zeros_like(leaf, dtype=nu_dtype or real_dtype(arithmetic_dtype(dtype)))
-        return jnp.zeros_like(leaf, dtype=mu_dtype or arithmetic_dtype(dtype))
-
-    map_leaves = jax.tree_util.tree_map_with_path
-    return AdamState(
-        count=jnp.zeros((), jnp.int32),
-        mu=map_leaves(functools.partial(zeros, second=False), params),
-        nu=map_leaves(functools.partial(zeros, second=True), params),
-    )
 
 
 def update(
@@ -99,7 +51,7 @@ def update(
         grads: tree of gradients. None for an array parameter skips that leaf: zero update, no
             decay, moments untouched.
         state: from `init` or the last `update`.
-        params: the parameters; needed only for `weight_decay`, else not looked at.
+        params: the parameters; needed for `weight_decay`.
         learning_rate: alpha >= 0, or a schedule `count -> alpha`, called with the count before
             the step (0 first).
         b1: decay rate of the first moment, in [0, 1).
@@ -139,6 +91,12 @@ def update(
     bound = settings(
         learning_rate, b1, b2, eps, eps_root, weight_decay, mask, nesterov, mu_dtype, nu_dtype
     )
+    check_state(state)
+    # Unlike a transformation, which Optax's wrappers call, this refuses what it would not use.
+    if params is not None:
+        _check.leaves_like("params", params, state.mu, "the parameters given to init")
+    if mask is not None:
+        _check.mask_leaves(bound.mask, state.mu if params is None else params)
     return step(bound, grads, state, params)
 
 

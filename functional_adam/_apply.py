@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.tree_util import keystr
 
 from functional_adam import _check
@@ -17,7 +18,9 @@ def apply_updates(params: PyTree, updates: PyTree) -> PyTree:
 
     Args:
         params: tree of parameters. A None leaf passes.
-        updates: a tree like `params`. A None leaf leaves its parameter as it is.
+        updates: a tree like `params`. A None leaf leaves its parameter as it is. For an integer
+            parameter that is frozen, None, float0 (as jax.grad gives), or its own dtype (as
+            optax.set_to_zero gives).
 
     Returns:
         The new parameters, each with its parameter's shape, dtype and weak type. The sum is made
@@ -44,9 +47,15 @@ def _add(path: str, p: Any, u: Any) -> Any:
         raise ValueError(f"updates{path} is an array, but params{path} is None.")
     if p is None or u is None:
         return p
+    p_dtype, u_dtype = (getattr(x, "dtype", np.float32) for x in (p, u))
+    if jnp.issubdtype(p_dtype, jnp.integer) or jnp.issubdtype(p_dtype, jnp.bool_):  # frozen
+        if u_dtype == jax.dtypes.float0:
+            return p
+        if u_dtype == p_dtype and np.shape(u) == np.shape(p):
+            return p + u
     dtype = _check.leaf_dtype("params" + path, p)
     p = jnp.asarray(p)
-    u = _check.leaf_like("updates" + path, u, p, "params" + path)
+    u = _check.leaf_like("updates" + path, u, p, "params" + path, may_be_real=True)
     wide = arithmetic_dtype(dtype, u.dtype)
     total = (p.astype(wide) + u.astype(wide)).astype(dtype)
     # Only `full_like` hands a weak type on, and only with a scalar: hence one call an element.

@@ -29,6 +29,13 @@ def is_none(x: object) -> bool:
     return x is None
 
 
+def _show(value: object) -> str:
+    """Value and type, on one line, cut where it would fill the screen."""
+    text = " ".join(repr(value).split())
+    text = text if len(text) <= 80 else text[:77] + "..."
+    return f"{text} of type {_type_name(value)}"
+
+
 def _type_name(value: object) -> str:
     kind = type(value)
     return (
@@ -64,7 +71,7 @@ def scalar(name: str, value: Any, below: float = math.inf, *, schedule: bool = F
         return value
     dtype = _scalar_dtype(value)
     if dtype is None or not _is_number(dtype):
-        raise TypeError(f"{name} must be {wanted}; got {value!r} of type {_type_name(value)}.")
+        raise TypeError(f"{name} must be {wanted}; got {_show(value)}.")
     number = float(value)
     if not 0 <= number < below:
         raise ValueError(f"{name} must be {wanted}; got {value!r}.")
@@ -74,7 +81,7 @@ def scalar(name: str, value: Any, below: float = math.inf, *, schedule: bool = F
 def flag(name: str, value: Any) -> bool:
     """A Python bool."""
     if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False; got {value!r} of type {_type_name(value)}.")
+        raise TypeError(f"{name} must be True or False; got {_show(value)}.")
     return value
 
 
@@ -107,7 +114,7 @@ def leaf_dtype(path: str, leaf: Any) -> np.dtype[Any]:
         dtype = jnp.result_type(leaf)
     if dtype is None:
         raise TypeError(
-            f"{path} must be an array; got {leaf!r} of type {_type_name(leaf)}. Keep only the "
+            f"{path} must be an array; got {_show(leaf)}. Keep only the "
             "arrays of a model, as equinox.filter(model, equinox.is_inexact_array) does."
         )
     if not jnp.issubdtype(dtype, jnp.inexact):
@@ -118,17 +125,23 @@ def leaf_dtype(path: str, leaf: Any) -> np.dtype[Any]:
     return jax.dtypes.canonicalize_dtype(dtype)
 
 
-def leaf_like(path: str, leaf: Any, like: Any, whose: str) -> jax.Array:
-    """`leaf` as an array, once it is known to fit `like`: same shape, not complex beside real."""
+def leaf_like(
+    path: str, leaf: Any, like: Any, whose: str, *, may_be_real: bool = False
+) -> jax.Array:
+    """`leaf` as an array, once it fits `like`: same shape, both real or both complex.
+
+    With `may_be_real` a real leaf fits a complex one too.
+    """
     dtype = leaf_dtype(path, leaf)
     if np.shape(leaf) != np.shape(like):
         raise ValueError(
             f"{path} has shape {np.shape(leaf)}, but {whose} has shape {np.shape(like)}."
         )
-    if jnp.issubdtype(dtype, jnp.complexfloating) and not jnp.iscomplexobj(like):
+    is_complex = jnp.issubdtype(dtype, jnp.complexfloating)
+    if is_complex != jnp.iscomplexobj(like) and (is_complex or not may_be_real):
         raise TypeError(
-            f"{path} is {dtype}, but {whose} is real ({like.dtype}). Its parameter must be complex "
-            "at init too, and mu_dtype None or complex."
+            f"{path} is {dtype}, but {whose} is {like.dtype}: gradient, parameter and first moment "
+            "must be all real or all complex (leave mu_dtype None for complex parameters)."
         )
     return jnp.asarray(leaf)
 
@@ -136,7 +149,10 @@ def leaf_like(path: str, leaf: Any, like: Any, whose: str) -> jax.Array:
 def moments(path: str, mu: Any, nu: Any, mu_dtype: Any, nu_dtype: Any) -> np.dtype[Any]:
     """The dtype that arithmetic with these moments needs, once they are what the caller expects."""
     found = leaf_dtype("state.mu" + path, mu), leaf_dtype("state.nu" + path, nu)
-    leaf_like("state.nu" + path, nu, mu, "state.mu" + path)
+    if np.shape(nu) != np.shape(mu):
+        raise ValueError(
+            f"state.nu{path} has shape {np.shape(nu)}, but state.mu{path} has shape {np.shape(mu)}."
+        )
     wanted = ("mu", mu_dtype), ("nu", nu_dtype)
     for (name, want), have in zip(wanted, found, strict=True):
         if want is not None and have != want:
@@ -169,10 +185,15 @@ def tree_difference(tree: PyTree, wanted: PyTree, path: str, prefix: bool = Fals
             below = (tree_difference(have[k], want[k], path + keystr(k), prefix) for k in have)
             return next((difference for difference in below if difference), None)
         if type(tree) is type(wanted):
-            for key in have.keys() - want.keys():
-                return f"{path}{keystr(key)} does not belong there"
-            for key in want.keys() - have.keys():
-                return f"{path}{keystr(key)} is missing"
+            for key in have:
+                if key not in want:
+                    return f"{path}{keystr(key)} does not belong there"
+            for key in want:
+                if key not in have:
+                    return f"{path}{keystr(key)} is missing"
+            return (
+                f"{path} has other static data, or another order of keys: {kind}, not {wanted_kind}"
+            )
     return f"{path} is {_describe(tree, kind)}, where {_describe(wanted, wanted_kind)} belongs"
 
 
@@ -198,8 +219,8 @@ def mask(value: Any) -> Any:
     for path, leaf in jax.tree_util.tree_leaves_with_path(value):
         if not isinstance(leaf, bool | np.bool_):
             raise TypeError(
-                f"mask{keystr(path)} must be True or False; got {leaf!r} of type "
-                f"{_type_name(leaf)}. A mask is a tree (or prefix of a tree) of Python booleans, "
+                f"mask{keystr(path)} must be True or False; got {_show(leaf)}. "
+                "A mask is a tree (or prefix of a tree) of Python booleans, "
                 "or a function from the parameters to one; under optax.inject_hyperparams name "
                 'it in static_args=("mask",).'
             )
@@ -211,9 +232,6 @@ def mask_leaves(value: Any, params: PyTree) -> list[bool]:
     tree = mask(value(params)) if callable(value) else value
     if tree is None:
         tree = True
-    difference = tree_difference(tree, params, "mask", prefix=True)
-    if difference is not None:
-        raise ValueError(f"mask must be a prefix of the parameters: {difference}.")
 
     def spread(keep: bool | None, subtree: PyTree) -> list[bool]:
         leaves = jax.tree.leaves(subtree, is_leaf=is_none)
@@ -221,4 +239,8 @@ def mask_leaves(value: Any, params: PyTree) -> list[bool]:
             raise TypeError("mask has None where the parameters have arrays; use True or False.")
         return [bool(keep)] * len(leaves)
 
-    return jax.tree.leaves(jax.tree.map(spread, tree, params, is_leaf=is_none))
+    try:
+        return jax.tree.leaves(jax.tree.map(spread, tree, params, is_leaf=is_none))
+    except ValueError as error:
+        difference = tree_difference(tree, params, "mask", prefix=True) or str(error)
+        raise ValueError(f"mask must be a prefix of the parameters: {difference}.") from None

@@ -1,4 +1,4 @@
-"""One step over a tree: the state, the bound hyperparameters, and the only loop over leaves.
+"""One step over a tree: the bound hyperparameters and the only loop over leaves.
 
 A gradient's way through `_leaf` is one line: check, cast to the arithmetic's dtype, through
 `_formulas`, cast back to the storage's.
@@ -19,34 +19,10 @@ from jax.tree_util import keystr
 
 from functional_adam import _check
 from functional_adam import _formulas as F
+from functional_adam._state import AdamState, check_state
 from functional_adam._types import PyTree, arithmetic_dtype, real_dtype
 
 Momentum: TypeAlias = Callable[[jax.Array, jax.Array, F.Scalars], jax.Array]
-
-
-class AdamState(NamedTuple):
-    """The state of every optimizer of this package: one counter and trees of plain arrays.
-
-    Attributes:
-        count: int32, shape (): updates done so far. Stops at 2**31 - 1 instead of wrapping.
-        mu: first moment, a tree like the parameters. float32 for real parameters of up to 32
-            bits, float64 for float64, complex for complex ones; `mu_dtype` overrides.
-        nu: second moment (the mean of |g|**2), likewise and always real; `nu_dtype` overrides.
-        nu_scale, residual, extra: None, unless a storage format or a variant needs them.
-
-    Example:
-        >>> import functional_adam as fa, jax.numpy as jnp
-        >>> state = fa.init({"w": jnp.zeros((2, 3), jnp.bfloat16)})
-        >>> state.mu["w"].dtype, state.nu["w"].shape, int(state.count)
-        (dtype('float32'), (2, 3), 0)
-    """
-
-    count: chex.Array  # pyright: ignore[reportIncompatibleMethodOverride] (Optax's name; hides tuple.count)
-    mu: PyTree
-    nu: PyTree
-    nu_scale: PyTree = None
-    residual: PyTree = None
-    extra: PyTree = None
 
 
 class Settings(NamedTuple):
@@ -95,12 +71,12 @@ def step(
     settings: Settings, grads: PyTree, state: AdamState, params: PyTree | None
 ) -> tuple[PyTree, AdamState]:
     """Updates and the next state: the one loop over leaves."""
-    _check_state(state)
+    check_state(state)
     settings = _at(settings, state.count)
     paths_and_mu, treedef = jax.tree_util.tree_flatten_with_path(state.mu, is_leaf=_check.is_none)
     gs = _check.leaves_like("grads", grads, state.mu, "the parameters given to init")
     nus = _check.leaves_like("state.nu", state.nu, state.mu, "state.mu")
-    thetas = _decaying(settings, paths_and_mu, state.mu, params)
+    thetas = _decaying(settings, paths_and_mu, gs, state.mu, params)
     count = jnp.minimum(state.count, np.iinfo(np.int32).max - 1) + 1  # stops instead of wrapping
     scalars = functools.cache(functools.partial(_scalars, settings, count))
 
@@ -147,8 +123,6 @@ def _arithmetic(
     u = -F.scaled_ratio(s.step, momentum(m, wide_g, s), F.denominator(v, s))
     if theta is not None:
         u = F.decoupled_decay(u, theta.astype(s.step.dtype), s)
-    if not jnp.iscomplexobj(g):
-        u = u.real  # a real gradient of a complex parameter
     return u.astype(g.dtype), m.astype(mu.dtype), v.astype(nu.dtype)
 
 
@@ -165,12 +139,15 @@ def _at(settings: Settings, count: chex.Array) -> Settings:
 
 
 def _decaying(
-    settings: Settings, paths_and_mu: list[Any], structure: PyTree, params: PyTree | None
+    settings: Settings,
+    paths_and_mu: list[Any],
+    gs: list[Any],
+    structure: PyTree,
+    params: PyTree | None,
 ) -> list[Any]:
     """For each leaf the parameter that decays, or None."""
-    trained = any(mu is not None for _, mu in paths_and_mu)
-    if not trained or _is_zero(settings.weight_decay):
-        return [None] * len(paths_and_mu)
+    if _is_zero(settings.weight_decay) or all(g is None for g in gs):
+        return [None] * len(gs)
     if params is None:
         raise ValueError(
             "weight_decay needs the parameters: call update(grads, state, params), or pass "
@@ -180,9 +157,9 @@ def _decaying(
     keep = _check.mask_leaves(settings.mask, params)
     return [
         _check.leaf_like("params" + keystr(path), theta, mu, "state.mu" + keystr(path))
-        if kept and mu is not None
+        if kept and g is not None and mu is not None
         else None
-        for (path, mu), theta, kept in zip(paths_and_mu, thetas, keep, strict=True)
+        for (path, mu), g, theta, kept in zip(paths_and_mu, gs, thetas, keep, strict=True)
     ]
 
 
@@ -190,17 +167,24 @@ def _scalars(settings: Settings, count: jax.Array, dtype: np.dtype[Any]) -> F.Sc
     """The scalars of this step for leaves whose arithmetic has `dtype`."""
     real = real_dtype(dtype)
 
-    def cast(value: Any) -> Any:
-        return value.astype(real) if isinstance(value, jax.Array) else real.type(value)
+    def cast(name: str) -> Any:
+        value = getattr(settings, name)
+        if isinstance(value, jax.Array):
+            return value.astype(real)
+        if value > float(np.finfo(real).max):
+            raise ValueError(
+                f"{name}={value!r} is infinite in {real}, the dtype of the arithmetic."
+            )
+        return real.type(value)
 
     scalars = F.step_scalars(
-        t=cast(count),
-        alpha=cast(settings.learning_rate),
+        t=count.astype(real),
+        alpha=cast("learning_rate"),
         b1=_rate("b1", settings.b1, real),
         b2=_rate("b2", settings.b2, real),
-        eps=cast(settings.eps),
-        eps_root=None if _is_zero(settings.eps_root) else cast(settings.eps_root),
-        weight_decay=cast(settings.weight_decay),
+        eps=cast("eps"),
+        eps_root=None if _is_zero(settings.eps_root) else cast("eps_root"),
+        weight_decay=cast("weight_decay"),
     )
     if dtype == real:
         return scalars
@@ -234,19 +218,3 @@ def _rate(name: str, b: Any, dtype: np.dtype[Any]) -> F.Rate:
     near_one = b > 0.5
     carried, removed = jnp.where(near_one, jnp.ones_like(b), b), near_one
     return F.Rate(*(part.astype(dtype) for part in (b, complement, log, carried, removed)))
-
-
-def _check_state(state: Any) -> None:
-    if not isinstance(state, AdamState):
-        raise TypeError(
-            f"state must be an AdamState, as `init` returns it; got {type(state).__name__}. "
-            "(optax.chain keeps a tuple of states; a checkpoint restored without a target is a "
-            "dict.)"
-        )
-    dtype = getattr(state.count, "dtype", None)
-    if dtype is None or np.shape(state.count) != () or not jnp.issubdtype(dtype, jnp.integer):
-        raise ValueError(
-            f"state.count must be an integer array of shape (); got shape "
-            f"{np.shape(state.count)}, dtype {dtype}. For a batch of states, jax.vmap over the "
-            "update."
-        )

@@ -57,12 +57,23 @@ def test_python_numbers_and_none_pass():
     np.testing.assert_array_equal(new["c"], 1)
 
 
+def test_frozen_integers_pass():
+    steps = jnp.array([3, 4])
+    for update in (None, np.zeros(2, jax.dtypes.float0), jnp.zeros(2, jnp.int32)):
+        new = fa.apply_updates({"n": steps, "w": jnp.ones(1)}, {"n": update, "w": jnp.ones(1)})
+        np.testing.assert_array_equal(new["n"], steps)
+        assert new["n"].dtype == steps.dtype
+    flags = jnp.array([True, False])
+    np.testing.assert_array_equal(fa.apply_updates(flags, jnp.zeros(2, bool)), flags)
+
+
 def test_errors_name_the_leaf():
     ones = jnp.ones(3)
     for params, updates, error, message in [
         ({"k": ones}, {"k": jnp.ones((3, 1))}, ValueError, r"updates\['k'\] has shape \(3, 1\)"),
         ({"k": ones}, {"j": ones}, ValueError, r"updates\['j'\] does not belong"),
         ({"k": None}, {"k": ones}, ValueError, r"updates\['k'\] is an array.* None"),
+        ({"k": jax.random.key(0)}, {"k": ones}, TypeError, r"params\['k'\] must be a float"),
         ({"k": jnp.arange(3)}, {"k": ones}, TypeError, r"params\['k'\] must be a float"),
         ({"k": ones}, {"k": ones.astype(jnp.complex64)}, TypeError, r"updates\['k'\] is complex64"),
         ({"k": ones}, {"k": "x"}, TypeError, r"updates\['k'\] must be an array"),

@@ -41,6 +41,21 @@ def test_bias_correction_plain_form_would_not_do():
     assert abs(plain / 0.001 - 1) > 1e-5
 
 
+def test_one_minus_exp_is_right_to_two_units():
+    x = -np.exp(np.random.default_rng(0).uniform(np.log(1e-9), np.log(100), 200_000))
+    x = np.concatenate([x, [-0.0, -0.5, -0.49999997, -1e-30]]).astype(np.float32)
+    truth = -np.expm1(x.astype(np.float64))
+    error = np.abs(np.asarray(F.one_minus_exp(jnp.asarray(x)), np.float64) - truth)
+    assert (error <= 2 * 2**-24 * truth).all()
+    assert F.one_minus_exp(jnp.float32(-jnp.inf)) == 1
+
+
+def test_one_minus_exp_in_float64(x64):
+    x = -np.exp(np.random.default_rng(0).uniform(np.log(1e-9), np.log(100), 20_000))
+    truth = -np.expm1(x)
+    assert (np.abs(F.one_minus_exp(jnp.asarray(x)) - truth) <= 8 * 2**-53 * truth).all()
+
+
 def test_bias_correction_has_the_slope_of_its_formula(x64):
     for b in (0.0, 0.37, 0.999):
         for t in (1.0, 2.0, 31.0):
@@ -48,6 +63,11 @@ def test_bias_correction_has_the_slope_of_its_formula(x64):
                 jnp.float64(b), jnp.float64(t)
             )
             np.testing.assert_allclose(slope, -t * b ** (t - 1), rtol=1e-12)
+            curvature = jax.grad(jax.grad(lambda b, t: F.bias_correction(_rate("b", b, F64), t)))(
+                jnp.float64(b), jnp.float64(t)
+            )
+            truth = -t * (t - 1) * b ** (t - 2) if t > 1 else 0
+            np.testing.assert_allclose(curvature, truth, rtol=1e-12, atol=1e-15)
 
 
 def test_the_difference_forms_equal_the_plain_averages(x64):

@@ -28,7 +28,7 @@ HYPER = st.fixed_dictionaries(
     {
         "learning_rate": st.floats(1e-4, 2),
         "b1": st.floats(0, 0.99),
-        "b2": st.floats(0.5, 0.9999),
+        "b2": st.floats(0, 0.9999),
         "eps": st.floats(1e-6, 1),
         "eps_root": st.floats(0, 1),
         "weight_decay": st.floats(0.001, 2),
@@ -52,7 +52,7 @@ def draw(rng, tree):
         if spec is None:
             return None
         shape, dtype = spec
-        value = rng.standard_normal(shape) * 10.0 ** rng.integers(-3, 3)
+        value = rng.standard_normal(shape) * 10.0 ** rng.integers(-4, 4)
         if dtype == np.complex64:
             value = value + 1j * rng.standard_normal(shape)
         return jnp.asarray(value, dtype)

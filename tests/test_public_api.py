@@ -1,5 +1,6 @@
 """The surface: what is public, what importing costs, what a wheel holds, how it is documented."""
 
+import ast
 import doctest
 import inspect
 import pathlib
@@ -14,10 +15,10 @@ import jax.numpy as jnp
 import pytest
 
 import functional_adam as fa
-from functional_adam import _adam, _apply, _check, _formulas, _step, _types
+from functional_adam import _adam, _apply, _check, _formulas, _state, _step, _types
 
 ROOT = pathlib.Path(__file__).parents[1]
-MODULES = [fa, _adam, _apply, _check, _formulas, _step, _types]
+MODULES = [fa, _adam, _apply, _check, _formulas, _state, _step, _types]
 PUBLIC = [getattr(fa, name) for name in fa.__all__ if name != "__version__"]
 
 
@@ -99,7 +100,13 @@ def test_public_docstrings_have_an_example_and_every_argument(thing):
 
 def test_modules_and_functions_stay_short():
     for path in (ROOT / "functional_adam").glob("*.py"):
-        assert path.read_text().count("\n") <= 320, path.name
+        text = path.read_text()
+        assert text.count("\n") <= 320, path.name
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                body = node.body[1:] if ast.get_docstring(node) else node.body
+                length = body[-1].end_lineno - body[0].lineno + 1
+                assert length <= 45, f"{path.name}: {node.name}"
 
 
 def test_nothing_in_the_package_asserts():
