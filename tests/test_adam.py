@@ -364,23 +364,23 @@ import jax, jax.numpy as jnp, numpy as np, functional_adam as fa
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 mesh = Mesh(np.array(jax.devices()), ("data",))
 split, whole = NamedSharding(mesh, P("data")), NamedSharding(mesh, P())
-params = jax.device_put(jnp.linspace(-1.0, 2.0, 24).reshape(8, 3), split)
+params = jax.device_put(jnp.linspace(-1.0, 2.0, 3072).reshape(64, 48), split)
 state = fa.init(params)
 assert state.mu.sharding == state.nu.sharding == split, state.mu.sharding
 assert state.count.sharding == whole, state.count.sharding
 traces = []
-grads = jnp.cos(jnp.arange(24.0)).reshape(8, 3)
-def step(params, state):
+grads = jnp.cos(jnp.arange(3072.0)).reshape(64, 48)
+def step(params, state, grads):
     traces.append(1)
     u, state = fa.update(grads, state, params, learning_rate=0.03, weight_decay=0.2)
     return fa.apply_updates(params, u), state
 jitted = jax.jit(step)
 plain, plain_state = jnp.asarray(np.asarray(params)), fa.init(np.asarray(params))
 for _ in range(4):
-    params, state = jitted(params, state)
+    params, state = jitted(params, state, grads)
 assert len(traces) == 1 == jitted._cache_size(), (traces, jitted._cache_size())
 for _ in range(4):
-    plain, plain_state = jax.jit(step)(plain, plain_state)
+    plain, plain_state = jax.jit(step)(plain, plain_state, grads)
 for a, b in zip(jax.tree.leaves((params, state)), jax.tree.leaves((plain, plain_state))):
     np.testing.assert_array_equal(a, b)
 print("as it should be")
