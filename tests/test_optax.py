@@ -967,3 +967,25 @@ def test_optax_adamw_replaced_in_one_line_gives_the_same_losses():
         np.testing.assert_allclose(_losses(fa.adamw, np.float64), expected, rtol=1e-10)
     assert expected[-1] < 0.1 * expected[0]
     np.testing.assert_allclose(_losses(fa.adamw, np.float32), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["adam", "adamw"])
+def test_a_compiled_step_moves_no_more_bytes_than_optaxs(kind):
+    """Up to 1 KiB in all, for scalars: the parameters are 4 MiB."""
+    params = {"w": jnp.zeros((1024, 1000)), "b": jnp.zeros(1000)}
+
+    def measured(library):
+        tx = getattr(library, kind)(3e-4, b1=0.87, b2=0.993)
+
+        def step(params, state, grads):
+            updates, state = tx.update(grads, state, params)
+            return library.apply_updates(params, updates), state
+
+        jitted = jax.jit(step, donate_argnums=(0, 1))
+        compiled = jitted.lower(params, tx.init(params), params).compile()
+        cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
+        return cost["bytes accessed"], memory.temp_size_in_bytes
+
+    (accessed, temporary), (accessed_theirs, temporary_theirs) = measured(fa), measured(optax)
+    assert accessed <= accessed_theirs + 1024
+    assert temporary <= temporary_theirs + 1024
