@@ -1,5 +1,6 @@
 # `make demo` and `make test` need only Python 3.11 or newer (with pip and venv) and make.
-PYTHON ?= python3
+PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
+	$$p -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
 # What pip installs is pinned; nothing is installed again until these files change.
@@ -48,7 +49,7 @@ clean: ## remove .venv and everything built
 	rm -rf $(VENV) dist digits.png .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/bin/python:
-	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; run make PYTHON=..." if sys.version_info < (3, 11) else 0)'
+	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer with venv found: run make PYTHON=..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/demo: $(VENV)/bin/python pyproject.toml $(CONSTRAINTS)
