@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 
 from functional_adam import _check
 from functional_adam._state import AdamState, check_state, init
-from functional_adam._step import Settings, settings, step
+from functional_adam._step import Settings, bind, is_zero, step
 from functional_adam._types import (
     GradientTransformation,
     Mask,
@@ -88,15 +88,17 @@ def update(
         Loshchilov and Hutter 2019, Decoupled Weight Decay Regularization, Algorithm 2.
         Dozat 2016, Incorporating Nesterov Momentum into Adam.
     """
-    bound = settings(
+    bound = bind(
         learning_rate, b1, b2, eps, eps_root, weight_decay, mask, nesterov, mu_dtype, nu_dtype
     )
-    check_state(state)
-    # Unlike a transformation, which Optax's wrappers call, this refuses what it would not use.
-    if params is not None:
-        _check.leaves_like("params", params, state.mu, "the parameters given to init")
-    if mask is not None:
-        _check.mask_leaves(bound.mask, state.mu if params is None else params)
+    if is_zero(bound.weight_decay):
+        # Then `step` looks at neither: right for Optax's wrappers, which pass what they have, but
+        # here whatever is given was meant.
+        check_state(state)
+        if params is not None:
+            _check.leaves_like("params", params, state.mu, "the parameters given to init")
+        if mask is not None:
+            _check.mask_leaves(bound.mask, state.mu if params is None else params)
     return step(bound, grads, state, params)
 
 
@@ -145,7 +147,7 @@ def adam(
         Kingma and Ba 2015, Algorithm 1.
     """
     return _transformation(
-        settings(learning_rate, b1, b2, eps, eps_root, 0.0, None, nesterov, mu_dtype, nu_dtype)
+        bind(learning_rate, b1, b2, eps, eps_root, 0.0, None, nesterov, mu_dtype, nu_dtype)
     )
 
 
@@ -200,9 +202,7 @@ def adamw(
         Loshchilov and Hutter 2019, Algorithm 2.
     """
     return _transformation(
-        settings(
-            learning_rate, b1, b2, eps, eps_root, weight_decay, mask, nesterov, mu_dtype, nu_dtype
-        )
+        bind(learning_rate, b1, b2, eps, eps_root, weight_decay, mask, nesterov, mu_dtype, nu_dtype)
     )
 
 
@@ -246,7 +246,7 @@ def scale_by_adam(
     References:
         Kingma and Ba 2015, Algorithm 1.
     """
-    bound = settings(1.0, b1, b2, eps, eps_root, 0.0, None, nesterov, mu_dtype, nu_dtype)
+    bound = bind(1.0, b1, b2, eps, eps_root, 0.0, None, nesterov, mu_dtype, nu_dtype)
     # An update descends; a step size of -1 undoes just that.
     return _transformation(bound._replace(learning_rate=-1.0))
 

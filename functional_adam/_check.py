@@ -96,7 +96,7 @@ def moment_dtype(name: str, value: Any, *, real: bool) -> np.dtype[Any] | None:
         dtype = None
     if dtype is None or not jnp.issubdtype(dtype, kind):
         raise TypeError(
-            f"{name} must be None or a float dtype such as 'bfloat16'; got {value!r}. (Under "
+            f"{name} must be None or a float dtype such as 'bfloat16'; got {_show(value)}. (Under "
             "optax.inject_hyperparams write a string: it calls classes such as jnp.bfloat16.)"
         )
     if jax.dtypes.canonicalize_dtype(dtype) != dtype:
@@ -125,6 +125,13 @@ def leaf_dtype(path: str, leaf: Any) -> np.dtype[Any]:
     return jax.dtypes.canonicalize_dtype(dtype)
 
 
+def _same_shape(path: str, leaf: Any, like: Any, whose: str) -> None:
+    if np.shape(leaf) != np.shape(like):
+        raise ValueError(
+            f"{path} has shape {np.shape(leaf)}, but {whose} has shape {np.shape(like)}."
+        )
+
+
 def leaf_like(
     path: str, leaf: Any, like: Any, whose: str, *, may_be_real: bool = False
 ) -> jax.Array:
@@ -133,10 +140,7 @@ def leaf_like(
     With `may_be_real` a real leaf fits a complex one too.
     """
     dtype = leaf_dtype(path, leaf)
-    if np.shape(leaf) != np.shape(like):
-        raise ValueError(
-            f"{path} has shape {np.shape(leaf)}, but {whose} has shape {np.shape(like)}."
-        )
+    _same_shape(path, leaf, like, whose)
     is_complex = jnp.issubdtype(dtype, jnp.complexfloating)
     if is_complex != jnp.iscomplexobj(like) and (is_complex or not may_be_real):
         raise TypeError(
@@ -149,10 +153,7 @@ def leaf_like(
 def moments(path: str, mu: Any, nu: Any, mu_dtype: Any, nu_dtype: Any) -> np.dtype[Any]:
     """The dtype that arithmetic with these moments needs, once they are what the caller expects."""
     found = leaf_dtype("state.mu" + path, mu), leaf_dtype("state.nu" + path, nu)
-    if np.shape(nu) != np.shape(mu):
-        raise ValueError(
-            f"state.nu{path} has shape {np.shape(nu)}, but state.mu{path} has shape {np.shape(mu)}."
-        )
+    _same_shape("state.nu" + path, nu, mu, "state.mu" + path)
     wanted = ("mu", mu_dtype), ("nu", nu_dtype)
     for (name, want), have in zip(wanted, found, strict=True):
         if want is not None and have != want:

@@ -40,7 +40,7 @@ class Settings(NamedTuple):
     nu_dtype: np.dtype[Any] | None
 
 
-def settings(
+def bind(
     learning_rate: Any,
     b1: Any,
     b2: Any,
@@ -52,6 +52,7 @@ def settings(
     mu_dtype: Any,
     nu_dtype: Any,
 ) -> Settings:
+    """What the caller of a factory or of `update` gave, checked before anything is computed."""
     nesterov = _check.flag("nesterov", nesterov)
     return Settings(
         learning_rate=_check.scalar("learning_rate", learning_rate, schedule=True),
@@ -146,7 +147,7 @@ def _decaying(
     params: PyTree | None,
 ) -> list[Any]:
     """For each leaf the parameter that decays, or None."""
-    if _is_zero(settings.weight_decay) or all(g is None for g in gs):
+    if is_zero(settings.weight_decay) or all(g is None for g in gs):
         return [None] * len(gs)
     if params is None:
         raise ValueError(
@@ -183,7 +184,7 @@ def _scalars(settings: Settings, count: jax.Array, dtype: np.dtype[Any]) -> F.Sc
         b1=_rate("b1", settings.b1, real),
         b2=_rate("b2", settings.b2, real),
         eps=cast("eps"),
-        eps_root=None if _is_zero(settings.eps_root) else cast("eps_root"),
+        eps_root=None if is_zero(settings.eps_root) else cast("eps_root"),
         weight_decay=cast("weight_decay"),
     )
     if dtype == real:
@@ -195,7 +196,7 @@ def _scalars(settings: Settings, count: jax.Array, dtype: np.dtype[Any]) -> F.Sc
     return scalars._replace(b1=b1._replace(log=scalars.b1.log), step=step, shrink=shrink)
 
 
-def _is_zero(value: Any) -> bool:
+def is_zero(value: Any) -> bool:
     """Whether `value` is known to be 0 now, and not only in some runs of a compiled program."""
     return isinstance(value, float) and not value
 

@@ -29,7 +29,7 @@ def plain_update(**hyper):
 
 
 def every_way(name, factory):
-    return factory, plain_update if factory is NUMBERS[name][0] else factory
+    return (factory, plain_update) if factory is NUMBERS[name][0] else (factory,)
 
 
 @pytest.mark.parametrize(("name", "factory"), CASES)

@@ -4,7 +4,6 @@ Expected numbers come from `reference.adam` in float64 with the wrapper's work d
 NumPy, or, where state or hyperparameters change in mid-run, from Optax's Adam in float64.
 """
 
-import contextlib
 import functools
 import inspect
 import math
@@ -19,6 +18,7 @@ import numpy as np
 import optax
 import pytest
 import reference
+from modes import switched
 
 import functional_adam as fa
 
@@ -57,17 +57,6 @@ def either_precision(request):
 
 
 # Running and comparing ------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def double_precision():
-    """64-bit JAX for what is run inside."""
-    before = jax.config.jax_enable_x64
-    jax.config.update("jax_enable_x64", True)
-    try:
-        yield
-    finally:
-        jax.config.update("jax_enable_x64", before)
 
 
 class Run(NamedTuple):
@@ -320,7 +309,7 @@ def test_scale_by_adam_then_decay_then_learning_rate_is_adamw(nesterov):
 @pytest.mark.parametrize("name", ["adam", "adamw", "scale_by_adam"])
 def test_nesterov_in_float64_equals_optaxs(name):
     hyperparameters = {"adam": ADAM, "adamw": ADAMW, "scale_by_adam": RATES}[name]
-    with double_precision():
+    with switched("jax_enable_x64", True):
         params, *grads = (jax.tree.map(np.float64, tree) for tree in (PARAMS, *GRADS))
         ours, theirs = (
             run(getattr(library, name)(**hyperparameters, nesterov=True), params, grads)
@@ -481,7 +470,7 @@ def test_inject_hyperparams_changed_between_steps(name, value):
 
     start, (value,) = rounded(ADAMW), rounded({name: value}).values()
     ours = run(optax.inject_hyperparams(fa.adamw)(**start), PARAMS, GRADS, change_state=change)
-    with double_precision():
+    with switched("jax_enable_x64", True):
         params, *grads = (jax.tree.map(np.float64, tree) for tree in (PARAMS, *GRADS))
         optaxs = optax.inject_hyperparams(optax.adamw)(**start)
         theirs = run(optaxs, params, grads, change_state=change)
@@ -874,7 +863,7 @@ def test_tree_set_changes_the_next_step():
         updates, state = tx.update(grads, state, params)
         return updates, optax.tree.get(state, "mu"), optax.tree.get(state, "nu")
 
-    with double_precision():
+    with switched("jax_enable_x64", True):
         expected = jax.tree.map(np.asarray, next_update(optax.adam, np.float64))
     updates, *moments = next_update(fa.adam, np.float32)
     assert_close(updates, expected[0], ADAM["learning_rate"])
@@ -962,7 +951,7 @@ def _losses(adamw, dtype):
 
 
 def test_optax_adamw_replaced_in_one_line_gives_the_same_losses():
-    with double_precision():
+    with switched("jax_enable_x64", True):
         expected = _losses(optax.adamw, np.float64)
         np.testing.assert_allclose(_losses(fa.adamw, np.float64), expected, rtol=1e-10)
     assert expected[-1] < 0.1 * expected[0]

@@ -1,5 +1,7 @@
 """Any tree, shape, dtype and hyperparameters: the update is the reference's, and types stay."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +16,16 @@ pytestmark = pytest.mark.usefixtures("strict")
 
 SHAPES = st.lists(st.integers(0, 3), max_size=3).map(tuple)
 DTYPES = st.sampled_from([np.float32, np.complex64, jnp.bfloat16, np.float16])
-LEAVES = st.none() | st.tuples(SHAPES, DTYPES)
+
+
+class Spec(NamedTuple):
+    """A leaf to be drawn."""
+
+    shape: tuple
+    dtype: np.dtype
+
+
+LEAVES = st.none() | st.builds(Spec, SHAPES, DTYPES)
 TREES = st.recursive(
     LEAVES,
     lambda children: (
@@ -37,14 +48,7 @@ HYPER = st.fixed_dictionaries(
 
 
 def is_leaf(x):
-    return x is None or (
-        isinstance(x, tuple)
-        and len(x) == 2
-        and isinstance(x[0], tuple)
-        and not isinstance(x[1], tuple | list | dict)
-        and x[1] is not None
-        and all(isinstance(n, int) for n in x[0])
-    )
+    return x is None or isinstance(x, Spec)
 
 
 def draw(rng, tree):
