@@ -1,9 +1,19 @@
 """Adam for JAX as pure functions: exact to a few roundings, Optax-compatible."""
 
+from functional_adam._adabelief import adabelief, scale_by_belief
 from functional_adam._adam import adam, adamw, scale_by_adam, update
+from functional_adam._adamax import adamax, adamaxw, scale_by_adamax
+from functional_adam._ademamix import ademamix, scale_by_ademamix
+from functional_adam._adopt import adopt, scale_by_adopt
+from functional_adam._amsgrad import amsgrad, scale_by_amsgrad
 from functional_adam._apply import apply_updates
+from functional_adam._cautious import cautious
+from functional_adam._lamb import lamb
+from functional_adam._nadam import nadam, nadamw
+from functional_adam._radam import radam, scale_by_radam
 from functional_adam._state import AdamState, init
 from functional_adam._types import GradientTransformation
+from functional_adam._yogi import scale_by_yogi, yogi
 
 __version__ = "0.1.0"
 
@@ -11,10 +21,29 @@ __all__ = [
     "AdamState",
     "GradientTransformation",
     "__version__",
+    "adabelief",
     "adam",
+    "adamax",
+    "adamaxw",
     "adamw",
+    "ademamix",
+    "adopt",
+    "amsgrad",
     "apply_updates",
+    "cautious",
     "init",
+    "lamb",
+    "nadam",
+    "nadamw",
+    "radam",
     "scale_by_adam",
+    "scale_by_adamax",
+    "scale_by_ademamix",
+    "scale_by_adopt",
+    "scale_by_amsgrad",
+    "scale_by_belief",
+    "scale_by_radam",
+    "scale_by_yogi",
     "update",
+    "yogi",
 ]

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import functools
-from typing import Any
-
-import jax
 from jax.typing import DTypeLike
 
 from functional_adam import _check
-from functional_adam._state import AdamState, check_state, init
-from functional_adam._step import Settings, bind, is_zero, step
+from functional_adam._settings import adam_like, bind
+from functional_adam._state import AdamState, check_state
+from functional_adam._step import is_zero, step
+from functional_adam._transform import direction, transformation
 from functional_adam._types import (
     GradientTransformation,
     Mask,
+    Placement,
     PyTree,
     Scalar,
     ScalarOrSchedule,
@@ -35,6 +34,9 @@ def update(
     mask: Mask | None = None,
     nesterov: bool = False,
     nu_dtype: DTypeLike | None = None,
+    l2: ScalarOrSchedule = 0.0,
+    independent_weight_decay: bool = False,
+    eps_placement: Placement = "after_correction",
 ) -> tuple[PyTree, AdamState]:
     r"""One step of Adam, or of AdamW where `weight_decay` is not 0.
 
@@ -66,6 +68,13 @@ def update(
         nesterov: look one step ahead (Dozat 2016): m_hat becomes
             b1 m / (1 - b1**(t+1)) + (1 - b1) g / (1 - b1**t).
         nu_dtype: as `mu_dtype`, for `nu`.
+        l2: >= 0, or a schedule: g + l2 theta takes the place of g, the gradient of the loss plus
+            l2/2 |theta|**2 (`weight_decay` of `torch.optim.Adam`). Needs `params`.
+        independent_weight_decay: True makes the decay's part of u -weight_decay * theta, not
+            multiplied by the learning rate.
+        eps_placement: "after_correction" as above; "before_correction" for the paper's other
+            form, with eps added to sqrt(v) and both corrections outside, as in TensorFlow and
+            Keras: m sqrt(1 - b2**t) / (1 - b1**t) / (sqrt(v + eps_root) + eps).
 
     Returns:
         `(updates, state)`: updates to add to the parameters, each with its gradient's dtype, and
@@ -89,12 +98,23 @@ def update(
         Dozat 2016, Incorporating Nesterov Momentum into Adam.
     """
     bound = bind(
-        learning_rate, b1, b2, eps, eps_root, weight_decay, mask, nesterov, mu_dtype, nu_dtype
+        adam_like(nesterov, eps_placement),
+        learning_rate=learning_rate,
+        b1=b1,
+        b2=b2,
+        eps=eps,
+        eps_root=eps_root,
+        weight_decay=weight_decay,
+        mask=mask,
+        independent_weight_decay=independent_weight_decay,
+        l2=l2,
+        mu_dtype=mu_dtype,
+        nu_dtype=nu_dtype,
     )
     if is_zero(bound.weight_decay):
         # Then `step` looks at neither: right for Optax's wrappers, which pass what they have, but
         # here whatever is given was meant.
-        check_state(state)
+        check_state(state, bound.variant.name)
         if params is not None:
             _check.leaves_like("params", params, state.mu, "the parameters given to init")
         if mask is not None:
@@ -112,10 +132,12 @@ def adam(
     *,
     nesterov: bool = False,
     nu_dtype: DTypeLike | None = None,
+    l2: ScalarOrSchedule = 0.0,
+    eps_placement: Placement = "after_correction",
 ) -> GradientTransformation:
     """Adam as an Optax-compatible transformation: `init` and `update` with these arguments bound.
 
-    u = -learning_rate * m_hat / (sqrt(v_hat + eps_root) + eps); no weight decay (see `adamw`).
+    u = -learning_rate * m_hat / (sqrt(v_hat + eps_root) + eps); no decoupled decay (see `adamw`).
     Argument order and defaults are Optax's, where `learning_rate` has no default.
 
     Args:
@@ -127,6 +149,8 @@ def adam(
         mu_dtype: see `init`; a state that holds another dtype is refused.
         nesterov: True or False.
         nu_dtype: see `init`; a state that holds another dtype is refused.
+        l2: >= 0 or a schedule; `update` then needs `params`.
+        eps_placement: "after_correction" or "before_correction".
 
     Returns:
         A `GradientTransformation` whose state is an `AdamState`.
@@ -146,8 +170,18 @@ def adam(
     References:
         Kingma and Ba 2015, Algorithm 1.
     """
-    return _transformation(
-        bind(learning_rate, b1, b2, eps, eps_root, 0.0, None, nesterov, mu_dtype, nu_dtype)
+    return transformation(
+        bind(
+            adam_like(nesterov, eps_placement),
+            learning_rate=learning_rate,
+            b1=b1,
+            b2=b2,
+            eps=eps,
+            eps_root=eps_root,
+            l2=l2,
+            mu_dtype=mu_dtype,
+            nu_dtype=nu_dtype,
+        )
     )
 
 
@@ -163,6 +197,8 @@ def adamw(
     *,
     nesterov: bool = False,
     nu_dtype: DTypeLike | None = None,
+    independent_weight_decay: bool = False,
+    eps_placement: Placement = "after_correction",
 ) -> GradientTransformation:
     """Adam with decoupled weight decay, as an Optax-compatible transformation.
 
@@ -180,6 +216,8 @@ def adamw(
         mask: which parameters decay.
         nesterov: True or False.
         nu_dtype: see `init`; a state that holds another dtype is refused.
+        independent_weight_decay: True takes the learning rate out of the decay's part of u.
+        eps_placement: "after_correction" or "before_correction".
 
     Returns:
         A `GradientTransformation` whose state is an `AdamState`.
@@ -201,8 +239,20 @@ def adamw(
     References:
         Loshchilov and Hutter 2019, Algorithm 2.
     """
-    return _transformation(
-        bind(learning_rate, b1, b2, eps, eps_root, weight_decay, mask, nesterov, mu_dtype, nu_dtype)
+    return transformation(
+        bind(
+            adam_like(nesterov, eps_placement),
+            learning_rate=learning_rate,
+            b1=b1,
+            b2=b2,
+            eps=eps,
+            eps_root=eps_root,
+            weight_decay=weight_decay,
+            mask=mask,
+            independent_weight_decay=independent_weight_decay,
+            mu_dtype=mu_dtype,
+            nu_dtype=nu_dtype,
+        )
     )
 
 
@@ -215,6 +265,7 @@ def scale_by_adam(
     *,
     nesterov: bool = False,
     nu_dtype: DTypeLike | None = None,
+    eps_placement: Placement = "after_correction",
 ) -> GradientTransformation:
     """Adam's direction alone, neither scaled nor signed, for `optax.chain`.
 
@@ -228,6 +279,7 @@ def scale_by_adam(
         mu_dtype: see `init`; a state that holds another dtype is refused.
         nesterov: True or False.
         nu_dtype: see `init`; a state that holds another dtype is refused.
+        eps_placement: "after_correction" or "before_correction".
 
     Returns:
         A `GradientTransformation` whose state is an `AdamState`.
@@ -246,31 +298,15 @@ def scale_by_adam(
     References:
         Kingma and Ba 2015, Algorithm 1.
     """
-    bound = bind(1.0, b1, b2, eps, eps_root, 0.0, None, nesterov, mu_dtype, nu_dtype)
-    # An update descends; a step size of -1 undoes just that.
-    return _transformation(bound._replace(learning_rate=-1.0))
-
-
-def _transformation(settings: Settings) -> GradientTransformation:
-    # Partials of module functions, not closures: they pickle.
-    return GradientTransformation(
-        functools.partial(_init, settings), functools.partial(_update, settings)
+    return direction(
+        bind(
+            adam_like(nesterov, eps_placement),
+            learning_rate=1.0,
+            b1=b1,
+            b2=b2,
+            eps=eps,
+            eps_root=eps_root,
+            mu_dtype=mu_dtype,
+            nu_dtype=nu_dtype,
+        )
     )
-
-
-def _init(settings: Settings, params: PyTree) -> AdamState:
-    state = init(params, mu_dtype=settings.mu_dtype, nu_dtype=settings.nu_dtype)
-    if jax.tree.leaves(params):  # optax.tree.map_params calls `init` with a leafless stand-in
-        _check.mask_leaves(settings.mask, params)
-    return state
-
-
-def _update(
-    settings: Settings,
-    updates: PyTree,
-    state: PyTree,
-    params: PyTree | None = None,
-    **extra_args: Any,
-) -> tuple[PyTree, AdamState]:
-    del extra_args  # Optax hands every member of a chain what any member takes.
-    return step(settings, updates, state, params)

@@ -8,8 +8,8 @@ array may be traced, and reading a concrete one would force a transfer.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,8 @@ import numpy as np
 from jax.tree_util import keystr
 
 from functional_adam._types import PyTree, arithmetic_dtype
+
+T = TypeVar("T")
 
 _FREEZE = (
     "pass None as its gradient (and its parameter), or leave it out with optax.masked or "
@@ -54,9 +56,17 @@ def _is_number(dtype: Any) -> bool:
     return jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
 
 
-def scalar(name: str, value: Any, below: float = math.inf, *, schedule: bool = False) -> Any:
-    """A hyperparameter in [0, below): a number as Python float, JAX array or schedule as it is."""
-    wanted = f"a number in [0, {below:g})" if below < math.inf else "a finite number >= 0"
+def scalar(
+    name: str,
+    value: Any,
+    below: float = math.inf,
+    *,
+    at_least: float = 0.0,
+    schedule: bool = False,
+) -> Any:
+    """A hyperparameter in [at_least, below): a number as float, JAX array or schedule as it is."""
+    finite = f"a finite number >= {at_least:g}"
+    wanted = f"a number in [{at_least:g}, {below:g})" if below < math.inf else finite
     wanted += ", a JAX scalar" + (" or a schedule (count -> value)" if schedule else "")
     if schedule and callable(value):
         return value
@@ -73,7 +83,7 @@ def scalar(name: str, value: Any, below: float = math.inf, *, schedule: bool = F
     if dtype is None or not _is_number(dtype):
         raise TypeError(f"{name} must be {wanted}; got {_show(value)}.")
     number = float(value)
-    if not 0 <= number < below:
+    if not at_least <= number < below:
         raise ValueError(f"{name} must be {wanted}; got {value!r}.")
     return number
 
@@ -83,6 +93,13 @@ def flag(name: str, value: Any) -> bool:
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False; got {_show(value)}.")
     return value
+
+
+def choice(name: str, value: Any, options: Mapping[str, T]) -> T:
+    """What `options` has under the name `value`."""
+    if not isinstance(value, str) or value not in options:
+        raise ValueError(f"{name} must be {' or '.join(map(repr, options))}; got {_show(value)}.")
+    return options[value]
 
 
 def moment_dtype(name: str, value: Any, *, real: bool) -> np.dtype[Any] | None:
@@ -162,6 +179,14 @@ def moments(path: str, mu: Any, nu: Any, mu_dtype: Any, nu_dtype: Any) -> np.dty
                 f"state with init(params, {name}_dtype=...) or by the same factory."
             )
     return arithmetic_dtype(*found)
+
+
+def kept_like(path: str, leaf: Any, moment: Any) -> None:
+    """A variant's own leaf has the shape and dtype of the moment that it is stored like."""
+    dtype = leaf_dtype(path, leaf)
+    _same_shape(path, leaf, moment, "the moment")
+    if dtype != moment.dtype:
+        raise ValueError(f"{path} is {dtype}, but the moment it is stored like is {moment.dtype}.")
 
 
 def _children(node: Any) -> tuple[dict[Any, Any], Any]:

@@ -1,9 +1,9 @@
-"""Adam's equations, one short function each: arrays in, arrays out.
+"""The equations, one short function each: arrays in, arrays out, one page a variant.
 
 No trees, no storage, no flags. Letters are those of Kingma & Ba (2015), "Adam: A Method for
 Stochastic Optimization", Algorithm 1: `g` the gradient, `m` and `v` the two moments, `t` the step
-counted from 1, `alpha` the step size. `docs/math.md` derives the rearranged forms; the tests hold
-each of them against the plain one.
+counted from 1, `alpha` the step size. What keeps the digits is in `_numerics`; `_family` says which
+functions make which optimizer, `_operands` what they take and give.
 """
 
 from __future__ import annotations
@@ -14,105 +14,55 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from functional_adam._numerics import (
+    Rate,
+    abs_squared,
+    average,
+    bias_correction,
+    clip,
+    decayed,
+    langevin,
+    log_half_product,
+    one_minus_exp,
+    over,
+    safe_sqrt,
+    same_side,
+    times,
+)
+from functional_adam._operands import Moments, Numerator, Scalars
 
-class Rate(NamedTuple):
-    """A decay rate b, with what would be lost by computing it from a rounded b.
+# ---- Adam: Kingma & Ba 2015, Algorithm 1 ----
 
-    Near b = 1 a float32 holds b to 2**-25 absolute, hence 1 - b (and log b, which is about
-    -(1 - b)) only to 2**-25 / (1 - b) relative: 3e-5 at b = 0.999. Both are therefore made
-    where b is still exact, and travel with it.
+
+def eps_after_correction(s: Scalars) -> Scalars:
+    """The corrections of Algorithm 1, moved out of the arrays and into scalars.
+
+    With m_hat = m / c1 and v_hat = v / c2, numerator and denominator both times sqrt(c2):
+
+        alpha m_hat / (sqrt(v_hat + eps_root) + eps)
+            = alpha sqrt(c2) / c1 * m / (sqrt(v + eps_root c2) + eps sqrt(c2)).
+
+    One square root and one division an element instead of one and three.
     """
-
-    b: jax.Array
-    complement: jax.Array  # 1 - b
-    log: jax.Array  # log b; -inf for b = 0
-    carried: jax.Array  # 1 where b > 1/2, else b: see `average`
-    removed: jax.Array  # 1 where b > 1/2, else 0
+    eps_root = None if s.eps_root is None else s.eps_root * s.c2
+    return eps_before_correction(s)._replace(eps=s.eps * jnp.sqrt(s.c2), eps_root=eps_root)
 
 
-@jax.jit  # one trace for both rates
-def one_minus_exp(x: jax.Array) -> jax.Array:
-    """1 - exp(x) for x <= 0, to two units of 2**-24.
+def eps_before_correction(s: Scalars) -> Scalars:
+    """alpha sqrt(c2) / c1 * m / (sqrt(v + eps_root) + eps): the end of the paper's section 2.
 
-    For x > -1/2 as the series -x (1 + x/2! + x**2/3! + ...), whose value besides -x lies in
-    (3/4, 1]: nothing cancels. Beyond, the plain form loses nothing either. (XLA's expm1 is off by
-    up to six units, and at t = 1 that error would be common to all coordinates of a step.)
+    There, eps is written with a hat; TensorFlow and Keras follow it.
     """
-    terms = 9 if x.dtype == jnp.float32 else 16  # the next is below 2**-26, 2**-55 of the sum
-    series = x.dtype.type(1 / math.factorial(terms))
-    for k in range(terms - 1, 0, -1):
-        series = series * x + x.dtype.type(1 / math.factorial(k))
-    return jax.lax.select(x > -0.5, -x * series, 1 - jnp.exp(x))
+    return s._replace(step=s.step * jnp.sqrt(s.c2) / s.c1)
 
 
-@jax.custom_jvp
-def bias_correction(rate: Rate, t: jax.Array) -> jax.Array:
-    """c = 1 - b**t (Algorithm 1, the divisors of m_hat and v_hat), as 1 - exp(t log b).
-
-    The subtraction that cancels when b**t is near 1 is never made: see `one_minus_exp`.
-    b = 0 gives 1 - exp(-inf) = 1.
-    """
-    return one_minus_exp(t * rate.log)
-
-
-@bias_correction.defjvp
-def _bias_correction_jvp(  # pyright: ignore[reportUnusedFunction] (registered, never called by name)
-    primals: tuple[Rate, jax.Array], tangents: tuple[Rate, jax.Array]
-) -> tuple[jax.Array, jax.Array]:
-    # dc/db = -t b**(t-1). Through log b it would be 0 * inf at b = 0; and b**0 is kept apart
-    # because its own slope, 0 b**-1, would be NaN there.
-    rate, t = primals
-    later = t > 1
-    power = jnp.power(jnp.where(later, rate.b, jnp.ones_like(rate.b)), t - 1)
-    return bias_correction(rate, t), -t * power * tangents[0].b
-
-
-@jax.custom_jvp
-def safe_sqrt(x: jax.Array) -> jax.Array:
-    """sqrt(x), with derivative 0 at x = 0, where the true one is infinite.
-
-    A coordinate whose gradient is always zero has v = 0; the chain rule would multiply the
-    infinite slope by dv = 0 and turn every gradient taken through an update into NaN.
-    """
-    return jnp.sqrt(x)
-
-
-@safe_sqrt.defjvp
-def _safe_sqrt_jvp(  # pyright: ignore[reportUnusedFunction] (registered, never called by name)
-    primals: tuple[jax.Array], tangents: tuple[jax.Array]
-) -> tuple[jax.Array, jax.Array]:
-    (x,), (x_dot,) = primals, tangents
-    positive = x > 0
-    root = safe_sqrt(jnp.where(positive, x, jnp.ones_like(x)))
-    return safe_sqrt(x), jnp.where(positive, x_dot / (root + root), jnp.zeros_like(x))
-
-
-def abs_squared(g: jax.Array) -> jax.Array:
-    """|g|**2, real; for complex g the sum of the two parts' squares, smooth at 0."""
-    if jnp.iscomplexobj(g):
-        return g.real * g.real + g.imag * g.imag
-    return g * g
-
-
-def average(a: jax.Array, x: jax.Array, rate: Rate) -> jax.Array:
-    """b a + (1 - b) x; for b > 1/2 as a + (1 - b) (x - a).
-
-    Expanding the second gives the first. The first multiplies all of a by a rounded b, the same
-    relative error every step, which over 1 / (1 - b) steps grows to 2**-25 / (1 - b); in the
-    second, rounding touches only the small correction. But where b is small and x far below a,
-    x - a has lost x: there the first form is the exact one. Both are one expression, with
-    `carried` and `removed` 1 and 1 for the second form, b and 0 for the first.
-    """
-    return rate.carried * a + rate.complement * (x - rate.removed * a)
-
-
-def first_moment(m: jax.Array, g: jax.Array, b1: Rate) -> jax.Array:
-    """m <- b1 m + (1 - b1) g (Algorithm 1)."""
-    return average(m, g, b1)
+def adam(s: Scalars, g: jax.Array, old: Moments) -> tuple[jax.Array, Moments]:
+    """m <- b1 m + (1 - b1) g; v <- b2 v + (1 - b2) |g|**2."""
+    return g, old._replace(m=average(old.m, g, s.b1), v=second_moment(old.v, g, s.b2))
 
 
 def second_moment(v: jax.Array, g: jax.Array, b2: Rate) -> jax.Array:
-    """v <- b2 v + (1 - b2) |g|**2 (Algorithm 1).
+    """v <- b2 v + (1 - b2) |g|**2.
 
     An infinite v (|g| above 1.8e19 in float32) stays infinite, and its coordinate stops;
     the difference inside `average` alone would make it inf - inf = NaN.
@@ -120,82 +70,258 @@ def second_moment(v: jax.Array, g: jax.Array, b2: Rate) -> jax.Array:
     return jax.lax.select(v == jnp.inf, v, average(v, abs_squared(g), b2))
 
 
-class Scalars(NamedTuple):
-    """What one step multiplies by, once for all leaves (see `step_scalars`)."""
-
-    t: jax.Array
-    b1: Rate
-    b2: Rate
-    step: jax.Array  # alpha sqrt(c2) / c1
-    eps: jax.Array  # eps sqrt(c2)
-    eps_root: jax.Array | None  # eps_root c2; None for 0, which XLA could not drop: 0 * NaN
-    shrink: jax.Array  # alpha lambda
+def momentum(s: Scalars, x: jax.Array, new: Moments) -> jax.Array:
+    """m, that is c1 m_hat."""
+    del s, x
+    return new.m
 
 
-def step_scalars(
-    t: jax.Array,
-    alpha: jax.Array,
-    b1: Rate,
-    b2: Rate,
-    eps: jax.Array,
-    eps_root: jax.Array | None,
-    weight_decay: jax.Array,
-) -> Scalars:
-    """The bias corrections of step t, moved out of the arrays and into scalars.
+def root(s: Scalars, new: Moments) -> jax.Array:
+    """sqrt(v + eps_root) + eps."""
+    return safe_sqrt(new.v if s.eps_root is None else new.v + s.eps_root) + s.eps
 
-    With m_hat = m / c1 and v_hat = v / c2 (Algorithm 1), and numerator and denominator both
-    multiplied by sqrt(c2):
 
-        alpha m_hat / (sqrt(v_hat + eps_root) + eps)
-            = alpha sqrt(c2) / c1 * m / (sqrt(v + eps_root c2) + eps sqrt(c2)).
+# ---- Decay ----
 
-    One square root and one division an element instead of one and three. (Section 2 of the paper
-    notes this order; it leaves out the factor on eps, which we keep.)
+
+def coupled_decay(s: Scalars, g: jax.Array, theta: jax.Array) -> jax.Array:
+    """g + l2 theta: the gradient of loss + l2/2 |theta|**2."""
+    return g if s.l2 is None else g + times(s.l2, theta)
+
+
+def decoupled_decay(s: Scalars, u: jax.Array, theta: jax.Array) -> jax.Array:
+    """u - alpha lambda theta (Loshchilov & Hutter 2019, Algorithm 2, schedule eta inside alpha)."""
+    return u - times(s.shrink, theta)
+
+
+def independent_decay(s: Scalars) -> Scalars:
+    """u - lambda theta: the same Algorithm 2, schedule eta inside lambda and not times alpha."""
+    return s._replace(shrink=s.weight_decay)
+
+
+# ---- NAdam: Dozat 2016 ----
+
+
+def nesterov_weights(s: Scalars) -> Scalars:
+    """b1 m / (1 - b1**(t+1)) + (1 - b1) g / (1 - b1**t): the simplified form, as in Optax."""
+    ahead = s.b1.b / bias_correction(s.b1, s.t + 1)
+    return _look_ahead(s, ahead, s.b1.complement / s.c1)
+
+
+def dozat_weights(s: Scalars) -> Scalars:
+    """mu(t+1) m / (1 - P(t+1)) + (1 - mu(t)) g / (1 - P(t)): Dozat's schedule, as in PyTorch.
+
+    mu(t) = b1 (1 - 0.96**(t psi) / 2), psi being `momentum_decay`; P(t) = mu(1) mu(2) ... mu(t).
+    Written so that everything adds and nothing cancels.
     """
-    c1, c2 = bias_correction(b1, t), bias_correction(b2, t)
-    root_c2 = jnp.sqrt(c2)
-    return Scalars(
-        t=t,
-        b1=b1,
-        b2=b2,
-        step=alpha * root_c2 / c1,
-        eps=eps * root_c2,
-        eps_root=None if eps_root is None else eps_root * c2,
-        shrink=alpha * weight_decay,
+    log_q = s.own["momentum_decay"] * math.log(0.96)
+
+    def momentum_complement(t: jax.Array) -> jax.Array:  # 1 - mu(t)
+        return s.b1.complement + s.b1.b * jnp.exp(t * log_q) / 2
+
+    # P(t) = b1**t R(t), hence 1 - P = (1 - b1**t) + b1**t (1 - R); and P(t+1) = P(t) mu(t+1).
+    now = s.c1 + (1 - s.c1) * one_minus_exp(log_half_product(log_q, s.t))
+    lost = momentum_complement(s.t + 1)
+    ahead = now + (1 - now) * lost
+    return _look_ahead(s, (1 - lost) / ahead, momentum_complement(s.t) / now)
+
+
+def _look_ahead(s: Scalars, ahead: jax.Array, now: jax.Array) -> Scalars:
+    # The corrections of both terms are in their weights: no common c1 is left.
+    return s._replace(own=s.own | {"ahead": ahead, "now": now}, c1=jnp.ones_like(s.c1))
+
+
+def nesterov_momentum(s: Scalars, x: jax.Array, new: Moments) -> jax.Array:
+    """ahead m + now x."""
+    return times(s.own["ahead"], new.m) + times(s.own["now"], x)
+
+
+# ---- AMSGrad: Reddi, Kale & Kumar 2018, Algorithm 2 ----
+
+
+def amsgrad(s: Scalars, g: jax.Array, old: Moments) -> tuple[jax.Array, Moments]:
+    """As `adam`, and v_max <- max(v_max, v): the paper's; PyTorch corrects it afterwards."""
+    g, new = adam(s, g, old)
+    return g, new._replace(more={"nu_max": jnp.maximum(old.more["nu_max"], new.v)})
+
+
+def amsgrad_of_corrected(s: Scalars, g: jax.Array, old: Moments) -> tuple[jax.Array, Moments]:
+    """As `adam`, and v_max <- max(v_max, v / c2): Optax's."""
+    g, new = adam(s, g, old)
+    return g, new._replace(more={"nu_max": jnp.maximum(old.more["nu_max"], new.v / s.c2)})
+
+
+def root_of_maximum(s: Scalars, new: Moments) -> jax.Array:
+    """sqrt(v_max + eps_root) + eps."""
+    return root(s, new._replace(v=new.more["nu_max"]))
+
+
+def first_correction(s: Scalars) -> Scalars:
+    """alpha / c1 * m / denominator: where the denominator needs no correction, or had it."""
+    return s._replace(step=s.step / s.c1)
+
+
+def without_first_correction(s: Scalars) -> Scalars:
+    """c1 = 1."""
+    return s._replace(c1=jnp.ones_like(s.c1))
+
+
+def without_second_correction(s: Scalars) -> Scalars:
+    """c2 = 1."""
+    return s._replace(c2=jnp.ones_like(s.c2))
+
+
+# ---- AdaMax: Kingma & Ba 2015, Algorithm 2 ----
+
+
+def adamax(s: Scalars, g: jax.Array, old: Moments) -> tuple[jax.Array, Moments]:
+    """m as in Adam; v <- max(b2 v, |g| + eps), the paper's u_t, which has no eps."""
+    m = average(old.m, g, s.b1)
+    return g, old._replace(m=m, v=jnp.maximum(decayed(old.v, s.b2), jnp.abs(g) + s.eps))
+
+
+def maximum(s: Scalars, new: Moments) -> jax.Array:
+    """v."""
+    del s
+    return new.v
+
+
+# ---- RAdam: Liu et al. 2020, Algorithm 2 ----
+
+
+def rectification(s: Scalars) -> Scalars:
+    """r m_hat / (sqrt(v_hat) + eps) where rho(t) >= threshold, else m_hat.
+
+    r = sqrt((rho-4) (rho-2) rho_inf / ((rho_inf-4) (rho_inf-2) rho)), with the paper's
+    rho_inf = 2 / (1 - b2) - 1 and rho(t) = rho_inf - 2 t b2**t / (1 - b2**t). Computed so, rho is
+    the difference of two large numbers; but with y = -log(b2) / 2 they are coth(y) and
+    t (coth(t y) - 1), the poles 1/y of both cancel on paper, and
+
+        rho(t) = L(y) + t (1 - L(t y)),   L(x) = coth(x) - 1/x.
+    """
+    y = -s.b2.log / 2
+    rho = langevin(y)[0] + s.t * langevin(s.t * y)[1]
+    adaptive = rho >= s.own["threshold"]
+    # Any number above 4 will do where there is no r: its slope must not be NaN either.
+    rho = jnp.where(adaptive, rho, jnp.full_like(rho, 5))
+    top = jnp.where(adaptive, 2 / s.b2.complement - 1, jnp.full_like(rho, 5))
+    r = jnp.sqrt((rho - 4) / (top - 4) * ((rho - 2) / (top - 2)) * (top / rho))
+    return s._replace(
+        step=jnp.where(adaptive, s.step * r, s.alpha / s.c1), own=s.own | {"adaptive": adaptive}
     )
 
 
-def momentum(m: jax.Array, g: jax.Array, scalars: Scalars) -> jax.Array:
-    """c1 m_hat = m: the numerator of Algorithm 1, its c1 being in `Scalars.step`."""
-    del g, scalars
-    return m
+def rectified_root(s: Scalars, new: Moments) -> jax.Array:
+    """The root where rho(t) >= threshold, else 1."""
+    return jnp.where(s.own["adaptive"], root(s, new), jnp.ones_like(new.v))
 
 
-def nesterov_momentum(m: jax.Array, g: jax.Array, scalars: Scalars) -> jax.Array:
-    """c1 (b1 m / c1(t+1) + (1 - b1) g / c1(t)): the numerator of Dozat (2016), simplified form."""
-    t, b1 = scalars.t, scalars.b1
-    ahead = bias_correction(b1, t) / bias_correction(b1, t + 1)
-    return (b1.b * ahead.astype(b1.b.dtype)) * m + b1.complement * g
+# ---- AdaBelief: Zhuang et al. 2020, Algorithm 2 ----
 
 
-def denominator(v: jax.Array, scalars: Scalars) -> jax.Array:
-    """sqrt(c2) (sqrt(v_hat + eps_root) + eps) = sqrt(v + eps_root c2) + eps sqrt(c2)."""
-    radicand = v if scalars.eps_root is None else v + scalars.eps_root
-    return safe_sqrt(radicand) + scalars.eps
+def belief_floor(s: Scalars) -> Scalars:
+    """`eps_root` goes into the average of every step, not under the root."""
+    return s._replace(own=s.own | {"floor": s.eps_root}, eps_root=None)
 
 
-def scaled_ratio(step: jax.Array, numerator: jax.Array, denominator: jax.Array) -> jax.Array:
-    """step * numerator / denominator, with a real denominator under a possibly complex numerator.
+def adabelief(s: Scalars, g: jax.Array, old: Moments) -> tuple[jax.Array, Moments]:
+    """m as in Adam; v <- b2 v + (1 - b2) |g - m|**2 + eps_root, m being the new one."""
+    m = average(old.m, g, s.b1)
+    v = second_moment(old.v, g - m, s.b2)
+    floor = s.own["floor"]
+    return g, old._replace(m=m, v=v if floor is None else v + floor)
 
-    Complex parts are divided one by one: a complex division squares its divisor, and the square
-    of a small denominator underflows.
+
+# ---- Yogi: Zaheer et al. 2018, Algorithm 2 ----
+
+
+def yogi(s: Scalars, g: jax.Array, old: Moments) -> tuple[jax.Array, Moments]:
+    """m as in Adam; v <- v - (1 - b2) sign(v - |g|**2) |g|**2."""
+    square = abs_squared(g)
+    v = old.v - s.b2.complement * jnp.sign(old.v - square) * square
+    v = jax.lax.select(old.v == jnp.inf, old.v, v)  # as in `second_moment`
+    return g, old._replace(m=average(old.m, g, s.b1), v=v)
+
+
+# ---- LAMB: You et al. 2020, Algorithm 2 ----
+
+
+def unit_rate(s: Scalars) -> Scalars:
+    """alpha = 1 until `trust_ratio`, whose quotient it would enter: 0 / 0 at alpha = 0."""
+    one = jnp.ones_like(s.step)
+    return s._replace(own=s.own | {"alpha": s.alpha}, alpha=one, step=one, shrink=s.weight_decay)
+
+
+def trust_ratio(s: Scalars, u: jax.Array, theta: jax.Array) -> jax.Array:
+    """alpha |theta| / |u| u, norms over the leaf; alpha u where either norm is 0."""
+    size, step = safe_sqrt(abs_squared(theta).sum()), safe_sqrt(abs_squared(u).sum())
+    usable = (size > 0) & (step > 0)
+    ratio = jnp.where(usable, size / jnp.where(usable, step, jnp.ones_like(step)), 1)
+    return times(s.own["alpha"] * ratio, u)
+
+
+# ---- ADOPT: Taniguchi et al. 2024, Algorithm 2 ----
+
+
+def adopt(s: Scalars, g: jax.Array, old: Moments) -> tuple[jax.Array, Moments]:
+    """x = clip(g / max(sqrt(v), eps), c), v the old one; m <- b1 m + (1 - b1) x; v as in Adam.
+
+    The first step only sets v = |g|**2.
     """
-    if jnp.iscomplexobj(numerator):
-        parts = numerator.real / denominator, numerator.imag / denominator
-        return step * jax.lax.complex(*parts)
-    return step * (numerator / denominator)
+    first = s.t == 1
+    scale = jnp.where(first, jnp.ones_like(old.v), jnp.maximum(safe_sqrt(old.v), s.eps))
+    x = jnp.where(first, jnp.zeros_like(g), clip(over(g, scale), s.own["clip"]))
+    v = jnp.where(first, abs_squared(g), second_moment(old.v, g, s.b2))
+    return x, old._replace(m=average(old.m, x, s.b1), v=v)
 
 
-def decoupled_decay(u: jax.Array, theta: jax.Array, scalars: Scalars) -> jax.Array:
-    """u - alpha lambda theta (Loshchilov & Hutter 2019, Algorithm 2, schedule eta inside alpha)."""
-    return u - scalars.shrink * theta
+def uncorrected_nesterov_weights(s: Scalars) -> Scalars:
+    """b1 m + (1 - b1) x."""
+    return _look_ahead(s, jnp.asarray(s.b1.b), jnp.asarray(s.b1.complement))
+
+
+def one(s: Scalars, new: Moments) -> jax.Array:
+    """1: the division was made before."""
+    del s
+    return jnp.ones_like(new.v)
+
+
+# ---- AdEMAMix: Pagliardini, Ablin & Grangier 2024, Algorithm 1 ----
+
+
+def mixing(s: Scalars) -> Scalars:
+    """alpha of the paper, here `mix`, times c1: all of the numerator is divided by c1."""
+    return s._replace(own=s.own | {"mix": s.own["alpha"] * s.c1})
+
+
+def ademamix(s: Scalars, g: jax.Array, old: Moments) -> tuple[jax.Array, Moments]:
+    """As `adam`, and m_slow <- b3 m_slow + (1 - b3) g."""
+    g, new = adam(s, g, old)
+    return g, new._replace(more={"mu_slow": average(old.more["mu_slow"], g, s.own["b3"])})
+
+
+def mixed_momentum(s: Scalars, x: jax.Array, new: Moments) -> jax.Array:
+    """c1 (m_hat + mix m_slow); the slow average is not corrected, so that it comes in slowly."""
+    del x
+    return new.m + times(s.own["mix"], new.more["mu_slow"])
+
+
+# ---- Cautious optimizers: Liang et al. 2024, Algorithm 1 ----
+
+
+class Cautious(NamedTuple):
+    """A numerator whose coordinates that disagree in sign with the gradient are 0.
+
+    The others are divided by their share of the leaf, at least 1/1000 as in the authors' code.
+    """
+
+    numerator: Numerator
+
+    def __call__(self, s: Scalars, x: jax.Array, new: Moments) -> jax.Array:
+        """d [d x > 0] / max(share, 1/1000), x having the gradient's sign."""
+        d = self.numerator(s, x, new)
+        agrees = same_side(d, x)
+        rows = jnp.sum(jnp.atleast_1d(agrees), axis=-1, dtype=jnp.int32)  # exact, however large
+        share = jnp.sum(rows.astype(s.step.dtype)) / max(1, agrees.size)
+        gain = 1 / jnp.maximum(share, 1e-3)
+        return times(gain * agrees.astype(share.dtype), d)  # a product: a NaN stays one

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import chex
@@ -26,7 +27,9 @@ class AdamState(NamedTuple):
         mu: first moment, a tree like the parameters. float32 for real parameters of up to 32
             bits, float64 for float64, complex for complex ones; `mu_dtype` overrides.
         nu: second moment (the mean of |g|**2), likewise and always real; `nu_dtype` overrides.
-        nu_scale, residual, extra: None, unless a storage format or a variant needs them.
+        nu_scale, residual: None, unless a storage format needs them.
+        extra: None, or a dict of the further trees that a variant keeps, each like the parameters:
+            `nu_max` in amsgrad (stored like `nu`), `mu_slow` in ademamix (like `mu`).
 
     Example:
         >>> import functional_adam as fa, jax.numpy as jnp
@@ -99,8 +102,8 @@ def _fresh_count(params: PyTree) -> jax.Array:
     return count
 
 
-def check_state(state: Any) -> None:
-    """`state` is an AdamState with a scalar count."""
+def check_state(state: Any, whose: str, keeps: Sequence[str] = ()) -> None:
+    """`state` is an AdamState with a scalar count and in `extra` the trees that `whose` keeps."""
     if not isinstance(state, AdamState):
         raise TypeError(
             f"state must be an AdamState, as `init` returns it; got {type(state).__name__}. "
@@ -115,4 +118,12 @@ def check_state(state: Any) -> None:
         raise ValueError(
             f"state.count must have shape (); got {np.shape(state.count)}. For a batch of states, "
             "jax.vmap over the update."
+        )
+    found = state.extra or {}
+    if not isinstance(found, Mapping) or set(found) != set(keeps):
+        kept = f"the trees {sorted(found)}" if found else "nothing"
+        wanted = f"the trees {sorted(keeps)}" if keeps else "None"
+        raise ValueError(
+            f"state.extra holds {kept}, but {whose} keeps {wanted} there: make the state with the "
+            "`init` of the same transformation."
         )

@@ -1,7 +1,7 @@
-"""One step over a tree: the bound hyperparameters and the only loop over leaves.
+"""One step over a tree: the only loop over leaves.
 
-A gradient's way through `_leaf` is one line: check, cast to the arithmetic's dtype, through
-`_formulas`, cast back to the storage's.
+A gradient's way through `_arithmetic` is one line: check, cast to the arithmetic's dtype, through
+the variant's formulas, cast back to the storage's.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -19,157 +19,162 @@ from jax.tree_util import keystr
 
 from functional_adam import _check
 from functional_adam import _formulas as F
+from functional_adam._family import Variant
+from functional_adam._numerics import Rate, bias_correction, over, times
+from functional_adam._operands import Moments, Scalars
+from functional_adam._settings import Settings
 from functional_adam._state import AdamState, check_state
 from functional_adam._types import PyTree, arithmetic_dtype, real_dtype
-
-Momentum: TypeAlias = Callable[[jax.Array, jax.Array, F.Scalars], jax.Array]
-
-
-class Settings(NamedTuple):
-    """What a factory binds, checked: numbers as Python floats, arrays and schedules as given."""
-
-    learning_rate: Any
-    b1: Any
-    b2: Any
-    eps: Any
-    eps_root: Any
-    weight_decay: Any
-    mask: Any
-    momentum: Momentum
-    mu_dtype: np.dtype[Any] | None
-    nu_dtype: np.dtype[Any] | None
-
-
-def bind(
-    learning_rate: Any,
-    b1: Any,
-    b2: Any,
-    eps: Any,
-    eps_root: Any,
-    weight_decay: Any,
-    mask: Any,
-    nesterov: Any,
-    mu_dtype: Any,
-    nu_dtype: Any,
-) -> Settings:
-    """What the caller of a factory or of `update` gave, checked before anything is computed."""
-    nesterov = _check.flag("nesterov", nesterov)
-    return Settings(
-        learning_rate=_check.scalar("learning_rate", learning_rate, schedule=True),
-        b1=_check.scalar("b1", b1, below=1.0),
-        b2=_check.scalar("b2", b2, below=1.0),
-        eps=_check.scalar("eps", eps),
-        eps_root=_check.scalar("eps_root", eps_root),
-        weight_decay=_check.scalar("weight_decay", weight_decay, schedule=True),
-        mask=_check.mask(mask),
-        momentum=F.nesterov_momentum if nesterov else F.momentum,
-        mu_dtype=_check.moment_dtype("mu_dtype", mu_dtype, real=False),
-        nu_dtype=_check.moment_dtype("nu_dtype", nu_dtype, real=True),
-    )
 
 
 def step(
     settings: Settings, grads: PyTree, state: AdamState, params: PyTree | None
 ) -> tuple[PyTree, AdamState]:
     """Updates and the next state: the one loop over leaves."""
-    check_state(state)
+    check_state(state, settings.variant.name, [name for name, _ in settings.variant.keeps])
     settings = _at(settings, state.count)
     paths_and_mu, treedef = jax.tree_util.tree_flatten_with_path(state.mu, is_leaf=_check.is_none)
     gs = _check.leaves_like("grads", grads, state.mu, "the parameters given to init")
-    nus = _check.leaves_like("state.nu", state.nu, state.mu, "state.mu")
-    thetas = _decaying(settings, paths_and_mu, gs, state.mu, params)
+    stored = _stored(settings.variant, state)
+    thetas = _thetas(settings, paths_and_mu, gs, state.mu, params)
     count = jnp.minimum(state.count, np.iinfo(np.int32).max - 1) + 1  # stops instead of wrapping
     scalars = functools.cache(functools.partial(_scalars, settings, count))
 
     stepped = [
-        _leaf(settings, scalars, keystr(path), g, mu, nu, theta)
-        for (path, mu), g, nu, theta in zip(paths_and_mu, gs, nus, thetas, strict=True)
+        _leaf(settings, scalars, keystr(path), g, moments, theta)
+        for (path, _), g, moments, theta in zip(paths_and_mu, gs, stored, thetas, strict=True)
     ]
-    columns = zip(*stepped, strict=True) if stepped else ((), (), ())
-    updates, mu, nu = (treedef.unflatten(column) for column in columns)
-    return updates, state._replace(count=count, mu=mu, nu=nu)
+    updates = treedef.unflatten(u for u, _ in stepped)
+    mu, nu = (treedef.unflatten(getattr(new, k) for _, new in stepped) for k in ("m", "v"))
+    extra = {
+        name: treedef.unflatten(new.more[name] for _, new in stepped)
+        for name, _ in settings.variant.keeps
+    }
+    return updates, state._replace(count=count, mu=mu, nu=nu, extra=extra or None)
 
 
-def _leaf(
-    settings: Settings,
-    scalars: Callable[[np.dtype[Any]], F.Scalars],
-    path: str,
-    g: Any,
-    mu: Any,
-    nu: Any,
-    theta: Any,
-) -> tuple[Any, Any, Any]:
-    """(update, mu, nu) of one leaf."""
-    if mu is None and g is not None:
-        raise ValueError(f"grads{path} is an array, but the parameter given to init is None.")
-    if g is None:
-        return None if mu is None else jnp.zeros_like(mu), mu, nu
-    dtype = _check.moments(path, mu, nu, settings.mu_dtype, settings.nu_dtype)
-    g = _check.leaf_like("grads" + path, g, mu, "state.mu" + path)
-    return _arithmetic(
-        settings.momentum, scalars(arithmetic_dtype(dtype, g.dtype)), g, mu, nu, theta
-    )
+def _stored(variant: Variant, state: AdamState) -> list[Moments]:
+    """The state, leaf by leaf."""
+    columns = {"nu": state.nu} | {name: state.extra[name] for name, _ in variant.keeps}
+    leaves = {
+        name: _check.leaves_like(f"state.{name}", tree, state.mu, "state.mu")
+        for name, tree in columns.items()
+    }
+    nus, mus = leaves.pop("nu"), jax.tree.leaves(state.mu, is_leaf=_check.is_none)
+    return [
+        Moments(mu, nu, {name: column[i] for name, column in leaves.items()})
+        for i, (mu, nu) in enumerate(zip(mus, nus, strict=True))
+    ]
 
 
-# Jitted so that leaves of one shape and dtype share one trace: a tree of 1,000 equal leaves is
-# traced once, and an eager update runs a leaf as one fused kernel. XLA inlines the calls.
-@functools.partial(jax.jit, static_argnums=0)
-def _arithmetic(
-    momentum: Momentum, s: F.Scalars, g: jax.Array, mu: jax.Array, nu: jax.Array, theta: Any
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Load, through the formulas, store: (update, mu, nu) in the dtypes of g, mu and nu."""
-    wide_g = g.astype(s.step.dtype)
-    m = F.first_moment(mu.astype(s.step.dtype), wide_g, s.b1)
-    v = F.second_moment(nu.astype(s.eps.dtype), wide_g, s.b2)
-    u = -F.scaled_ratio(s.step, momentum(m, wide_g, s), F.denominator(v, s))
-    if theta is not None:
-        u = F.decoupled_decay(u, theta.astype(s.step.dtype), s)
-    return u.astype(g.dtype), m.astype(mu.dtype), v.astype(nu.dtype)
+class Theta(NamedTuple):
+    """The parameter of a leaf, where anything needs it."""
+
+    value: Any = None
+    decays: bool = False
 
 
-def _at(settings: Settings, count: chex.Array) -> Settings:
-    """`settings` with its schedules evaluated at `count`, that before the step."""
-
-    def value(name: str) -> Any:
-        given = getattr(settings, name)
-        return _check.scalar(f"{name}(count)", given(count)) if callable(given) else given
-
-    return settings._replace(
-        learning_rate=value("learning_rate"), weight_decay=value("weight_decay")
-    )
-
-
-def _decaying(
+def _thetas(
     settings: Settings,
     paths_and_mu: list[Any],
     gs: list[Any],
     structure: PyTree,
     params: PyTree | None,
-) -> list[Any]:
-    """For each leaf the parameter that decays, or None."""
-    if is_zero(settings.weight_decay) or all(g is None for g in gs):
-        return [None] * len(gs)
+) -> list[Theta]:
+    """For each leaf its parameter, if it decays or the variant needs it."""
+    decays = not is_zero(settings.weight_decay)
+    needed = {
+        "weight_decay": decays,
+        "l2": not is_zero(settings.l2),
+        settings.variant.name: settings.variant.finish is not None,
+    }
+    why = [name for name, needs in needed.items() if needs]
+    if not why or all(g is None for g in gs):
+        return [Theta()] * len(gs)
     if params is None:
+        instead = f", or pass {why[0]}=0.0" if why[0] != settings.variant.name else ""
         raise ValueError(
-            "weight_decay needs the parameters: call update(grads, state, params), or pass "
-            "weight_decay=0.0."
+            f"{why[0]} needs the parameters: call update(grads, state, params){instead}."
         )
     thetas = _check.leaves_like("params", params, structure, "the parameters given to init")
-    keep = _check.mask_leaves(settings.mask, params)
+    keep = _check.mask_leaves(settings.mask, params) if decays else [False] * len(gs)
+    always = why != ["weight_decay"]
     return [
-        _check.leaf_like("params" + keystr(path), theta, mu, "state.mu" + keystr(path))
-        if kept and g is not None and mu is not None
-        else None
+        Theta(_check.leaf_like("params" + keystr(path), theta, mu, "state.mu" + keystr(path)), kept)
+        if (kept or always) and g is not None and mu is not None
+        else Theta()
         for (path, mu), g, theta, kept in zip(paths_and_mu, gs, thetas, keep, strict=True)
     ]
 
 
-def _scalars(settings: Settings, count: jax.Array, dtype: np.dtype[Any]) -> F.Scalars:
-    """The scalars of this step for leaves whose arithmetic has `dtype`."""
-    real = real_dtype(dtype)
+def _leaf(
+    settings: Settings,
+    scalars: Callable[[np.dtype[Any]], Scalars],
+    path: str,
+    g: Any,
+    stored: Any,
+    theta: Theta,
+) -> tuple[Any, Moments]:
+    """(update, moments) of one leaf."""
+    if stored.m is None and g is not None:
+        raise ValueError(f"grads{path} is an array, but the parameter given to init is None.")
+    if g is None:
+        return None if stored.m is None else jnp.zeros_like(stored.m), stored
+    dtype = _check.moments(path, stored.m, stored.v, settings.mu_dtype, settings.nu_dtype)
+    for name, like in settings.variant.keeps:
+        _check.kept_like(
+            f"state.extra[{name!r}]{path}",
+            stored.more[name],
+            stored.m if like == "mu" else stored.v,
+        )
+    g = _check.leaf_like("grads" + path, g, stored.m, "state.mu" + path)
+    s = scalars(real_dtype(arithmetic_dtype(dtype, g.dtype)))
+    return _arithmetic(settings.variant, theta.decays, s, g, stored, theta.value)
 
-    def cast(name: str) -> Any:
-        value = getattr(settings, name)
+
+# Jitted so that leaves of one shape and dtype share one trace: a tree of 1,000 equal leaves is
+# traced once, and an eager update runs a leaf as one fused kernel. XLA inlines the calls.
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _arithmetic(
+    variant: Variant, decays: bool, s: Scalars, g: jax.Array, stored: Moments, theta: Any
+) -> tuple[jax.Array, Moments]:
+    """Load, through the formulas, store: (update, moments) in the dtypes of g and `stored`."""
+    load = functools.partial(_wide, s.eps.dtype)
+    x, old, weights = jax.tree.map(load, (g, stored, theta))
+    if theta is not None:
+        x = F.coupled_decay(s, x, weights)
+    x, new = variant.advance(s, x, old)
+    u = -times(s.step, over(variant.numerator(s, x, new), variant.denominator(s, new)))
+    if decays:
+        u = F.decoupled_decay(s, u, weights)
+    if variant.finish is not None:
+        u = variant.finish(s, u, weights)
+    return u.astype(g.dtype), jax.tree.map(lambda a, like: a.astype(like.dtype), new, stored)
+
+
+def _wide(real: np.dtype[Any], x: jax.Array) -> jax.Array:
+    """x in the arithmetic's precision: `real`, or its complex counterpart."""
+    return x.astype(np.promote_types(real, np.complex64) if jnp.iscomplexobj(x) else real)
+
+
+def _at(settings: Settings, count: chex.Array) -> Settings:
+    """`settings` with its schedules evaluated at `count`, that before the step."""
+
+    def value(name: str, given: Any, below: float = math.inf) -> Any:
+        if not callable(given):
+            return given
+        return _check.scalar(f"{name}(count)", given(count), below)
+
+    rates = settings.variant.rates
+    own = {k: value(k, v, 1.0 if k in rates else math.inf) for k, v in settings.own.items()}
+    scheduled = ("learning_rate", "weight_decay", "l2")
+    return settings._replace(own=own, **{k: value(k, getattr(settings, k)) for k in scheduled})
+
+
+def _scalars(settings: Settings, count: jax.Array, real: np.dtype[Any]) -> Scalars:
+    """The scalars of this step for leaves whose arithmetic has `real` parts of that dtype."""
+
+    def cast(name: str, value: Any) -> Any:
         if isinstance(value, jax.Array):
             return value.astype(real)
         if value > float(np.finfo(real).max):
@@ -178,22 +183,34 @@ def _scalars(settings: Settings, count: jax.Array, dtype: np.dtype[Any]) -> F.Sc
             )
         return real.type(value)
 
-    scalars = F.step_scalars(
-        t=count.astype(real),
-        alpha=cast("learning_rate"),
-        b1=_rate("b1", settings.b1, real),
-        b2=_rate("b2", settings.b2, real),
-        eps=cast("eps"),
-        eps_root=None if is_zero(settings.eps_root) else cast("eps_root"),
-        weight_decay=cast("weight_decay"),
+    def unless_zero(name: str) -> Any:
+        value = getattr(settings, name)
+        return None if is_zero(value) else cast(name, value)
+
+    rates = settings.variant.rates
+    own = {
+        name: _rate(name, value, real) if name in rates else cast(name, value)
+        for name, value in settings.own.items()
+    }
+    t, alpha = count.astype(real), cast("learning_rate", settings.learning_rate)
+    b1, b2 = _rate("b1", settings.b1, real), _rate("b2", settings.b2, real)
+    weight_decay = cast("weight_decay", settings.weight_decay)
+    s = Scalars(
+        t=t,
+        alpha=alpha,
+        b1=b1,
+        b2=b2,
+        eps=cast("eps", settings.eps),
+        eps_root=unless_zero("eps_root"),
+        weight_decay=weight_decay,
+        l2=unless_zero("l2"),
+        own=own,
+        c1=bias_correction(b1, t),
+        c2=bias_correction(b2, t),
+        step=alpha,
+        shrink=alpha * weight_decay,
     )
-    if dtype == real:
-        return scalars
-    # What multiplies complex arrays becomes complex: strict promotion mixes no dtypes.
-    b1, step, shrink = jax.tree.map(
-        lambda x: x.astype(dtype), (scalars.b1, scalars.step, scalars.shrink)
-    )
-    return scalars._replace(b1=b1._replace(log=scalars.b1.log), step=step, shrink=shrink)
+    return functools.reduce(lambda s, prepare: prepare(s), settings.variant.prepare, s)
 
 
 def is_zero(value: Any) -> bool:
@@ -201,7 +218,7 @@ def is_zero(value: Any) -> bool:
     return isinstance(value, float) and not value
 
 
-def _rate(name: str, b: Any, dtype: np.dtype[Any]) -> F.Rate:
+def _rate(name: str, b: Any, dtype: np.dtype[Any]) -> Rate:
     """b, 1 - b and log b in `dtype`, made before b is rounded to it."""
     if isinstance(b, float):
         if dtype.type(b) == 1:
@@ -211,11 +228,13 @@ def _rate(name: str, b: Any, dtype: np.dtype[Any]) -> F.Rate:
             )
         log = math.log(b) if b > 0 else -math.inf
         parts = (b, 1.0 - b, log, *((1.0, 1.0) if b > 0.5 else (b, 0.0)))
-        return F.Rate(*(dtype.type(part) for part in parts))
+        return Rate(*(dtype.type(part) for part in parts))
     wide = arithmetic_dtype(dtype, b.dtype if jnp.issubdtype(b.dtype, jnp.floating) else dtype)
     b = b.astype(wide)
     complement = 1 - b  # exact for b >= 1/2
-    log = jax.lax.stop_gradient(jnp.log1p(-complement))  # its slope is in F.bias_correction
+    positive = b > 0  # or the slope of the logarithm at 0 would be infinite
+    log = jnp.log1p(-jnp.where(positive, complement, jnp.zeros_like(b)))
+    log = jnp.where(positive, log, jnp.full_like(b, -jnp.inf))
     near_one = b > 0.5
     carried, removed = jnp.where(near_one, jnp.ones_like(b), b), near_one
-    return F.Rate(*(part.astype(dtype) for part in (b, complement, log, carried, removed)))
+    return Rate(*(part.astype(dtype) for part in (b, complement, log, carried, removed)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import chex
 import jax
@@ -24,6 +24,9 @@ ScalarOrSchedule: TypeAlias = float | jax.Array | Schedule
 
 # A tree, or prefix of a tree, of booleans; or a function from the parameters to one.
 Mask: TypeAlias = PyTree | Callable[[PyTree], PyTree]
+
+# Where, relative to the bias correction of the second moment, something is done.
+Placement: TypeAlias = Literal["after_correction", "before_correction"]
 
 if TYPE_CHECKING:
     # Type checkers see Optax's own class, so that `optax.chain(optax.clip(1.0), fa.adam())`

@@ -113,3 +113,193 @@ def units(updates: np.ndarray, truth: np.ndarray, learning_rate: float) -> np.nd
     """|updates - truth| in u = 2**-24 * learning_rate * max(1, |truth| / learning_rate)."""
     size = np.maximum(1.0, np.abs(truth) / learning_rate)
     return np.abs(np.asarray(updates, np.float64) - truth) / (2.0**-24 * learning_rate * size)
+
+
+# ---- The family: each from its paper's formulas, in the paper's order, nothing rearranged ----
+#
+# A rule takes the step t = 1, 2, ..., the gradient, a dict `k` of what is kept (changed in place)
+# and the hyperparameters `h`, and returns the direction d; `family` makes updates of it.
+
+
+def _first(k, g, h):
+    k["m"] = h.b1 * k["m"] + (1 - h.b1) * g
+    return k["m"]
+
+
+def _second(k, g, h):
+    k["v"] = h.b2 * k["v"] + (1 - h.b2) * np.abs(g) ** 2
+    return k["v"]
+
+
+def _m_hat(t, g, k, h):
+    if h.get("nesterov"):
+        return h.b1 * k["m"] / (1 - h.b1 ** (t + 1)) + (1 - h.b1) * g / (1 - h.b1**t)
+    return k["m"] / (1 - h.b1**t)
+
+
+def _root(t, v, h):
+    """sqrt(v_hat + eps_root) + eps; or Keras's, whose correction is outside."""
+    c2 = 1 - h.b2**t
+    if h.get("eps_placement") == "before_correction":
+        return (np.sqrt(v + h.get("eps_root", 0)) + h.eps) / np.sqrt(c2)
+    return np.sqrt(v / c2 + h.get("eps_root", 0)) + h.eps
+
+
+def _adam(t, g, k, h):
+    _first(k, g, h)
+    _second(k, g, h)
+    return _m_hat(t, g, k, h) / _root(t, k["v"], h)
+
+
+def _nadam(t, g, k, h):
+    """Dozat 2016, Algorithm 2, with the momentum schedule of his section 3 (PyTorch's NAdam)."""
+    if h.get("momentum_decay") is None:
+        return _adam(t, g, k, h | {"nesterov": True})
+    mu, ahead = (h.b1 * (1 - 0.5 * 0.96 ** (i * h.momentum_decay)) for i in (t, t + 1))
+    k["product"] = k.get("product", 1.0) * mu
+    m, v = _first(k, g, h), _second(k, g, h)
+    m_hat = ahead * m / (1 - k["product"] * ahead) + (1 - mu) * g / (1 - k["product"])
+    return m_hat / _root(t, v, h)
+
+
+def _amsgrad(t, g, k, h):
+    """Reddi, Kale & Kumar 2018, Algorithm 2, with bias corrections where h says."""
+    m, v = _first(k, g, h), _second(k, g, h)
+    m = m / (1 - h.b1**t) if h.get("bias_correction_mu", True) else m
+    c2 = 1 - h.b2**t if h.get("bias_correction_nu", True) else 1.0
+    after = h.get("maximum", "after_correction") == "after_correction"
+    k["nu_max"] = np.maximum(k.get("nu_max", 0.0), v / c2 if after else v)
+    if after:
+        return m / (np.sqrt(k["nu_max"] + h.get("eps_root", 0)) + h.eps)
+    return m / _root(t, k["nu_max"], h)
+
+
+def _adamax(t, g, k, h):
+    """Kingma & Ba 2015, Algorithm 2, eps as in Optax and PyTorch."""
+    m = _first(k, g, h)
+    k["v"] = np.maximum(h.b2 * k["v"], np.abs(g) + h.eps)
+    return m / (1 - h.b1**t) / k["v"]
+
+
+def _radam(t, g, k, h):
+    """Liu et al. 2020, Algorithm 2, with a threshold other than its 4."""
+    _first(k, g, h)
+    _second(k, g, h)
+    rho_inf = 2 / (1 - h.b2) - 1
+    rho = rho_inf - 2 * t * h.b2**t / (1 - h.b2**t)
+    m_hat = _m_hat(t, g, k, h)
+    if rho < h.get("threshold", 5.0):
+        return m_hat
+    r = np.sqrt((rho - 4) * (rho - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho))
+    return r * m_hat / _root(t, k["v"], h)
+
+
+def _adabelief(t, g, k, h):
+    """Zhuang et al. 2020, Algorithm 2, its two epsilons being eps_root and eps."""
+    m = _first(k, g, h)
+    k["v"] = h.b2 * k["v"] + (1 - h.b2) * np.abs(g - m) ** 2 + h.eps_root
+    return _m_hat(t, g, k, h) / (np.sqrt(k["v"] / (1 - h.b2**t)) + h.eps)
+
+
+def _yogi(t, g, k, h):
+    """Zaheer et al. 2018, Algorithm 2, with bias corrections and a start as in Optax."""
+    if t == 1:
+        k["m"], k["v"] = (k[x] + h.get("initial_accumulator_value", 1e-6) for x in ("m", "v"))
+    square = np.abs(g) ** 2
+    _first(k, g, h)
+    k["v"] = k["v"] - (1 - h.b2) * np.sign(k["v"] - square) * square
+    return _m_hat(t, g, k, h) / _root(t, k["v"], h)
+
+
+def _adopt(t, g, k, h):
+    """Taniguchi et al. 2024, Algorithm 2; the first step only initialises v."""
+    if t == 1:
+        k["v"] = np.abs(g) ** 2
+        return np.zeros_like(g)
+    x = g / np.maximum(np.sqrt(k["v"]), h.eps)
+    if h.get("use_clipping", True):
+        bound, size = h.get("clip_value_fn", lambda count: count**0.25)(t - 1), np.abs(x)
+        x = np.where(size > bound, x / np.where(size > 0, size, 1) * bound, x)
+    m = _first(k, x, h)
+    _second(k, g, h)
+    return h.b1 * m + (1 - h.b1) * x if h.get("nesterov") else m
+
+
+def _ademamix(t, g, k, h):
+    """Pagliardini, Ablin & Grangier 2024, Algorithm 1."""
+    b3, mix = (_at(h[name], t - 1) for name in ("b3", "alpha"))
+    _first(k, g, h)
+    v = _second(k, g, h)
+    k["mu_slow"] = b3 * k.get("mu_slow", 0.0) + (1 - b3) * g
+    return (_m_hat(t, g, k, h) + mix * k["mu_slow"]) / _root(t, v, h)
+
+
+RULES = {
+    "adam": _adam,
+    "nadam": _nadam,
+    "amsgrad": _amsgrad,
+    "adamax": _adamax,
+    "radam": _radam,
+    "adabelief": _adabelief,
+    "yogi": _yogi,
+    "lamb": _adam,  # but for what `family` makes of the direction
+    "adopt": _adopt,
+    "ademamix": _ademamix,
+}
+
+
+class _Hyper(dict):
+    """A dict whose entries are attributes too, so that rules read like formulas."""
+
+    __getattr__ = dict.__getitem__
+
+    def __or__(self, other):
+        return _Hyper(dict.__or__(self, other))
+
+
+def _cautious(d, x):
+    agrees = np.real(d * np.conj(x)) > 0
+    return d * agrees / max(agrees.mean(), 1e-3)
+
+
+def family(
+    name,
+    grads,
+    params=0.0,
+    *,
+    learning_rate=1e-3,
+    weight_decay=0.0,
+    independent_weight_decay=False,
+    l2=0.0,
+    cautious=False,
+    train=True,
+    **hyper,
+):
+    """(updates, parameters, kept) after every step, one array each; `kept` is a dict of them.
+
+    `name` is that of `RULES`. One leaf; with `train=False` the parameters stay where they are.
+    """
+    grads = np.asarray(grads)
+    kind = np.complex128 if np.iscomplexobj(grads) else np.float64
+    grads = grads.astype(kind)
+    theta = np.zeros(grads.shape[1:], kind) + params
+    k, h, rows = {"m": np.zeros_like(theta), "v": np.zeros(theta.shape)}, _Hyper(hyper), []
+    for t, g in enumerate(grads, start=1):
+        alpha, decay, coupled = (_at(x, t - 1) for x in (learning_rate, weight_decay, l2))
+        x = g + coupled * theta
+        d = RULES[name](t, x, k, h)
+        d = _cautious(d, x) if cautious else d
+        if name == "lamb":  # You et al. 2020, Algorithm 2
+            d = d + decay * theta
+            sizes = np.linalg.norm(theta), np.linalg.norm(d)
+            u = -alpha * (sizes[0] / sizes[1] if min(sizes) > 0 else 1.0) * d
+        else:
+            u = -alpha * d - (1 if independent_weight_decay else alpha) * decay * theta
+        theta = theta + u if train else theta
+        rows.append((u, theta, dict(k)))
+    updates, thetas, kept = zip(*rows, strict=True)
+    return (
+        np.stack(updates),
+        np.stack(thetas),
+        {key: np.stack([np.asarray(row[key]) for row in kept]) for key in kept[-1]},
+    )

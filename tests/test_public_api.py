@@ -2,9 +2,11 @@
 
 import ast
 import doctest
+import importlib
 import inspect
 import pathlib
 import pickle
+import pkgutil
 import re
 import subprocess
 import sys
@@ -15,10 +17,10 @@ import jax.numpy as jnp
 import pytest
 
 import functional_adam as fa
-from functional_adam import _adam, _apply, _check, _formulas, _state, _step, _types
 
 ROOT = pathlib.Path(__file__).parents[1]
-MODULES = [fa, _adam, _apply, _check, _formulas, _state, _step, _types]
+NAMES = [module.name for module in pkgutil.iter_modules(fa.__path__)]
+MODULES = [fa, *(importlib.import_module(f"functional_adam.{name}") for name in NAMES)]
 PUBLIC = [getattr(fa, name) for name in fa.__all__ if name != "__version__"]
 
 
@@ -27,12 +29,31 @@ def test_the_public_names_are_exactly_these():
         "AdamState",
         "GradientTransformation",
         "__version__",
+        "adabelief",
         "adam",
+        "adamax",
+        "adamaxw",
         "adamw",
+        "ademamix",
+        "adopt",
+        "amsgrad",
         "apply_updates",
+        "cautious",
         "init",
+        "lamb",
+        "nadam",
+        "nadamw",
+        "radam",
         "scale_by_adam",
+        "scale_by_adamax",
+        "scale_by_ademamix",
+        "scale_by_adopt",
+        "scale_by_amsgrad",
+        "scale_by_belief",
+        "scale_by_radam",
+        "scale_by_yogi",
         "update",
+        "yogi",
     }
     visible = {name for name in vars(fa) if not name.startswith("_")}
     assert visible == set(fa.__all__) - {"__version__"}

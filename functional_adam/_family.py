@@ -1,0 +1,76 @@
+"""The family: each member a value, naming its formulas and the trees it keeps.
+
+The loop in `_step` knows nothing else about a variant, so a new one is a new value and, where it
+has equations of its own, a page in `_formulas`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from functional_adam import _formulas as F
+from functional_adam._operands import Advance, Denominator, Finish, Numerator, Prepare
+
+
+class Variant(NamedTuple):
+    """What distinguishes one optimizer from another; as it stands here, Adam."""
+
+    name: str = "adam"
+    prepare: tuple[Prepare, ...] = (F.eps_after_correction,)  # in this order
+    advance: Advance = F.adam
+    numerator: Numerator = F.momentum
+    denominator: Denominator = F.root
+    finish: Finish | None = None  # needs the parameters
+    keeps: tuple[tuple[str, str], ...] = ()  # (name in state.extra, moment it is stored like)
+    rates: tuple[str, ...] = ()  # those of its own hyperparameters that are decay rates
+
+    def first(self, *prepare: Prepare) -> Variant:
+        """With these preparations before the others."""
+        return self._replace(prepare=(*prepare, *self.prepare))
+
+    def look_ahead(self, weights: Prepare = F.nesterov_weights) -> Variant:
+        """With Nesterov's numerator."""
+        return self.first(weights)._replace(numerator=F.nesterov_momentum)
+
+
+ADAM = Variant()
+AMSGRAD = Variant(
+    name="amsgrad",
+    advance=F.amsgrad,
+    denominator=F.root_of_maximum,
+    keeps=(("nu_max", "nu"),),
+)
+AMSGRAD_OF_CORRECTED = AMSGRAD._replace(
+    prepare=(F.first_correction,), advance=F.amsgrad_of_corrected
+)
+ADAMAX = Variant(
+    name="adamax",
+    prepare=(F.first_correction,),
+    advance=F.adamax,
+    denominator=F.maximum,
+)
+RADAM = Variant(
+    name="radam",
+    prepare=(F.eps_after_correction, F.rectification),
+    denominator=F.rectified_root,
+)
+ADABELIEF = Variant(
+    name="adabelief",
+    prepare=(F.belief_floor, F.eps_after_correction),
+    advance=F.adabelief,
+)
+YOGI = Variant(name="yogi", advance=F.yogi)
+LAMB = Variant(
+    name="lamb",
+    prepare=(F.unit_rate, F.eps_after_correction),
+    finish=F.trust_ratio,
+)
+ADOPT = Variant(name="adopt", prepare=(), advance=F.adopt, denominator=F.one)
+ADEMAMIX = Variant(
+    name="ademamix",
+    prepare=(F.mixing, F.eps_after_correction),
+    advance=F.ademamix,
+    numerator=F.mixed_momentum,
+    keeps=(("mu_slow", "mu"),),
+    rates=("b3",),
+)

@@ -1,0 +1,93 @@
+"""What a factory binds, checked before anything is computed, and the choices that they share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from functional_adam import _check
+from functional_adam import _formulas as F
+from functional_adam._family import ADAM, Variant
+from functional_adam._operands import Prepare
+
+
+class Settings(NamedTuple):
+    """A variant and its hyperparameters: numbers as floats, arrays and schedules as given."""
+
+    variant: Variant
+    learning_rate: Any
+    b1: Any
+    b2: Any
+    eps: Any
+    eps_root: Any
+    weight_decay: Any
+    mask: Any
+    l2: Any
+    mu_dtype: np.dtype[Any] | None
+    nu_dtype: np.dtype[Any] | None
+    own: Mapping[str, Any]  # the variant's own hyperparameters
+    start: Any  # of the moments
+
+
+def bind(
+    variant: Variant,
+    *,
+    learning_rate: Any,
+    b1: Any,
+    b2: Any,
+    eps: Any,
+    eps_root: Any = 0.0,
+    weight_decay: Any = 0.0,
+    mask: Any = None,
+    independent_weight_decay: Any = False,
+    l2: Any = 0.0,
+    mu_dtype: Any = None,
+    nu_dtype: Any = None,
+    own: Mapping[str, Any] | None = None,
+    start: Any = 0.0,
+) -> Settings:
+    """What the caller of a factory or of `update` gave; `own` is checked by its factory."""
+    if _check.flag("independent_weight_decay", independent_weight_decay):
+        variant = variant.first(F.independent_decay)
+    return Settings(
+        variant=variant,
+        learning_rate=_check.scalar("learning_rate", learning_rate, schedule=True),
+        b1=_check.scalar("b1", b1, below=1.0),
+        b2=_check.scalar("b2", b2, below=1.0),
+        eps=_check.scalar("eps", eps),
+        eps_root=_check.scalar("eps_root", eps_root),
+        weight_decay=_check.scalar("weight_decay", weight_decay, schedule=True),
+        mask=_check.mask(mask),
+        l2=_check.scalar("l2", l2, schedule=True),
+        mu_dtype=_check.moment_dtype("mu_dtype", mu_dtype, real=False),
+        nu_dtype=_check.moment_dtype("nu_dtype", nu_dtype, real=True),
+        own={} if own is None else own,
+        start=start,
+    )
+
+
+def eps_placement(value: Any) -> Prepare:
+    """The named choice of where eps is added."""
+    return _check.choice(
+        "eps_placement",
+        value,
+        {
+            "after_correction": F.eps_after_correction,
+            "before_correction": F.eps_before_correction,
+        },
+    )
+
+
+def placed(variant: Variant, placement: Any) -> Variant:
+    """`variant` with eps where `placement` says."""
+    chosen = eps_placement(placement)
+    swapped = (chosen if p is F.eps_after_correction else p for p in variant.prepare)
+    return variant._replace(prepare=tuple(swapped))
+
+
+def adam_like(nesterov: Any, placement: Any) -> Variant:
+    """Adam, looking ahead or not, eps where `placement` says."""
+    variant = placed(ADAM, placement)
+    return variant.look_ahead() if _check.flag("nesterov", nesterov) else variant

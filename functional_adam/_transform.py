@@ -1,0 +1,62 @@
+"""From `Settings` to the pair of functions that Optax's wrappers and users call."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from functional_adam import _check
+from functional_adam._settings import Settings
+from functional_adam._state import AdamState, init
+from functional_adam._step import is_zero, step
+from functional_adam._types import GradientTransformation, PyTree
+
+
+def transformation(settings: Settings) -> GradientTransformation:
+    """`init` and `update` with these settings."""
+    # Partials of module functions, not closures: they pickle.
+    return GradientTransformation(
+        functools.partial(_init, settings), functools.partial(_update, settings)
+    )
+
+
+def direction(settings: Settings) -> GradientTransformation:
+    """`transformation`, neither scaled nor signed."""
+    # An update descends; a step size of -1 undoes just that.
+    return transformation(settings._replace(learning_rate=-1.0))
+
+
+def settings_of(tx: Any) -> Settings | None:
+    """The settings of a transformation made here; None for any other object."""
+    update = getattr(tx, "update", None)
+    if isinstance(update, functools.partial) and update.func is _update:
+        return update.args[0]
+    return None
+
+
+def _init(settings: Settings, params: PyTree) -> AdamState:
+    state = init(params, mu_dtype=settings.mu_dtype, nu_dtype=settings.nu_dtype)
+    if jax.tree.leaves(params):  # optax.tree.map_params calls `init` with a leafless stand-in
+        _check.mask_leaves(settings.mask, params)
+    if not is_zero(settings.start):
+        begin = lambda zeros: jnp.full_like(zeros, settings.start)  # noqa: E731
+        state = state._replace(mu=jax.tree.map(begin, state.mu), nu=jax.tree.map(begin, state.nu))
+    extra = {
+        name: jax.tree.map(jnp.zeros_like, getattr(state, like))
+        for name, like in settings.variant.keeps
+    }
+    return state._replace(extra=extra or None)
+
+
+def _update(
+    settings: Settings,
+    updates: PyTree,
+    state: PyTree,
+    params: PyTree | None = None,
+    **extra_args: Any,
+) -> tuple[PyTree, AdamState]:
+    del extra_args  # Optax hands every member of a chain what any member takes.
+    return step(settings, updates, state, params)
