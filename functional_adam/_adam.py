@@ -34,7 +34,7 @@ def update(
     mask: Mask | None = None,
     nesterov: bool = False,
     nu_dtype: DTypeLike | None = None,
-    l2: ScalarOrSchedule = 0.0,
+    l2: ScalarOrSchedule | None = None,
     independent_weight_decay: bool = False,
     eps_placement: Placement = "after_correction",
 ) -> tuple[PyTree, AdamState]:
@@ -68,8 +68,9 @@ def update(
         nesterov: look one step ahead (Dozat 2016): m_hat becomes
             b1 m / (1 - b1**(t+1)) + (1 - b1) g / (1 - b1**t).
         nu_dtype: as `mu_dtype`, for `nu`.
-        l2: >= 0, or a schedule: g + l2 theta takes the place of g, the gradient of the loss plus
-            l2/2 |theta|**2 (`weight_decay` of `torch.optim.Adam`). Needs `params`.
+        l2: None (default), or >= 0, or a schedule: g + l2 theta takes the place of g, the
+            gradient of the loss plus l2/2 |theta|**2 (`weight_decay` of `torch.optim.Adam`).
+            Needs `params`.
         independent_weight_decay: True makes the decay's part of u -weight_decay * theta, not
             multiplied by the learning rate.
         eps_placement: "after_correction" as above; "before_correction" for the paper's other
@@ -132,7 +133,7 @@ def adam(
     *,
     nesterov: bool = False,
     nu_dtype: DTypeLike | None = None,
-    l2: ScalarOrSchedule = 0.0,
+    l2: ScalarOrSchedule | None = None,
     eps_placement: Placement = "after_correction",
 ) -> GradientTransformation:
     """Adam as an Optax-compatible transformation: `init` and `update` with these arguments bound.
@@ -149,7 +150,7 @@ def adam(
         mu_dtype: see `init`; a state that holds another dtype is refused.
         nesterov: True or False.
         nu_dtype: see `init`; a state that holds another dtype is refused.
-        l2: >= 0 or a schedule; `update` then needs `params`.
+        l2: None (default), or >= 0 or a schedule; `update` then needs `params`.
         eps_placement: "after_correction" or "before_correction".
 
     Returns:

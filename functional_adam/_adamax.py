@@ -18,7 +18,7 @@ def adamax(
     *,
     mu_dtype: DTypeLike | None = None,
     nu_dtype: DTypeLike | None = None,
-    l2: ScalarOrSchedule = 0.0,
+    l2: ScalarOrSchedule | None = None,
 ) -> GradientTransformation:
     """Adam divided by the largest recent gradient instead of a root mean square.
 
@@ -32,7 +32,7 @@ def adamax(
         eps: >= 0, added to |g|, as in Optax and PyTorch (the paper has none).
         mu_dtype: see `init`; a state that holds another dtype is refused.
         nu_dtype: see `init`; a state that holds another dtype is refused.
-        l2: >= 0 or a schedule; `update` then needs `params`.
+        l2: None (default), or >= 0 or a schedule; `update` then needs `params`.
 
     Returns:
         A `GradientTransformation` whose state is an `AdamState`; `nu` is the v above.

@@ -33,8 +33,8 @@ def amsgrad(
     nu_dtype: DTypeLike | None = None,
     maximum: Placement = "after_correction",
     eps_placement: Placement = "after_correction",
-    l2: ScalarOrSchedule = 0.0,
-    weight_decay: ScalarOrSchedule = 0.0,
+    l2: ScalarOrSchedule | None = None,
+    weight_decay: ScalarOrSchedule | None = None,
     mask: Mask | None = None,
     independent_weight_decay: bool = False,
 ) -> GradientTransformation:
@@ -62,8 +62,8 @@ def amsgrad(
         maximum: "after_correction" or "before_correction", of which v the maximum is taken.
         eps_placement: "after_correction", or, where the maximum is taken before the correction too,
             "before_correction" (Keras).
-        l2: >= 0 or a schedule; `update` then needs `params`.
-        weight_decay: lambda >= 0 or a schedule; `update` then needs `params`. 0 by default.
+        l2: None (default), or >= 0 or a schedule; `update` then needs `params`.
+        weight_decay: None (default), or lambda >= 0 or a schedule; `update` then needs `params`.
         mask: which parameters decay.
         independent_weight_decay: True takes the learning rate out of the decay's part of u.
 
@@ -96,7 +96,7 @@ def amsgrad(
             b2=b2,
             eps=eps,
             eps_root=eps_root,
-            weight_decay=weight_decay,
+            weight_decay=0.0 if weight_decay is None else weight_decay,
             mask=mask,
             independent_weight_decay=independent_weight_decay,
             l2=l2,

@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 
 from functional_adam._numerics import (
-    Rate,
     abs_squared,
     average,
     bias_correction,
@@ -23,6 +22,7 @@ from functional_adam._numerics import (
     decayed,
     langevin,
     log_half_product,
+    mean_square,
     one_minus_exp,
     over,
     safe_sqrt,
@@ -58,21 +58,12 @@ def eps_before_correction(s: Scalars) -> Scalars:
 
 def adam(s: Scalars, g: jax.Array, old: Moments) -> tuple[jax.Array, Moments]:
     """m <- b1 m + (1 - b1) g; v <- b2 v + (1 - b2) |g|**2."""
-    return g, old._replace(m=average(old.m, g, s.b1), v=second_moment(old.v, g, s.b2))
+    v = mean_square(old.v, abs_squared(g), s.b2)
+    return g, old._replace(m=average(old.m, g, s.b1), v=v)
 
 
-def second_moment(v: jax.Array, g: jax.Array, b2: Rate) -> jax.Array:
-    """v <- b2 v + (1 - b2) |g|**2.
-
-    An infinite v (|g| above 1.8e19 in float32) stays infinite, and its coordinate stops;
-    the difference inside `average` alone would make it inf - inf = NaN.
-    """
-    return jax.lax.select(v == jnp.inf, v, average(v, abs_squared(g), b2))
-
-
-def momentum(s: Scalars, x: jax.Array, new: Moments) -> jax.Array:
+def momentum(_s: Scalars, _x: jax.Array, new: Moments) -> jax.Array:
     """m, that is c1 m_hat."""
-    del s, x
     return new.m
 
 
@@ -157,7 +148,7 @@ def root_of_maximum(s: Scalars, new: Moments) -> jax.Array:
 
 
 def first_correction(s: Scalars) -> Scalars:
-    """alpha / c1 * m / denominator: where the denominator needs no correction, or had it."""
+    """alpha / c1 * m / denominator, for a denominator that needs no correction or had it."""
     return s._replace(step=s.step / s.c1)
 
 
@@ -180,9 +171,8 @@ def adamax(s: Scalars, g: jax.Array, old: Moments) -> tuple[jax.Array, Moments]:
     return g, old._replace(m=m, v=jnp.maximum(decayed(old.v, s.b2), jnp.abs(g) + s.eps))
 
 
-def maximum(s: Scalars, new: Moments) -> jax.Array:
+def maximum(_s: Scalars, new: Moments) -> jax.Array:
     """v."""
-    del s
     return new.v
 
 
@@ -220,16 +210,20 @@ def rectified_root(s: Scalars, new: Moments) -> jax.Array:
 
 
 def belief_floor(s: Scalars) -> Scalars:
-    """`eps_root` goes into the average of every step, not under the root."""
-    return s._replace(own=s.own | {"floor": s.eps_root}, eps_root=None)
+    """eps_root / (1 - b2), what `eps_root` in every step comes to inside the average.
+
+    Added to v itself it would be rounded the same way in every step, and the errors add up.
+    """
+    floor = None if s.eps_root is None else s.eps_root / s.b2.complement
+    return s._replace(own=s.own | {"floor": floor}, eps_root=None)
 
 
 def adabelief(s: Scalars, g: jax.Array, old: Moments) -> tuple[jax.Array, Moments]:
     """m as in Adam; v <- b2 v + (1 - b2) |g - m|**2 + eps_root, m being the new one."""
     m = average(old.m, g, s.b1)
-    v = second_moment(old.v, g - m, s.b2)
-    floor = s.own["floor"]
-    return g, old._replace(m=m, v=v if floor is None else v + floor)
+    square, floor = abs_squared(g - m), s.own["floor"]
+    v = mean_square(old.v, square if floor is None else square + floor, s.b2)
+    return g, old._replace(m=m, v=v)
 
 
 # ---- Yogi: Zaheer et al. 2018, Algorithm 2 ----
@@ -239,7 +233,7 @@ def yogi(s: Scalars, g: jax.Array, old: Moments) -> tuple[jax.Array, Moments]:
     """m as in Adam; v <- v - (1 - b2) sign(v - |g|**2) |g|**2."""
     square = abs_squared(g)
     v = old.v - s.b2.complement * jnp.sign(old.v - square) * square
-    v = jax.lax.select(old.v == jnp.inf, old.v, v)  # as in `second_moment`
+    v = jax.lax.select(old.v == jnp.inf, old.v, v)  # as in `mean_square`
     return g, old._replace(m=average(old.m, g, s.b1), v=v)
 
 
@@ -271,7 +265,8 @@ def adopt(s: Scalars, g: jax.Array, old: Moments) -> tuple[jax.Array, Moments]:
     first = s.t == 1
     scale = jnp.where(first, jnp.ones_like(old.v), jnp.maximum(safe_sqrt(old.v), s.eps))
     x = jnp.where(first, jnp.zeros_like(g), clip(over(g, scale), s.own["clip"]))
-    v = jnp.where(first, abs_squared(g), second_moment(old.v, g, s.b2))
+    square = abs_squared(g)
+    v = jnp.where(first, square, mean_square(old.v, square, s.b2))
     return x, old._replace(m=average(old.m, x, s.b1), v=v)
 
 
@@ -280,9 +275,8 @@ def uncorrected_nesterov_weights(s: Scalars) -> Scalars:
     return _look_ahead(s, jnp.asarray(s.b1.b), jnp.asarray(s.b1.complement))
 
 
-def one(s: Scalars, new: Moments) -> jax.Array:
+def one(_s: Scalars, new: Moments) -> jax.Array:
     """1: the division was made before."""
-    del s
     return jnp.ones_like(new.v)
 
 
@@ -300,9 +294,8 @@ def ademamix(s: Scalars, g: jax.Array, old: Moments) -> tuple[jax.Array, Moments
     return g, new._replace(more={"mu_slow": average(old.more["mu_slow"], g, s.own["b3"])})
 
 
-def mixed_momentum(s: Scalars, x: jax.Array, new: Moments) -> jax.Array:
+def mixed_momentum(s: Scalars, _x: jax.Array, new: Moments) -> jax.Array:
     """c1 (m_hat + mix m_slow); the slow average is not corrected, so that it comes in slowly."""
-    del x
     return new.m + times(s.own["mix"], new.more["mu_slow"])
 
 
@@ -310,15 +303,12 @@ def mixed_momentum(s: Scalars, x: jax.Array, new: Moments) -> jax.Array:
 
 
 class Cautious(NamedTuple):
-    """A numerator whose coordinates that disagree in sign with the gradient are 0.
-
-    The others are divided by their share of the leaf, at least 1/1000 as in the authors' code.
-    """
+    """A numerator whose coordinates that climb are 0, the others scaled up to make up for it."""
 
     numerator: Numerator
 
     def __call__(self, s: Scalars, x: jax.Array, new: Moments) -> jax.Array:
-        """d [d x > 0] / max(share, 1/1000), x having the gradient's sign."""
+        """d [d x > 0] / max(share, 1/1000); x has the gradient's sign."""
         d = self.numerator(s, x, new)
         agrees = same_side(d, x)
         rows = jnp.sum(jnp.atleast_1d(agrees), axis=-1, dtype=jnp.int32)  # exact, however large

@@ -30,7 +30,7 @@ def nadam(
     *,
     nu_dtype: DTypeLike | None = None,
     momentum_decay: Scalar | None = None,
-    l2: ScalarOrSchedule = 0.0,
+    l2: ScalarOrSchedule | None = None,
     eps_placement: Placement = "after_correction",
 ) -> GradientTransformation:
     """Adam with Nesterov's momentum: m_hat is that of the next step, seen from this one.
@@ -55,7 +55,7 @@ def nadam(
         mu_dtype: see `init`; a state that holds another dtype is refused.
         nu_dtype: see `init`; a state that holds another dtype is refused.
         momentum_decay: None (default) for the simplified form, or psi >= 0.
-        l2: >= 0 or a schedule; `update` then needs `params`.
+        l2: None (default), or >= 0 or a schedule; `update` then needs `params`.
         eps_placement: "after_correction" or "before_correction".
 
     Returns:

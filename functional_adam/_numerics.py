@@ -149,6 +149,14 @@ def average(a: jax.Array, x: jax.Array, rate: Rate) -> jax.Array:
     return times(rate.carried, a) + times(rate.complement, x - times(rate.removed, a))
 
 
+def mean_square(v: jax.Array, square: jax.Array, rate: Rate) -> jax.Array:
+    """`average`, but an infinite v (|g| above 1.8e19 in float32) stays so, and its coordinate stops.
+
+    The difference inside `average` alone would make it inf - inf = NaN.
+    """
+    return jax.lax.select(v == jnp.inf, v, average(v, square, rate))
+
+
 def decayed(a: jax.Array, rate: Rate) -> jax.Array:
     """b a, rounded like `average` with x = 0."""
     return times(rate.carried, a) - times(rate.complement, times(rate.removed, a))

@@ -24,7 +24,7 @@ def radam(
     nesterov: bool = False,
     mu_dtype: DTypeLike | None = None,
     nu_dtype: DTypeLike | None = None,
-    l2: ScalarOrSchedule = 0.0,
+    l2: ScalarOrSchedule | None = None,
     eps_placement: Placement = "after_correction",
 ) -> GradientTransformation:
     """Adam whose first steps are those of momentum, and the next ones rectified.
@@ -49,7 +49,7 @@ def radam(
         nesterov: True or False.
         mu_dtype: see `init`; a state that holds another dtype is refused.
         nu_dtype: see `init`; a state that holds another dtype is refused.
-        l2: >= 0 or a schedule; `update` then needs `params`.
+        l2: None (default), or >= 0 or a schedule; `update` then needs `params`.
         eps_placement: "after_correction", or "before_correction", as `torch.optim.RAdam` has it.
 
     Returns:

@@ -10,7 +10,6 @@ import numpy as np
 from functional_adam import _check
 from functional_adam import _formulas as F
 from functional_adam._family import ADAM, Variant
-from functional_adam._operands import Prepare
 
 
 class Settings(NamedTuple):
@@ -42,7 +41,7 @@ def bind(
     weight_decay: Any = 0.0,
     mask: Any = None,
     independent_weight_decay: Any = False,
-    l2: Any = 0.0,
+    l2: Any = None,
     mu_dtype: Any = None,
     nu_dtype: Any = None,
     own: Mapping[str, Any] | None = None,
@@ -60,7 +59,9 @@ def bind(
         eps_root=_check.scalar("eps_root", eps_root),
         weight_decay=_check.scalar("weight_decay", weight_decay, schedule=True),
         mask=_check.mask(mask),
-        l2=_check.scalar("l2", l2, schedule=True),
+        # None is for defaults: optax.inject_hyperparams makes an array of every number, and nobody
+        # knows of a traced 0.0 that it needs no parameters.
+        l2=0.0 if l2 is None else _check.scalar("l2", l2, schedule=True),
         mu_dtype=_check.moment_dtype("mu_dtype", mu_dtype, real=False),
         nu_dtype=_check.moment_dtype("nu_dtype", nu_dtype, real=True),
         own={} if own is None else own,
@@ -68,21 +69,13 @@ def bind(
     )
 
 
-def eps_placement(value: Any) -> Prepare:
-    """The named choice of where eps is added."""
-    return _check.choice(
-        "eps_placement",
-        value,
-        {
-            "after_correction": F.eps_after_correction,
-            "before_correction": F.eps_before_correction,
-        },
-    )
-
-
 def placed(variant: Variant, placement: Any) -> Variant:
     """`variant` with eps where `placement` says."""
-    chosen = eps_placement(placement)
+    options = {
+        "after_correction": F.eps_after_correction,
+        "before_correction": F.eps_before_correction,
+    }
+    chosen = _check.choice("eps_placement", placement, options)
     swapped = (chosen if p is F.eps_after_correction else p for p in variant.prepare)
     return variant._replace(prepare=tuple(swapped))
 

@@ -26,7 +26,7 @@ class Trajectory(NamedTuple):
 
 
 def _at(value, count):
-    return value(count) if callable(value) else value
+    return float(value(count)) if callable(value) else value
 
 
 def adam(
@@ -218,7 +218,7 @@ def _adopt(t, g, k, h):
         return np.zeros_like(g)
     x = g / np.maximum(np.sqrt(k["v"]), h.eps)
     if h.get("use_clipping", True):
-        bound, size = h.get("clip_value_fn", lambda count: count**0.25)(t - 1), np.abs(x)
+        bound, size = _at(h.get("clip_value_fn", lambda count: count**0.25), t - 1), np.abs(x)
         x = np.where(size > bound, x / np.where(size > 0, size, 1) * bound, x)
     m = _first(k, x, h)
     _second(k, g, h)
