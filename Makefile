@@ -37,6 +37,7 @@ legs: ## the core tests on Python 3.11 with the oldest JAX and 3.13 with the new
 
 bench: $(VENV)/test ## time and size against Optax (and torch, if installed)
 	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/family.py
 	$(BIN)/python benchmarks/accuracy.py
 
 peers: $(VENV)/test ## repeat the recorded comparison with PyTorch, live; needs torch in .venv

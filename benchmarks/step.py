@@ -14,14 +14,16 @@ control's interval.
 JAX steps are jitted and donate parameters and state; a timing blocks on its results. Gradients
 are N(0, 1), so that nothing becomes denormal. "torch" is its default, on a GPU foreach, on a CPU
 a loop over the leaves. "of copy" (accelerators only) is the 28 bytes a parameter that a step must
-move (read g, p, m, v and write p, m, v in float32) per second, as a share of what a copy on the
-device moves in the same process. Compilation (tracing, lowering, compiling) is timed in the same
-kind of rounds, each time with fresh functions and cleared caches; bytes are XLA's own count.
+move (read g, p, m, v and write p, m, v in float32; 36 with a third moment) per second, as a share
+of what a copy on the device moves in the same process. Compilation (tracing, lowering, compiling)
+is timed in the same kind of rounds, each time with fresh functions and cleared caches; bytes are
+XLA's own count.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import gc
 import importlib.util
 import itertools
@@ -47,7 +49,6 @@ import functional_adam as fa
 
 OURS, OPTAX, CONTROL = "functional_adam", "optax", "optax again"
 HYPERPARAMETERS = {"learning_rate": 3e-4, "b1": 0.87, "b2": 0.993, "eps": 1e-7}
-DECAY = {"adam": {}, "adamw": {"weight_decay": 0.037}}
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 Shapes = dict[str, tuple[int, ...]]
 
@@ -84,6 +85,10 @@ def size(tree: str) -> int:
     return sum(int(np.prod(shape)) for shape in TREES[tree].values())
 
 
+def abstract(tree: str) -> dict[str, jax.ShapeDtypeStruct]:
+    return {k: jax.ShapeDtypeStruct(shape, jnp.float32) for k, shape in TREES[tree].items()}
+
+
 def normal(tree: str, seed: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     return {k: rng.standard_normal(shape, dtype=np.float32) for k, shape in TREES[tree].items()}
@@ -92,26 +97,57 @@ def normal(tree: str, seed: int) -> dict[str, np.ndarray]:
 # ---- Optimizers, as functions that make n steps and return when they are done ----
 
 
-def transformation(name: str, kind: str) -> tuple[Any, Callable[..., Any]]:
-    library = fa if name == OURS else optax
-    return getattr(library, kind)(**HYPERPARAMETERS, **DECAY[kind]), library.apply_updates
+class Entrant(NamedTuple):
+    library: Any  # whose `apply_updates` goes with it
+    make: Callable[[], Any]  # a new transformation every time
 
 
-def jitted_step(name: str, kind: str) -> Any:
+class Pair(NamedTuple):
+    ours: Entrant
+    theirs: Entrant
+    against: str  # what theirs is called
+
+
+def pair_of(kind: str, **arguments: Any) -> Pair:
+    """The factories of that name, here and in Optax."""
+    theirs = getattr(optax, kind, None) or getattr(optax.contrib, kind)
+    bound = [functools.partial(f, **arguments) for f in (getattr(fa, kind), theirs)]
+    return Pair(Entrant(fa, bound[0]), Entrant(optax, bound[1]), f"{OPTAX} {kind}")
+
+
+PAIRS = {
+    "adam": pair_of("adam", **HYPERPARAMETERS),
+    "adamw": pair_of("adamw", **HYPERPARAMETERS, weight_decay=0.037),
+}
+
+
+def entrant(name: str, pair: Pair) -> Entrant:
+    return pair.ours if name == OURS else pair.theirs
+
+
+def held(pair: Pair, tree: str) -> float:
+    """Bytes a parameter of what a step replaces, parameter and moments; the counter rounds away."""
+    params = abstract(tree)
+    replaced = jax.tree.leaves((params, jax.eval_shape(pair.ours.make().init, params)))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in replaced) / size(tree)
+
+
+def jitted_step(name: str, pair: Pair) -> Any:
     """Optimizer, function and jit all fresh: nothing is cached."""
-    tx, apply_updates = transformation(name, kind)
+    library, make = entrant(name, pair)
+    tx = make()
 
     def step(params: Any, state: Any, grads: Any) -> tuple[Any, Any]:
         updates, state = tx.update(grads, state, params)
-        return apply_updates(params, updates), state
+        return library.apply_updates(params, updates), state
 
     return jax.jit(step, donate_argnums=(0, 1))
 
 
-def jax_stepper(name: str, kind: str, params: Any, grads: Any) -> Callable[[int], int]:
+def jax_stepper(name: str, pair: Pair, params: Any, grads: Any) -> Callable[[int], int]:
     own = jax.tree.map(jnp.array, params)  # a copy, since it is donated
-    carry = own, jax.jit(transformation(name, kind)[0].init)(own)
-    step = jitted_step(name, kind)
+    carry = own, jax.jit(entrant(name, pair).make().init)(own)
+    step = jitted_step(name, pair)
 
     def run(steps: int) -> int:
         nonlocal carry
@@ -142,13 +178,14 @@ def torch_stepper(fused: bool | None, params: Any, grads: Any) -> Callable[[int]
     return run
 
 
-def steppers(comparison: str, tree: str) -> dict[str, Callable[[int], Any]]:
+def steppers(pair: Pair | None, tree: str) -> dict[str, Callable[[int], Any]]:
+    """Of a pair and its control; None stands for our Adam and torch's."""
     params, grads = normal(tree, seed=1), jax.device_put(normal(tree, seed=2))
-    if comparison != "torch":
+    if pair is not None:
         names = OURS, OPTAX, CONTROL
-        return {name: jax_stepper(name, comparison, params, grads) for name in names}
+        return {name: jax_stepper(name, pair, params, grads) for name in names}
     return {
-        OURS: jax_stepper(OURS, "adam", params, grads),
+        OURS: jax_stepper(OURS, PAIRS["adam"], params, grads),
         "torch": torch_stepper(None, params, grads),
         "torch fused": torch_stepper(True, params, grads),
     }
@@ -213,8 +250,8 @@ def copy_bandwidth(size: int) -> float:
     return 8 * size / statistics.median(seconds(run, 4) for _ in range(9))
 
 
-def step_rows(comparison: str, tree: str, options: Any, advance: Any) -> list[dict[str, Any]]:
-    entrants = steppers(comparison, tree)
+def step_rows(pair: Pair | None, tree: str, options: Any, advance: Any) -> list[dict[str, Any]]:
+    entrants = steppers(pair, tree)
     warm = 3 if size(tree) > 2**22 else 50
     for run in entrants.values():
         run(warm)
@@ -225,11 +262,12 @@ def step_rows(comparison: str, tree: str, options: Any, advance: Any) -> list[di
     row = {"tree": tree, "parameters": size(tree), "steps": steps}
     end = {"compilations": entrants[OURS](max(1, 50 - warm))}  # over 50 steps or more
     if jax.default_backend() != "cpu":
-        moved = 28 * size(tree) / (1e-3 * milliseconds[OURS])
+        moved = 4 + 2 * held(pair or PAIRS["adam"], tree)  # the gradient is only read
+        moved *= size(tree) / (1e-3 * milliseconds[OURS])
         end["of copy"] = moved / copy_bandwidth(max(size(tree), 2**26))
     return [
         row
-        | {"against": f"{name} {comparison.replace('torch', 'adam')}"}
+        | {"against": pair.against if pair else f"{name} adam"}
         | {"ms": (milliseconds[OURS], milliseconds[name])}
         | compared(times, name, CEILINGS.get(tree, 1.0))
         | end
@@ -238,11 +276,11 @@ def step_rows(comparison: str, tree: str, options: Any, advance: Any) -> list[di
     ]
 
 
-def compile_once(name: str, kind: str, tree: str) -> tuple[list[float], Any]:
+def compile_once(name: str, pair: Pair, tree: str) -> tuple[list[float], Any]:
     """(seconds of [tracing, lowering, compiling], the compiled step)."""
-    params = {k: jax.ShapeDtypeStruct(shape, jnp.float32) for k, shape in TREES[tree].items()}
-    state = jax.eval_shape(transformation(name, kind)[0].init, params)
-    step = jitted_step(name, kind)
+    params = abstract(tree)
+    state = jax.eval_shape(entrant(name, pair).make().init, params)
+    step = jitted_step(name, pair)
     jax.clear_caches()
     gc.collect()
     clock = [time.perf_counter()]
@@ -255,26 +293,31 @@ def compile_once(name: str, kind: str, tree: str) -> tuple[list[float], Any]:
     return np.diff(clock).tolist(), compiled
 
 
-def compile_rows(kind: str, tree: str, options: Any, advance: Any) -> tuple[dict, dict]:
-    """(row of times, row of memory)."""
+def compile_row(pair: Pair, tree: str, options: Any, advance: Any) -> dict[str, Any]:
     names = OURS, OPTAX, CONTROL
-    compiled = {name: compile_once(name, kind, tree)[1] for name in names}  # and a warm-up
-    actions = {name: lambda name=name: compile_once(name, kind, tree)[0] for name in names}
+    actions = {name: lambda name=name: compile_once(name, pair, tree)[0] for name in names}
+    for action in actions.values():
+        action()  # a warm-up
     stages = rounds(actions, options.compiles, advance)
-    timing = {"tree": tree, "against": f"{OPTAX} {kind}"}
-    memory = dict(timing)
-    both = OURS, OPTAX
-    medians = [1e3 * np.median(stages[name], axis=0) for name in both]
+    row = {"tree": tree, "against": pair.against}
+    medians = [1e3 * np.median(stages[name], axis=0) for name in (OURS, OPTAX)]
     for i, stage in enumerate(("trace", "lower", "compile")):
-        timing[f"{stage}, ms"] = tuple(float(m[i]) for m in medians)
-    usage = [compiled[name].memory_analysis() for name in both]
-    accessed = [compiled[name].cost_analysis()["bytes accessed"] for name in both]
-    memory["accessed, B/param"] = tuple(b / size(tree) for b in accessed)
-    memory["temporary, B/param"] = tuple(u.temp_size_in_bytes / size(tree) for u in usage)
-    # Of parameters and two moments, 4 bytes each; the counter rounds away.
-    memory["donated"] = tuple(u.alias_size_in_bytes / (12 * size(tree)) for u in usage)
+        row[f"{stage}, ms"] = tuple(float(m[i]) for m in medians)
     times = {name: [sum(parts) for parts in rows] for name, rows in stages.items()}
-    return timing | compared(times, OPTAX, COMPILE_CEILING), memory
+    return row | compared(times, OPTAX, COMPILE_CEILING)
+
+
+def memory_row(pair: Pair, tree: str) -> dict[str, Any]:
+    compiled = [compile_once(name, pair, tree)[1] for name in (OURS, OPTAX)]
+    usage = [c.memory_analysis() for c in compiled]
+    accessed = [c.cost_analysis()["bytes accessed"] for c in compiled]
+    return {
+        "tree": tree,
+        "against": pair.against,
+        "accessed, B/param": tuple(b / size(tree) for b in accessed),
+        "temporary, B/param": tuple(u.temp_size_in_bytes / size(tree) for u in usage),
+        "donated": tuple(u.alias_size_in_bytes / size(tree) / held(pair, tree) for u in usage),
+    }
 
 
 # ---- Reporting ----
@@ -315,7 +358,7 @@ def show(title: str, rows: list[dict[str, Any]], markdown: bool) -> None:
 
 
 def arguments() -> argparse.Namespace:
-    comparisons = ["adam", "adamw", *(["torch"] if HAS_TORCH else [])]
+    comparisons = [*PAIRS, *(["torch"] if HAS_TORCH else [])]
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--trees", nargs="+", choices=TREES, default=list(TREES))
     parser.add_argument("--compare", nargs="+", choices=comparisons, default=comparisons)
@@ -338,15 +381,14 @@ def main() -> None:
         for tree, comparison in cases:
             progress.update(timing, description=f"{tree}, {comparison}")
             advance = lambda: progress.advance(timing)  # noqa: E731
-            report["steps"] += step_rows(comparison, tree, options, advance)
+            report["steps"] += step_rows(PAIRS.get(comparison), tree, options, advance)
             gc.collect()  # this case's arrays, before the next one's
         compiled = [case for case in cases if case[1] != "torch" and options.compiles]
         compiling = progress.add_task("compiling", total=len(compiled) * options.compiles)
         for tree, kind in compiled:
             advance = lambda: progress.advance(compiling)  # noqa: E731
-            times, memory = compile_rows(kind, tree, options, advance)
-            report["compiling"].append(times)
-            report["memory"].append(memory)
+            report["compiling"].append(compile_row(PAIRS[kind], tree, options, advance))
+            report["memory"].append(memory_row(PAIRS[kind], tree))
     titles = "Time of a step", "Time to compile", "Memory of a step"
     for title, rows in zip(titles, list(report.values())[1:], strict=True):
         if rows:

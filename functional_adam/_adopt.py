@@ -145,9 +145,10 @@ def scale_by_adopt(
 def _variant(nesterov: Any, use_clipping: Any, clip_value_fn: Any) -> dict[str, Any]:
     """The variant and its own hyperparameters."""
     clip = _check.scalar("clip_value_fn", clip_value_fn, schedule=True)
+    clips = _check.flag("use_clipping", use_clipping)
     return {
         "variant": ADOPT.look_ahead(F.uncorrected_nesterov_weights)
         if _check.flag("nesterov", nesterov)
         else ADOPT,
-        "own": {"clip": clip if _check.flag("use_clipping", use_clipping) else _unbounded},
+        "own": {"clip_value_fn": clip if clips else _unbounded},
     }

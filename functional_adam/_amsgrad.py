@@ -73,7 +73,8 @@ def amsgrad(
 
     Raises:
         ValueError: an argument out of range; eps before a correction that is made before the
-            maximum; at `init` and `update`, a mask that does not fit.
+            maximum; `mask` or `independent_weight_decay` without `weight_decay`; at `init` and
+            `update`, a mask that does not fit.
         TypeError: an argument of the wrong type.
 
     Example:
@@ -88,6 +89,10 @@ def amsgrad(
     References:
         Reddi, Kale and Kumar 2018, On the Convergence of Adam and Beyond, Algorithm 2.
     """
+    if weight_decay is None and not (mask is None and independent_weight_decay is False):
+        raise ValueError(
+            "mask and independent_weight_decay say how to decay; give weight_decay too."
+        )
     return transformation(
         bind(
             _variant(bias_correction_mu, bias_correction_nu, maximum, eps_placement),

@@ -264,7 +264,7 @@ def adopt(s: Scalars, g: jax.Array, old: Moments) -> tuple[jax.Array, Moments]:
     """
     first = s.t == 1
     scale = jnp.where(first, jnp.ones_like(old.v), jnp.maximum(safe_sqrt(old.v), s.eps))
-    x = jnp.where(first, jnp.zeros_like(g), clip(over(g, scale), s.own["clip"]))
+    x = jnp.where(first, jnp.zeros_like(g), clip(over(g, scale), s.own["clip_value_fn"]))
     square = abs_squared(g)
     v = jnp.where(first, square, mean_square(old.v, square, s.b2))
     return x, old._replace(m=average(old.m, x, s.b1), v=v)

@@ -150,7 +150,7 @@ def average(a: jax.Array, x: jax.Array, rate: Rate) -> jax.Array:
 
 
 def mean_square(v: jax.Array, square: jax.Array, rate: Rate) -> jax.Array:
-    """`average`, but an infinite v (|g| above 1.8e19 in float32) stays so, and its coordinate stops.
+    """`average`, but an infinite v (|g| above 1.8e19 in float32) stays so: its coordinate stops.
 
     The difference inside `average` alone would make it inf - inf = NaN.
     """

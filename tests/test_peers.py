@@ -1,4 +1,5 @@
-"""The same numbers as the peers: PyTorch's on record (`record_torch.py`), Optax's live."""
+"""The same numbers as the peers: PyTorch's on record (`record_torch.py`), Optax's live, and the
+formula that Keras has for its epsilon."""
 
 import functools
 
@@ -23,32 +24,59 @@ def recording():
 
 
 @pytest.mark.parametrize("dtype", record_torch.DTYPES)
-@pytest.mark.parametrize("kind", ["adam", "adamw"])
-def test_recorded_torch_trajectory_is_ours(kind, dtype, request):
+@pytest.mark.parametrize("name", record_torch.CASES)
+def test_recorded_torch_trajectory_is_ours(name, dtype, request):
     """float32: each update to 1e-5 of a step; float64: the parameters to 1e-12 of a step."""
     if dtype == "float64":
         request.getfixturevalue("x64")
-    hyper = recording()["about"]["hyperparameters"][kind]
+    case, theirs = recording()["cases"][name], recording()["runs"][name][dtype]
     grads, start = recording()["grads"], recording()["params"]
-    theirs = recording()["runs"][kind][dtype]
-    ours = record_torch.run_ours(kind, dtype, hyper, grads, start)
-    worst = record_torch.differences(ours, theirs, dtype, hyper["learning_rate"], start)
-    allowed = record_torch.tolerances(dtype, hyper)
-    assert all(worst[key] <= allowed[key] for key in allowed), f"{worst}, allowed {allowed}"
+    ours = record_torch.run_ours(case, dtype, grads, start)
+    assert set(ours) == set(theirs) | {"updates"}
+    worst = record_torch.differences(ours, theirs, dtype, case, start)
+    allowed = record_torch.tolerances(dtype, case.numbers)
+    assert all(worst[key] <= allowed[key] for key in worst), f"{worst}, allowed {allowed}"
+
+
+def test_recording_is_of_the_cases_that_the_script_would_record():
+    assert recording()["cases"] == record_torch.CASES
 
 
 def test_recording_has_no_degenerate_values():
     """Nothing at its default, nothing at rest: such a recording would agree with wrong code."""
-    for kind, hyper in recording()["about"]["hyperparameters"].items():
-        defaults = {"learning_rate": 1e-3, "b1": 0.9, "b2": 0.999, "eps": 1e-8}
-        assert all(hyper[name] != value for name, value in defaults.items())
-        assert ("weight_decay" in hyper) == (kind == "adamw")
-        for run in recording()["runs"][kind].values():
-            assert all(len(p) == record_torch.STEPS for p in run["params"].values())
+    defaults = {"learning_rate": 1e-3, "b1": 0.9, "b2": 0.999, "eps": 1e-8}
+    defaults |= {"l2": 0.0, "weight_decay": 0.01, "momentum_decay": 4e-3}  # torch's
+    for name, case in recording()["cases"].items():
+        assert set(case.numbers) >= {"learning_rate", "b1", "b2", "eps"}
+        assert ("weight_decay" in case.numbers) == (name in ("adamw", "amsgrad, decay", "nadamw"))
+        assert ("l2" in case.numbers) == name.endswith(", l2")
+        assert ("momentum_decay" in case.numbers) == name.startswith("nadam")
+        assert all(0 != value != defaults[key] for key, value in case.numbers.items())
+        for run in recording()["runs"][name].values():
+            assert all(len(p) == len(record_torch.ROWS) for p in run["params"].values())
+            assert ("nu_max" in run) == name.startswith("amsgrad")
     zeros = recording()["grads"]["sparse"] == 0
     assert zeros.all(axis=0).any()
     assert 0.5 < zeros.mean() < 1
     assert all((g != 0).all() for name, g in recording()["grads"].items() if name != "sparse")
+
+
+def test_recorded_options_show():
+    """Decay moves what has no gradient, a maximum stays above what it is of, RAdam changes over."""
+    start = recording()["params"]["sparse"]
+    idle = (recording()["grads"]["sparse"] == 0).all(axis=0)
+    for name, case in recording()["cases"].items():
+        for run in recording()["runs"][name].values():
+            moved = (run["params"]["sparse"] != start)[:, idle]
+            assert moved.all() if {"l2", "weight_decay"} & set(case.numbers) else not moved.any()
+            for leaf, largest in run.get("nu_max", {}).items():
+                assert (largest > 1.03 * run["nu"][leaf]).any()
+    for name in ("radam", "radam, l2"):
+        after = recording()["runs"][name]["float32"]["params"]["bias"]  # gradients of about 31
+        size = np.abs(after - recording()["params"]["bias"]).max(axis=1)
+        size /= recording()["cases"][name].numbers["learning_rate"]
+        assert (size[:5] > 3).all()
+        assert (size[5:] < 3).all()
 
 
 # ---- Optax ----
@@ -66,16 +94,30 @@ def matrices(params):
     return jax.tree.map(lambda p: p.ndim > 1, params)
 
 
+def rising(count):
+    return 0.91 + 0.08 * jnp.tanh(0.05 * count)
+
+
+def loosening(count):
+    return 0.31 + 0.057 * count
+
+
 ODD = {"b1": 0.83, "b2": 0.9973, "eps": 1e-6}
+RATE = ODD | {"learning_rate": 3e-3}
+ROOT = {"eps_root": 1.7e-7}
+# Optax takes rho as a difference, of which b2 = 0.9973 would leave it twelve digits.
+RECTIFIED = {"b2": 0.947, "threshold": 7.3}
+BELIEF = {"eps": 3.1e-7, "eps_root": 2.3e-5}
+SLOW = {"b3": rising, "alpha": decay_schedule}
 CONFIGURATIONS = {
-    "adam": ("adam", ODD | {"learning_rate": 3e-3}),
-    "b1 = 0": ("adam", ODD | {"learning_rate": 3e-3, "b1": 0.0}),
-    "eps_root": ("adam", ODD | {"learning_rate": 3e-3, "eps_root": 1.7e-7}),
+    "adam": ("adam", RATE),
+    "b1 = 0": ("adam", RATE | {"b1": 0.0}),
+    "eps_root": ("adam", RATE | ROOT),
     "schedule": ("adam", ODD | {"learning_rate": schedule}),
-    "nesterov": ("adam", ODD | {"learning_rate": 3e-3, "nesterov": True, "eps_root": 1.7e-7}),
-    "adamw": ("adamw", ODD | {"learning_rate": 3e-3, "weight_decay": 0.037}),
-    "adamw, default decay": ("adamw", ODD | {"learning_rate": 3e-3}),
-    "mask": ("adamw", ODD | {"learning_rate": 3e-3, "weight_decay": 0.37, "mask": matrices}),
+    "nesterov": ("adam", RATE | ROOT | {"nesterov": True}),
+    "adamw": ("adamw", RATE | {"weight_decay": 0.037}),
+    "adamw, default decay": ("adamw", RATE),
+    "mask": ("adamw", RATE | {"weight_decay": 0.37, "mask": matrices}),
     "adamw, schedules": (
         "adamw",
         ODD | {"learning_rate": schedule, "weight_decay": decay_schedule},
@@ -84,39 +126,109 @@ CONFIGURATIONS = {
         "adamw",
         ODD | {"learning_rate": schedule, "weight_decay": 0.037, "nesterov": True},
     ),
-    "scale_by_adam": ("scale_by_adam", ODD | {"eps_root": 1.7e-7}),
+    "scale_by_adam": ("scale_by_adam", ODD | ROOT),
     "scale_by_adam, nesterov": ("scale_by_adam", ODD | {"nesterov": True}),
+    "nadam": ("nadam", RATE | ROOT),
+    "nadamw": ("nadamw", RATE | {"weight_decay": decay_schedule, "mask": matrices}),
+    **{
+        f"amsgrad, bias corrections {mu}, {nu}": (
+            "amsgrad",
+            RATE | ROOT | {"bias_correction_mu": mu, "bias_correction_nu": nu},
+        )
+        for mu in (True, False)
+        for nu in (True, False)
+    },
+    "scale_by_amsgrad": ("scale_by_amsgrad", ODD | {"bias_correction_mu": False}),
+    "adamax": ("adamax", ODD | {"learning_rate": schedule}),
+    "adamaxw": ("adamaxw", RATE | {"weight_decay": decay_schedule, "mask": matrices}),
+    "scale_by_adamax": ("scale_by_adamax", ODD),
+    "radam": ("radam", RATE | ROOT | RECTIFIED),
+    "radam, nesterov": ("radam", RATE | RECTIFIED | {"nesterov": True}),
+    "scale_by_radam": ("scale_by_radam", ODD | ROOT | RECTIFIED),
+    "adabelief": ("adabelief", RATE | BELIEF),
+    "adabelief, nesterov": ("adabelief", RATE | BELIEF | {"nesterov": True}),
+    "scale_by_belief": ("scale_by_belief", ODD | BELIEF),
+    "yogi": ("yogi", RATE | {"eps": 2.3e-4}),
+    "scale_by_yogi": ("scale_by_yogi", ODD | ROOT | {"initial_accumulator_value": 3.7e-5}),
+    "lamb": ("lamb", RATE | ROOT | {"weight_decay": 0.037}),
+    "lamb, mask": (
+        "lamb",
+        ODD | {"learning_rate": schedule, "weight_decay": decay_schedule, "mask": matrices},
+    ),
+    "adopt": ("adopt", RATE),
+    "adopt, nesterov": ("adopt", RATE | {"nesterov": True}),
+    "adopt, no clipping": ("adopt", RATE | {"use_clipping": False}),
+    "adopt, own clipping": ("adopt", RATE | {"clip_value_fn": loosening}),
+    "scale_by_adopt": ("scale_by_adopt", ODD | {"clip_value_fn": loosening, "nesterov": True}),
+    "ademamix": ("ademamix", RATE | ROOT | {"b3": 0.991, "alpha": 3.7}),
+    "ademamix, schedules": ("ademamix", RATE | SLOW | {"weight_decay": 0.37, "mask": matrices}),
+    "scale_by_ademamix": ("scale_by_ademamix", ODD | ROOT | SLOW),
 }
+# All that Optax has for complex parameters: it cannot clip them in ADOPT.
+COMPLEX = [
+    "eps_root",
+    "adamw, nesterov",
+    "nadamw",
+    "amsgrad, bias corrections True, True",
+    "adamaxw",
+    "radam",
+    "adabelief",
+    "scale_by_yogi",
+    "lamb",
+    "adopt, no clipping",
+    "ademamix, schedules",
+]
+RENAMED = {"m1": "mu", "m2": "mu_slow", "count_m2": None}  # Optax's AdEMAMix, counting twice
 
 
 def data(dtype):
     """Gradients (one row a step) and parameters; scales from far above eps to below it."""
     rng = np.random.default_rng(7)
-    shapes = {"a": ((), 1.9), "b": ((5,), 23.0), "w": ((3, 7), 0.017), "z": ((2, 1, 4), 4.1e-7)}
-    grads, params = {}, {}
-    for name, (shape, scale) in shapes.items():
-        grads[name] = (scale * rng.standard_normal((STEPS, *shape))).astype(dtype)
-        params[name] = np.asarray(rng.standard_normal(shape), dtype)
-    grads["w"][:, 1] *= rng.random((STEPS, 7)) < 0.2
+    scales = {"a": 1.9, "w": np.array([[0.017], [23.0], [0.017], [4.1e-7]])}
+    shapes = {"a": (), "w": (4, 7)}  # a scalar, and all else in one leaf: it compiles for long
+
+    def normal(*shape):
+        x = rng.standard_normal(shape)
+        return x + 1j * rng.standard_normal(shape) if np.issubdtype(dtype, complex) else x
+
+    grads = {k: (scales[k] * normal(STEPS, *shape)).astype(dtype) for k, shape in shapes.items()}
+    params = {k: np.asarray(normal(*shape), dtype) for k, shape in shapes.items()}
+    grads["w"][:, 2] *= rng.random((STEPS, 7)) < 0.2
     grads["w"][:, 0, 0] = 0
     return grads, params
 
 
+def kept(state):
+    """Count and moments, by our names."""
+    named = state if hasattr(state, "nu") else state[0]  # Optax: a chain, the moments first
+    fields = {RENAMED.get(name, name): value for name, value in named._asdict().items()}
+    fields |= fields.pop("extra", None) or {}
+    return {name: value for name, value in fields.items() if name and value is not None}
+
+
 def trajectory(library, kind, hyper, dtype):
-    """(updates, mu, nu, count) after each step, the parameters being trained along."""
-    tx = getattr(library, kind)(**hyper)
+    """(updates, what is kept) after each step, the parameters being trained along."""
+    factory = getattr(library, kind, None) or getattr(library.contrib, kind)
+    tx = factory(**hyper)
     grads, params = data(dtype)
 
     def step(carry, g):
         params, state = carry
         updates, state = tx.update(g, state, params)
-        named = state if hasattr(state, "mu") else state[0]  # Optax: a chain, Adam first
-        row = updates, named.mu, named.nu, named.count
-        return (library.apply_updates(params, updates), state), row
+        return (library.apply_updates(params, updates), state), (updates, kept(state))
 
     carry = jax.tree.map(jnp.asarray, params), tx.init(params)
     _, rows = jax.jit(lambda carry, grads: jax.lax.scan(step, carry, grads))(carry, grads)
     return jax.tree.map(np.asarray, rows)
+
+
+def unit(kind, name, moments):
+    """What errors are measured by: a moment's own size; for one that cancels, its divisor's."""
+    if not name.startswith("mu"):
+        return moments[name]
+    if "adopt" in kind:  # of quotients
+        return jax.tree.map(lambda mu: np.maximum(1, np.abs(mu)), moments["mu"])
+    return moments["nu"] if "adamax" in kind else jax.tree.map(np.sqrt, moments["nu"])
 
 
 def assert_trees_close(ours, theirs, rtol, atol=0.0):
@@ -125,32 +237,90 @@ def assert_trees_close(ours, theirs, rtol, atol=0.0):
         np.testing.assert_allclose(ours[name], theirs[name], rtol, atol, err_msg=name)
 
 
+def assert_same(kind, ours, theirs, allowed):
+    """Everything kept: the same names, equal counts, moments to `allowed` units (a dict)."""
+    assert set(ours) == set(theirs)
+    assert ours["count"].dtype == theirs["count"].dtype
+    assert (ours.pop("count") == theirs.pop("count")).all()
+    for name, tree in ours.items():
+        units = unit(kind, name, ours)
+        for leaf, values in tree.items():
+            their = theirs[name][leaf]
+            if name.startswith("nu"):  # Optax's is complex for complex parameters
+                assert values.dtype == their.real.dtype
+                assert (their.imag == 0).all()
+            else:
+                assert values.dtype == their.dtype
+            difference = np.abs(values - their.astype(np.promote_types(their.dtype, np.float64)))
+            assert (difference <= allowed[name] * units[leaf]).all(), (name, leaf)
+
+
+def assert_optax_is_ours(name, dtype):
+    """To 1e-12: updates relative to a learning rate, moments as in `unit`, counts equal."""
+    kind, hyper = CONFIGURATIONS[name]
+    ours, our_moments = trajectory(fa, kind, hyper, dtype)
+    theirs, their_moments = trajectory(optax, kind, hyper, dtype)
+    largest = 1.0 if kind.startswith("scale_by") else 3e-3
+    assert_trees_close(ours, theirs, 1e-12, 1e-12 * largest)
+    assert all(leaf.dtype == dtype for leaf in ours.values())
+    assert_same(kind, our_moments, their_moments, dict.fromkeys(our_moments, 1e-12))
+
+
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_optax_in_float64_is_ours(name, x64):
-    """To 1e-12: updates relative to a learning rate, both moments relative, counts equal."""
-    kind, hyper = CONFIGURATIONS[name]
-    ours, mu, nu, count = trajectory(fa, kind, hyper, np.float64)
-    theirs, their_mu, their_nu, their_count = trajectory(optax, kind, hyper, np.float64)
-    largest = 1.0 if kind == "scale_by_adam" else 3e-3
-    assert_trees_close(ours, theirs, 1e-12, 1e-12 * largest)
-    for leaf in mu:  # mu cancels: its scale is that of the gradients, sqrt(nu)
-        assert (np.abs(mu[leaf] - their_mu[leaf]) <= 1e-12 * np.sqrt(their_nu[leaf])).all(), leaf
-    assert_trees_close(nu, their_nu, 1e-12)
-    assert count.dtype == their_count.dtype
-    assert (count == their_count).all()
-    assert all(leaf.dtype == np.float64 for leaf in jax.tree.leaves((ours, mu, nu)))
+    assert_optax_is_ours(name, np.float64)
+
+
+@pytest.mark.parametrize("name", COMPLEX)
+def test_optax_in_complex128_is_ours(name, x64):
+    assert_optax_is_ours(name, np.complex128)
 
 
 @pytest.mark.parametrize("kind", ["adam", "adamw"])
 def test_optax_moments_in_float32_are_ours(kind):
     """To what Optax's own rounding leaves: see `record_torch.tolerances`."""
     hyper = ODD | {"learning_rate": 3e-3, "b2": 0.97}
-    allowed = record_torch.tolerances("float32", hyper)
-    _, mu, nu, count = trajectory(fa, kind, hyper, np.float32)
-    _, their_mu, their_nu, their_count = trajectory(optax, kind, hyper, np.float32)
-    for leaf in mu:
-        difference = np.abs(mu[leaf].astype(np.float64) - their_mu[leaf])
-        assert (difference <= allowed["mu"] * np.sqrt(their_nu[leaf])).all(), leaf
-    assert_trees_close(nu, their_nu, allowed["nu"])
-    assert (count == their_count).all()
-    assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves((mu, nu)))
+    _, ours = trajectory(fa, kind, hyper, np.float32)
+    _, theirs = trajectory(optax, kind, hyper, np.float32)
+    assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves((ours["mu"], ours["nu"])))
+    assert_same(kind, ours, theirs, record_torch.tolerances("float32", hyper))
+
+
+# ---- Keras ----
+
+
+def keras(grads, learning_rate, b1, b2, eps, amsgrad):
+    """The updates of `keras.optimizers.Adam`, as its source and its documentation have them."""
+    m, v, largest, updates = 0.0, 0.0, 0.0, []
+    for t, g in enumerate(grads, start=1):
+        m = m + (g - m) * (1 - b1)
+        v = v + (g**2 - v) * (1 - b2)
+        largest = np.maximum(largest, v)
+        alpha = learning_rate * np.sqrt(1 - b2**t) / (1 - b1**t)
+        updates.append(-m * alpha / (np.sqrt(largest if amsgrad else v) + eps))
+    return np.stack(updates)
+
+
+@pytest.mark.parametrize("amsgrad", [False, True])
+def test_eps_before_correction_is_that_of_keras(amsgrad, x64):
+    """To 1e-12 of a step, from gradients near eps, where its place matters.
+
+    They fade, so that a maximum shows as well.
+    """
+    numbers = {"learning_rate": 3e-3, "b1": 0.83, "b2": 0.987, "eps": 2.3e-4}
+    fading = 1 / (1 + 0.03 * np.arange(200)[:, None])
+    rng = np.random.default_rng(17)
+    grads = rng.standard_normal((200, 24)) * fading * np.repeat([7e-5, 9e-4, 0.011], 8)
+
+    def updates(tx):
+        step = lambda state, g: tx.update(g, state)[::-1]  # noqa: E731
+        return np.asarray(jax.lax.scan(step, tx.init(grads[0]), grads)[1])
+
+    placed = {"eps_placement": "before_correction"}
+    maximum = {"maximum": "before_correction"}
+    others = [fa.adam(**numbers), fa.amsgrad(**numbers, **maximum), fa.amsgrad(**numbers)]
+    both = [fa.adam(**numbers, **placed), fa.amsgrad(**numbers, **placed, **maximum)]
+    wanted = keras(grads, amsgrad=amsgrad, **numbers)
+    np.testing.assert_allclose(updates(both.pop(amsgrad)), wanted, 1e-12, 1e-12 * 3e-3)
+    for other in others + both:
+        assert np.abs(updates(other) - wanted).max() > 0.1 * 3e-3

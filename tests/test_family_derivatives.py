@@ -1,0 +1,107 @@
+"""Derivatives through 20 updates of every variant: finite, and those of central differences."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import functional_adam as fa
+
+pytestmark = pytest.mark.usefixtures("strict")
+
+STEPS = 20
+HYPER = {"learning_rate": 0.03, "b1": 0.83, "b2": 0.93, "eps": 1e-2}
+# The variants, and what they have beside those four; all of it is differentiated.
+VARIANTS = {
+    "adam": (fa.adam, {"eps_root": 1e-3}, {}),
+    "adam, no eps_root": (fa.adam, {}, {}),
+    "adam, l2": (fa.adam, {"l2": 0.3}, {}),
+    "adam, eps before": (fa.adam, {}, {"eps_placement": "before_correction"}),
+    "adam, Nesterov": (fa.adam, {}, {"nesterov": True}),
+    "adamw": (fa.adamw, {"weight_decay": 0.3}, {}),
+    "adamw, independent": (fa.adamw, {"weight_decay": 0.02}, {"independent_weight_decay": True}),
+    "nadam": (fa.nadam, {}, {}),
+    "nadam, Dozat": (fa.nadam, {"momentum_decay": 0.3}, {}),
+    "nadamw": (fa.nadamw, {"weight_decay": 0.3}, {}),
+    "amsgrad": (fa.amsgrad, {}, {}),
+    "amsgrad, before": (fa.amsgrad, {}, {"maximum": "before_correction"}),
+    "adamax": (fa.adamax, {}, {}),
+    "adamaxw": (fa.adamaxw, {"weight_decay": 0.3}, {}),
+    "radam": (fa.radam, {}, {}),
+    "radam, Nesterov": (fa.radam, {"eps_root": 1e-3}, {"nesterov": True}),
+    "adabelief": (fa.adabelief, {"eps_root": 1e-3}, {}),
+    "yogi": (fa.yogi, {"initial_accumulator_value": 0.2}, {}),
+    "lamb": (fa.lamb, {"weight_decay": 0.3}, {}),
+    "adopt": (fa.adopt, {"eps": 3.0}, {}),  # a root below it, or eps would do nothing
+    "adopt, Nesterov": (fa.adopt, {"eps": 3.0}, {"nesterov": True, "use_clipping": False}),
+    "ademamix": (fa.ademamix, {"b3": 0.97, "alpha": 3.0, "weight_decay": 0.1}, {}),
+    "cautious": (lambda **h: fa.cautious(fa.adamw(**h)), {"weight_decay": 0.3}, {}),
+}
+TARGET = np.linspace(-1, 1.4, 7)
+START = np.cos(np.arange(7.0) * 1.3)
+
+
+def loss(w, t):
+    """Smooth, curved, noisy by t; w[5] and w[6] do not enter: their gradients are always zero."""
+    d = w[:5] - TARGET[:5]
+    return jnp.sum(d**2 * (1 + 0.3 * d) * jnp.arange(1.0, 6)) + jnp.sum(jnp.sin(t + 2 * d))
+
+
+@functools.cache
+def end(name):
+    """(initial parameters, hyperparameters) -> a smooth function of the last parameters."""
+    factory, _, options = VARIANTS[name]
+
+    def trained(w, hyper):
+        tx = factory(**hyper, **options)
+
+        def body(carry, t):
+            w, state = carry
+            updates, state = tx.update(jax.grad(loss)(w, t), state, w)
+            return (fa.apply_updates(w, updates), state), None
+
+        (w, _), _ = jax.lax.scan(body, (w, tx.init(w)), jnp.arange(STEPS, dtype=float))
+        return jnp.sum(jnp.cos(w) * jnp.arange(2.0, 9))
+
+    return jax.jit(trained), jax.jit(jax.grad(trained, (0, 1)))
+
+
+def central(f, x):
+    """f'(x) from four values, to the fourth order."""
+    h = 2e-4 * max(abs(x), 0.05)
+    one, two = f(x + h) - f(x - h), f(x + 2 * h) - f(x - 2 * h)
+    return (8 * one - two) / (12 * h)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_gradients_through_updates_are_those_of_central_differences(name, x64):
+    trained, slopes = end(name)
+    hyper = {k: jnp.float64(v) for k, v in (HYPER | VARIANTS[name][1]).items()}
+    start = jnp.asarray(START)
+    by_start, by_hyper = slopes(start, hyper)
+    assert jnp.isfinite(by_start).all()
+    for key, slope in by_hyper.items():
+        truth = central(
+            lambda x, key=key: float(trained(start, hyper | {key: jnp.float64(x)})), hyper[key]
+        )
+        np.testing.assert_allclose(slope, truth, rtol=1e-6, atol=1e-6, err_msg=key)
+        assert key == "eps_root" or abs(truth) > 1e-3, f"{key} does nothing here"
+    for i in range(len(START)):
+        truth = central(lambda x, i=i: float(trained(start.at[i].set(x), hyper)), START[i])
+        np.testing.assert_allclose(by_start[i], truth, rtol=1e-6, atol=1e-6, err_msg=f"w[{i}]")
+
+    # And where only the slope of the root at 0 keeps the two idle coordinates from 0 / 0.
+    by_start, by_hyper = slopes(start, hyper | {"eps": jnp.float64(1e-8)})
+    assert jnp.isfinite(by_start).all()
+    assert all(jnp.isfinite(slope) for slope in by_hyper.values())
+
+
+@pytest.mark.parametrize("name", ["adam", "amsgrad", "adamax", "adabelief", "lamb", "adopt"])
+def test_gradients_through_updates_are_finite_in_float32_with_a_tiny_eps(name):
+    hyper = {k: jnp.float32(v) for k, v in (HYPER | VARIANTS[name][1] | {"eps": 1e-8}).items()}
+    by_start, by_hyper = end(name)[1](jnp.asarray(START, jnp.float32), hyper)
+    assert by_start.dtype == jnp.float32
+    assert jnp.isfinite(by_start).all()
+    assert all(jnp.isfinite(slope) for slope in by_hyper.values())
