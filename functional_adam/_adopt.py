@@ -60,7 +60,7 @@ def adopt(
         A `GradientTransformation` whose state is an `AdamState`.
 
     Raises:
-        ValueError: an argument out of range.
+        ValueError: an argument out of range; `clip_value_fn` without clipping.
         TypeError: an argument of the wrong type.
 
     Example:
@@ -146,6 +146,9 @@ def _variant(nesterov: Any, use_clipping: Any, clip_value_fn: Any) -> dict[str, 
     """The variant and its own hyperparameters."""
     clip = _check.scalar("clip_value_fn", clip_value_fn, schedule=True)
     clips = _check.flag("use_clipping", use_clipping)
+    # (optax.inject_hyperparams hands over an array, from the default too.)
+    if not clips and clip is not _fourth_root and not isinstance(clip, jax.Array):
+        raise ValueError("clip_value_fn says how to clip; it needs use_clipping=True.")
     return {
         "variant": ADOPT.look_ahead(F.uncorrected_nesterov_weights)
         if _check.flag("nesterov", nesterov)

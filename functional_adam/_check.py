@@ -88,6 +88,13 @@ def scalar(
     return number
 
 
+def fitting(name: str, value: float, dtype: np.dtype[Any]) -> np.generic:
+    """`value` in `dtype`, if that can hold it."""
+    if value > float(jnp.finfo(dtype).max):
+        raise ValueError(f"{name}={value!r} is infinite in {dtype}, the dtype it is needed in.")
+    return dtype.type(value)
+
+
 def flag(name: str, value: Any) -> bool:
     """A Python bool."""
     if not isinstance(value, bool):
@@ -97,8 +104,11 @@ def flag(name: str, value: Any) -> bool:
 
 def choice(name: str, value: Any, options: Mapping[str, T]) -> T:
     """What `options` has under the name `value`."""
-    if not isinstance(value, str) or value not in options:
-        raise ValueError(f"{name} must be {' or '.join(map(repr, options))}; got {_show(value)}.")
+    wanted = f"{name} must be {' or '.join(map(repr, options))}"
+    if not isinstance(value, str):
+        raise TypeError(f"{wanted}; got {_show(value)}.")
+    if value not in options:
+        raise ValueError(f"{wanted}; got {value!r}.")
     return options[value]
 
 

@@ -22,6 +22,7 @@ class Variant(NamedTuple):
     denominator: Denominator = F.root
     finish: Finish | None = None  # needs the parameters
     keeps: tuple[tuple[str, str], ...] = ()  # (name in state.extra, moment it is stored like)
+    start: str | None = None  # that of its own hyperparameters which both moments begin at
     rates: tuple[str, ...] = ()  # those of its own hyperparameters that are decay rates
 
     def first(self, *prepare: Prepare) -> Variant:
@@ -59,7 +60,7 @@ ADABELIEF = Variant(
     prepare=(F.belief_floor, F.eps_after_correction),
     advance=F.adabelief,
 )
-YOGI = Variant(name="yogi", advance=F.yogi)
+YOGI = Variant(name="yogi", advance=F.yogi, start="initial_accumulator_value")
 LAMB = Variant(
     name="lamb",
     prepare=(F.unit_rate, F.eps_after_correction),

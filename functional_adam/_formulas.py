@@ -312,6 +312,6 @@ class Cautious(NamedTuple):
         d = self.numerator(s, x, new)
         agrees = same_side(d, x)
         rows = jnp.sum(jnp.atleast_1d(agrees), axis=-1, dtype=jnp.int32)  # exact, however large
-        share = jnp.sum(rows.astype(s.step.dtype)) / max(1, agrees.size)
+        share = jnp.sum(rows.astype(s.step.dtype)) / max(1.0, agrees.size)
         gain = 1 / jnp.maximum(share, 1e-3)
         return times(gain * agrees.astype(share.dtype), d)  # a product: a NaN stays one

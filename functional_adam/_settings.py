@@ -26,8 +26,7 @@ class Settings(NamedTuple):
     l2: Any
     mu_dtype: np.dtype[Any] | None
     nu_dtype: np.dtype[Any] | None
-    own: Mapping[str, Any]  # the variant's own hyperparameters
-    start: Any  # of the moments
+    own: Mapping[str, Any]  # the variant's own hyperparameters, by the names of its arguments
 
 
 def bind(
@@ -45,7 +44,6 @@ def bind(
     mu_dtype: Any = None,
     nu_dtype: Any = None,
     own: Mapping[str, Any] | None = None,
-    start: Any = 0.0,
 ) -> Settings:
     """What the caller of a factory or of `update` gave; `own` is checked by its factory."""
     if _check.flag("independent_weight_decay", independent_weight_decay):
@@ -65,7 +63,6 @@ def bind(
         mu_dtype=_check.moment_dtype("mu_dtype", mu_dtype, real=False),
         nu_dtype=_check.moment_dtype("nu_dtype", nu_dtype, real=True),
         own={} if own is None else own,
-        start=start,
     )
 
 

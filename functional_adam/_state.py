@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import chex
@@ -119,11 +119,16 @@ def check_state(state: Any, whose: str, keeps: Sequence[str] = ()) -> None:
             f"state.count must have shape (); got {np.shape(state.count)}. For a batch of states, "
             "jax.vmap over the update."
         )
-    found = state.extra or {}
-    if not isinstance(found, Mapping) or set(found) != set(keeps):
-        kept = f"the trees {sorted(found)}" if found else "nothing"
-        wanted = f"the trees {sorted(keeps)}" if keeps else "None"
+    found = {} if state.extra is None else state.extra
+    if type(found) is not dict:
+        raise TypeError(
+            "state.extra must be None or a dict of trees, as `init` makes it; got "
+            f"{type(found).__name__}."
+        )
+    if set(found) != set(keeps):
+        held = f"the trees {list(found)}" if found else "nothing"
+        wanted = f"the trees {list(keeps)}" if keeps else "nothing"
         raise ValueError(
-            f"state.extra holds {kept}, but {whose} keeps {wanted} there: make the state with the "
+            f"state.extra holds {held}, but {whose} keeps {wanted} there: make the state with the "
             "`init` of the same transformation."
         )

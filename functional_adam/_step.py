@@ -55,14 +55,14 @@ def step(
 
 def _stored(variant: Variant, state: AdamState) -> list[Moments]:
     """The state, leaf by leaf."""
-    columns = {"nu": state.nu} | {name: state.extra[name] for name, _ in variant.keeps}
-    leaves = {
-        name: _check.leaves_like(f"state.{name}", tree, state.mu, "state.mu")
-        for name, tree in columns.items()
+    mus = jax.tree.leaves(state.mu, is_leaf=_check.is_none)
+    nus = _check.leaves_like("state.nu", state.nu, state.mu, "state.mu")
+    more = {
+        name: _check.leaves_like(f"state.extra[{name!r}]", state.extra[name], state.mu, "state.mu")
+        for name, _ in variant.keeps
     }
-    nus, mus = leaves.pop("nu"), jax.tree.leaves(state.mu, is_leaf=_check.is_none)
     return [
-        Moments(mu, nu, {name: column[i] for name, column in leaves.items()})
+        Moments(mu, nu, {name: leaves[i] for name, leaves in more.items()})
         for i, (mu, nu) in enumerate(zip(mus, nus, strict=True))
     ]
 
@@ -84,17 +84,19 @@ def _thetas(
     """For each leaf its parameter, if it decays or the variant needs it."""
     decays = not is_zero(settings.weight_decay)
     needed = {
+        settings.variant.name: settings.variant.finish is not None,
         "weight_decay": decays,
         "l2": not is_zero(settings.l2),
-        settings.variant.name: settings.variant.finish is not None,
     }
     why = [name for name, needs in needed.items() if needs]
     if not why or all(g is None for g in gs):
         return [Theta()] * len(gs)
     if params is None:
-        instead = f", or pass {why[0]}=0.0" if why[0] != settings.variant.name else ""
+        without = ", ".join(f"{name}=0.0" for name in why)
+        instead = "" if settings.variant.name in why else f", or pass {without}"
         raise ValueError(
-            f"{why[0]} needs the parameters: call update(grads, state, params){instead}."
+            f"{' and '.join(why)} {'needs' if len(why) == 1 else 'need'} the parameters: call "
+            f"update(grads, state, params){instead}."
         )
     thetas = _check.leaves_like("params", params, structure, "the parameters given to init")
     keep = _check.mask_leaves(settings.mask, params) if decays else [False] * len(gs)
@@ -177,11 +179,7 @@ def _scalars(settings: Settings, count: jax.Array, real: np.dtype[Any]) -> Scala
     def cast(name: str, value: Any) -> Any:
         if isinstance(value, jax.Array):
             return value.astype(real)
-        if value > float(np.finfo(real).max):
-            raise ValueError(
-                f"{name}={value!r} is infinite in {real}, the dtype of the arithmetic."
-            )
-        return real.type(value)
+        return _check.fitting(name, value, real)
 
     def unless_zero(name: str) -> Any:
         value = getattr(settings, name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -11,8 +12,8 @@ import jax.numpy as jnp
 from functional_adam import _check
 from functional_adam._settings import Settings
 from functional_adam._state import AdamState, init
-from functional_adam._step import is_zero, step
-from functional_adam._types import GradientTransformation, PyTree
+from functional_adam._step import step
+from functional_adam._types import GradientTransformation, PyTree, real_dtype
 
 
 def transformation(settings: Settings) -> GradientTransformation:
@@ -41,14 +42,22 @@ def _init(settings: Settings, params: PyTree) -> AdamState:
     state = init(params, mu_dtype=settings.mu_dtype, nu_dtype=settings.nu_dtype)
     if jax.tree.leaves(params):  # optax.tree.map_params calls `init` with a leafless stand-in
         _check.mask_leaves(settings.mask, params)
-    if not is_zero(settings.start):
-        begin = lambda zeros: jnp.full_like(zeros, settings.start)  # noqa: E731
+    if settings.variant.start is not None:
+        begin = functools.partial(_begin, settings.variant.start, settings.own)
         state = state._replace(mu=jax.tree.map(begin, state.mu), nu=jax.tree.map(begin, state.nu))
     extra = {
         name: jax.tree.map(jnp.zeros_like, getattr(state, like))
         for name, like in settings.variant.keeps
     }
     return state._replace(extra=extra or None)
+
+
+def _begin(name: str, own: Mapping[str, Any], zeros: jax.Array) -> jax.Array:
+    """A moment that starts at one of the variant's own hyperparameters."""
+    value = own[name]
+    if isinstance(value, float):
+        value = _check.fitting(name, value, real_dtype(zeros.dtype))
+    return zeros + value.astype(zeros.dtype)
 
 
 def _update(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from jax.typing import DTypeLike
 
 from functional_adam import _check
@@ -67,7 +69,7 @@ def yogi(
             eps_root=eps_root,
             mu_dtype=mu_dtype,
             nu_dtype=nu_dtype,
-            start=_check.scalar("initial_accumulator_value", initial_accumulator_value),
+            own=_own(initial_accumulator_value),
         )
     )
 
@@ -120,6 +122,10 @@ def scale_by_yogi(
             eps_root=eps_root,
             mu_dtype=mu_dtype,
             nu_dtype=nu_dtype,
-            start=_check.scalar("initial_accumulator_value", initial_accumulator_value),
+            own=_own(initial_accumulator_value),
         )
     )
+
+
+def _own(value: Any) -> dict[str, Any]:
+    return {"initial_accumulator_value": _check.scalar("initial_accumulator_value", value)}

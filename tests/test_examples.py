@@ -1,5 +1,7 @@
 """The example scripts, run as a reader would run them: in a process of their own."""
 
+import functools
+import importlib
 import importlib.util
 import json
 import os
@@ -11,13 +13,19 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import functional_adam as fa
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-SCRIPTS = ["quickstart.py", "train_digits.py"]
+SCRIPTS = [
+    "quickstart.py",
+    "train_digits.py",
+    "compare_variants.py",
+    "learn_the_learning_rate.py",
+]
 # 30 steps: an epoch of 22 and a part. Neither stop nor checkpoint falls on the epoch's end.
 SETTINGS = {"steps": 30, "batch_size": 64, "learning_rate": 0.003, "weight_decay": 0.2, "seed": 3}
 SHORT = [f"--{name.replace('_', '-')}={value}" for name, value in SETTINGS.items()]
@@ -182,3 +190,165 @@ def test_a_short_run_draws_and_prints(straight):
     folder, output = straight
     assert accuracies(output).keys() == {"AdamW", "SGD"}
     assert_png(folder / "digits.png")
+
+
+@pytest.fixture(scope="module")
+def example():
+    """A function from a script's name to the script as a module, its folder on the path."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(EXAMPLES)
+        yield importlib.import_module
+
+
+def adam(gradient, theta, steps, rate, b1=0.9):
+    """Algorithm 1 in NumPy: the parameters before each step and after the last."""
+    thetas, m, v = [np.float64(theta)], 0.0, 0.0
+    for t in range(1, steps + 1):
+        g = gradient(thetas[-1], t - 1)
+        m, v = b1 * m + (1 - b1) * g, 0.999 * v + (1 - 0.999) * g**2
+        step = rate * m / (1 - b1**t) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
+        thetas.append(thetas[-1] - step)
+    return thetas
+
+
+def rows_of(output):
+    """The cells of every row of the printed tables, headings left out."""
+    lines = (line.strip("│").split("│") for line in output.splitlines() if line.startswith("│"))
+    return [[cell.strip() for cell in line] for line in lines]
+
+
+def test_every_variant_is_compared(example):
+    others = {"init", "update", "apply_updates", "adamaxw", "nadamw"}  # the last two: see adamw
+    public = {name for name in fa.__all__ if name.islower()} - others
+    factories = {name for name in public if not name.startswith(("_", "scale_by_"))}
+    compared = [re.match(r"\w+", name)[0] for name in example("compare_variants").VARIANTS]
+    assert set(compared) == factories
+    assert len(compared) == len(factories) + 1  # nadam twice
+
+
+def test_the_quadratic_is_as_described(example):
+    task = example("compare_variants").quadratic_task(steps=20, seeds=3, noise=0.3)
+    assert task.starts.shape == (3, 50)
+    assert task.given.shape == (3, 2, 10, 50)
+    x, draw = task.starts[1], task.given[1, 1, 4]
+    hessian = jax.hessian(task.loss)(x, draw)
+    np.testing.assert_allclose(np.linalg.eigvalsh(hessian), np.geomspace(1e-4, 1, 50), atol=1e-6)
+    assert np.abs(np.linalg.eigh(hessian)[1]).max() < 0.8  # no eigenvector along an axis
+    expected = (x - 1) @ hessian @ (x - 1) / 2
+    loss, grads = jax.value_and_grad(task.loss)(x, draw)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)  # the noise is in the gradient alone
+    np.testing.assert_allclose(grads, hessian @ (x - 1) + 0.3 * draw, atol=1e-5)
+
+
+def test_a_sweep_is_many_single_runs(example):
+    module = example("compare_variants")
+    task = module.quadratic_task(steps=30, seeds=2, noise=0.3)
+    hessian = np.float64(jax.hessian(task.loss)(task.starts[0], task.given[0, 0, 0]))
+
+    def gradient(draws, x, step):
+        return hessian @ (x - 1) + 0.3 * draws[step]
+
+    rates = jnp.array([0.03, 0.7])
+    curves, params = module.sweep(task.loss, fa.adam, rates, *task[1:])
+    assert curves.shape == (2, 2, 3)
+    for i, rate in enumerate(rates):
+        for seed, start in enumerate(task.starts):
+            draws = np.float64(task.given[seed]).reshape(30, 50)
+            xs = adam(functools.partial(gradient, draws), start, 30, float(rate))
+            losses = [(x - 1) @ hessian @ (x - 1) / 2 for x in xs[:-1]]
+            expected = np.reshape(losses, (3, 10)).mean(axis=1)
+            np.testing.assert_allclose(curves[i, seed], expected, rtol=2e-5)
+            np.testing.assert_allclose(params[i, seed], xs[-1], atol=2e-5)
+
+
+def test_the_best_rate_ends_lowest(example):
+    module = example("compare_variants")
+    task = module.quadratic_task(steps=60, seeds=3, noise=0.1)
+    rates = np.array([1e-3, 0.3, 1e3, np.inf])  # no progress, good, too far, NaN
+    found = module.best(task, fa.adam, rates)
+    assert found.rate == 0.3
+    curves, params = module.sweep(task.loss, fa.adam, jnp.array([0.3]), *task[1:])
+    np.testing.assert_allclose(found.curve, np.median(curves[0], axis=0), rtol=1e-5)
+    np.testing.assert_allclose(found.loss, np.median(curves[0, :, -1]), rtol=1e-5)
+    np.testing.assert_allclose(found.params, params[0], rtol=1e-4, atol=1e-5)
+
+
+def test_names_beside_the_curves_keep_their_distance_and_order(example):
+    spread = example("compare_variants").spread
+    heights = np.array([0.99, 0.1, 0.5, 0.98, 0.97, 0.1])
+    found = spread(heights, 0.05)
+    ordered = np.argsort(heights, kind="stable")
+    assert np.diff(found[ordered]).min() > 0.05 - 1e-12
+    assert 0 <= found.min() <= found.max() <= 1
+    assert found[2] == 0.5  # had room
+    np.testing.assert_allclose(found[ordered[:2]], [0.075, 0.125])  # makes way both ways
+
+
+def test_a_short_comparison_draws_and_prints(tmp_path):
+    args = ["--epochs", 2, "--steps", 40, "--seeds", 2, "--noise", 0.01, "--picture", "v.png"]
+    args += ["--only", "adamax", "amsgrad"]
+    rows = rows_of(run("compare_variants.py", *args, cwd=tmp_path))
+    assert [row[0] for row in rows] == args[-2:]
+    assert [row[-1] for row in rows] == ["8.0", "12.0"]
+    rates = [f"{rate:.2g}" for rate in np.geomspace(1e-3, 10, 17)]
+    for _, rate, loss, held_out, quadratic_rate, quadratic_loss, _ in rows:
+        assert {rate, quadratic_rate} <= set(rates[1:-1])  # the ends are out of the question
+        assert 0.01 < float(loss) < 0.5  # of log 10 = 2.3
+        assert 85 < float(held_out.rstrip("%")) < 100
+        assert 0.001 < float(quadratic_loss) < 1  # of about 5
+    assert_png(tmp_path / "v.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["v.png"]
+
+
+@pytest.mark.parametrize("script", SCRIPTS[2:])
+def test_a_picture_needs_an_existing_directory(script, exit_of, monkeypatch, tmp_path, capsys):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    assert exit_of(EXAMPLES / script, "--picture", "missing/a.png", cwd=tmp_path) == 2
+    assert "is not a file in an existing directory" in capsys.readouterr().err
+
+
+def test_the_learned_rate_is_the_best_rate_from_both_sides(tmp_path):
+    rows = rows_of(run("learn_the_learning_rate.py", cwd=tmp_path))
+    derivatives, (low, high, sweep) = rows[:6], rows[6:]
+    for rate, name, exact, difference, _ in derivatives:
+        far = (rate, name) == ("10", "logit_b1")  # where the loss bends most
+        assert float(exact) == pytest.approx(float(difference), rel=1e-3 if far else 1e-6, abs=2e-9)
+        assert float(exact) != 0
+    best_rate, best_loss = float(sweep[2]), float(sweep[3])
+    assert 1e-3 < best_rate < 1
+    assert float(low[0]) < best_rate / 100
+    assert float(high[0]) > best_rate * 10
+    for _, start_loss, rate, loss, _ in (low, high):
+        assert float(start_loss) > 10 * best_loss
+        assert float(loss) < 1.01 * best_loss
+        assert float(rate) == pytest.approx(best_rate, rel=0.1)
+    assert_png(tmp_path / "learning_rate.png")
+
+
+@pytest.mark.usefixtures("x64")
+def test_the_derivative_through_training_is_that_of_adam_in_numpy(example):
+    module = example("learn_the_learning_rate")
+    train, held_out = module.load()
+    x = np.c_[train.images, np.ones(len(train.labels))].astype(float)  # the last for the bias
+    x_held_out = np.c_[held_out.images, np.ones(len(held_out.labels))].astype(float)
+
+    def probabilities(x, w):
+        scores = np.exp(x @ w)
+        return scores / scores.sum(axis=1, keepdims=True)
+
+    def gradient(w, _):
+        return x.T @ (probabilities(x, w) - np.eye(10)[train.labels]) / len(x)
+
+    def plain(log_rate, logit_b1):
+        b1 = 1 / (1 + np.exp(-logit_b1))
+        w = adam(gradient, np.zeros((65, 10)), 9, np.exp(log_rate), b1)[-1]
+        right = np.take_along_axis(probabilities(x_held_out, w), held_out.labels[:, None], axis=1)
+        return -np.log(right).mean()
+
+    point, h = np.array([np.log(0.03), 0.8]), 1e-4
+    loss = functools.partial(module.held_out_loss, train, held_out, 9)
+    found, slopes = jax.value_and_grad(loss)(module.Hyper(*jnp.array(point)))
+    np.testing.assert_allclose(found, plain(*point), rtol=1e-9)
+    for slope, way in zip(slopes, h * np.eye(2), strict=True):
+        difference = (plain(*(point + way)) - plain(*(point - way))) / (2 * h)
+        np.testing.assert_allclose(slope, difference, rtol=1e-6)
