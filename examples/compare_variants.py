@@ -274,10 +274,10 @@ def parse_args() -> argparse.Namespace:
     add("--seeds", "runs to take the median of", type=number(int, 1), default=7)
     add("--noise", "in the quadratic's gradient", type=number(float, 0), default=0.0)
     add("--only", "these variants", VARIANTS, nargs="+", choices=VARIANTS, metavar="NAME")
-    add("--picture", "to write", type=Path, default=Path("docs/variants.png"), metavar="FILE")
+    add("--output", "to write", type=Path, default=Path("docs/variants.png"), metavar="FILE")
     args = parser.parse_args()
-    if args.picture.is_dir() or not args.picture.parent.is_dir():
-        parser.error(f"argument --picture: {args.picture} is not a file in an existing directory")
+    if args.output.is_dir() or not args.output.parent.is_dir():
+        parser.error(f"argument --output: {args.output} is not a file in an existing directory")
     return args
 
 
@@ -298,8 +298,8 @@ def main() -> None:
                 results[task_name][name] = best(task, VARIANTS[name].make, RATES)
     console.print(table_of(**results, held_out=held_out))
     print(NOTE)
-    draw(args.picture, **results)
-    print(f"Wrote {args.picture}")
+    draw(args.output, **results)
+    print(f"Wrote {args.output}")
 
 
 if __name__ == "__main__":

@@ -155,10 +155,10 @@ def parse_args() -> argparse.Namespace:
 
     add("--steps", "of the inner task", type=number(int, 1), default=40)
     add("--meta-steps", "on the learning rate", type=number(int, 1), default=50)
-    add("--picture", "to write", type=Path, default=Path("learning_rate.png"), metavar="FILE")
+    add("--output", "to write", type=Path, default=Path("learning_rate.png"), metavar="FILE")
     args = parser.parse_args()
-    if args.picture.is_dir() or not args.picture.parent.is_dir():
-        parser.error(f"argument --picture: {args.picture} is not a file in an existing directory")
+    if args.output.is_dir() or not args.output.parent.is_dir():
+        parser.error(f"argument --output: {args.output} is not a file in an existing directory")
     return args
 
 
@@ -176,8 +176,8 @@ def main() -> None:
     sweep = np.asarray(jax.vmap(loss)(at_rate(jnp.array(SWEEP))))
     console.print(table_of(descent, sweep))
     print(NOTE)
-    draw(args.picture, descent, sweep, args.steps)
-    print(f"Wrote {args.picture}")
+    draw(args.output, descent, sweep, args.steps)
+    print(f"Wrote {args.output}")
 
 
 if __name__ == "__main__":

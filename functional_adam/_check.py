@@ -140,10 +140,13 @@ def leaf_dtype(path: str, leaf: Any) -> np.dtype[Any]:
     if dtype is None and isinstance(leaf, bool | int | float | complex):
         dtype = jnp.result_type(leaf)
     if dtype is None:
-        raise TypeError(
-            f"{path} must be an array; got {_show(leaf)}. Keep only the "
-            "arrays of a model, as equinox.filter(model, equinox.is_inexact_array) does."
+        advice = (
+            "Make the state with `init`."
+            if path.startswith("state")
+            else "Keep only the arrays of a model, as equinox.filter(model, "
+            "equinox.is_inexact_array) does."
         )
+        raise TypeError(f"{path} must be an array; got {_show(leaf)}. {advice}")
     if not jnp.issubdtype(dtype, jnp.inexact):
         given = "float0" if dtype == jax.dtypes.float0 else dtype
         raise TypeError(

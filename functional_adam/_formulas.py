@@ -191,11 +191,11 @@ def rectification(s: Scalars) -> Scalars:
     """
     y = -s.b2.log / 2
     rho = langevin(y)[0] + s.t * langevin(s.t * y)[1]
-    adaptive = rho >= s.own["threshold"]
+    top = 2 / s.b2.complement - 1  # rho never gets there, but by rounding
+    adaptive = (rho >= s.own["threshold"]) & (top > s.own["threshold"])
     # Any number above 4 will do where there is no r: its slope must not be NaN either.
-    rho = jnp.where(adaptive, rho, jnp.full_like(rho, 5))
-    top = jnp.where(adaptive, 2 / s.b2.complement - 1, jnp.full_like(rho, 5))
-    r = jnp.sqrt((rho - 4) / (top - 4) * ((rho - 2) / (top - 2)) * (top / rho))
+    rho, top = (jnp.where(adaptive, x, jnp.full_like(rho, 5)) for x in (rho, top))
+    r = safe_sqrt((rho - 4) / (top - 4) * ((rho - 2) / (top - 2)) * (top / rho))
     return s._replace(
         step=jnp.where(adaptive, s.step * r, s.alpha / s.c1), own=s.own | {"adaptive": adaptive}
     )
@@ -243,15 +243,16 @@ def yogi(s: Scalars, g: jax.Array, old: Moments) -> tuple[jax.Array, Moments]:
 def unit_rate(s: Scalars) -> Scalars:
     """alpha = 1 until `trust_ratio`, whose quotient it would enter: 0 / 0 at alpha = 0."""
     one = jnp.ones_like(s.step)
-    return s._replace(own=s.own | {"alpha": s.alpha}, alpha=one, step=one, shrink=s.weight_decay)
+    own = s.own | {"learning_rate": s.alpha}
+    return s._replace(own=own, alpha=one, step=one, shrink=s.weight_decay)
 
 
 def trust_ratio(s: Scalars, u: jax.Array, theta: jax.Array) -> jax.Array:
     """alpha |theta| / |u| u, norms over the leaf; alpha u where either norm is 0."""
     size, step = safe_sqrt(abs_squared(theta).sum()), safe_sqrt(abs_squared(u).sum())
-    usable = (size > 0) & (step > 0)
+    usable = (size != 0) & (step != 0)  # true of a NaN, which must not look like a 0
     ratio = jnp.where(usable, size / jnp.where(usable, step, jnp.ones_like(step)), 1)
-    return times(s.own["alpha"] * ratio, u)
+    return times(s.own["learning_rate"] * ratio, u)
 
 
 # ---- ADOPT: Taniguchi et al. 2024, Algorithm 2 ----
@@ -312,6 +313,6 @@ class Cautious(NamedTuple):
         d = self.numerator(s, x, new)
         agrees = same_side(d, x)
         rows = jnp.sum(jnp.atleast_1d(agrees), axis=-1, dtype=jnp.int32)  # exact, however large
-        share = jnp.sum(rows.astype(s.step.dtype)) / max(1.0, agrees.size)
+        share = jnp.sum(rows.astype(s.step.dtype)) / float(max(1, agrees.size))
         gain = 1 / jnp.maximum(share, 1e-3)
         return times(gain * agrees.astype(share.dtype), d)  # a product: a NaN stays one

@@ -37,11 +37,23 @@ def one_minus_exp(x: jax.Array) -> jax.Array:
     (3/4, 1]: nothing cancels. Beyond, the plain form loses nothing either. (XLA's expm1 is off by
     up to six units, and at t = 1 that error would be common to all coordinates of a step.)
     """
+    return jax.lax.select(x > -0.5, -x * _growth_near_zero(x), 1 - jnp.exp(x))
+
+
+def _growth_near_zero(x: jax.Array) -> jax.Array:
+    """(exp(x) - 1) / x as its series, right for -1/2 < x <= 0 and finite below."""
+    x = jnp.maximum(x, x.dtype.type(-0.5))  # or its slope, not selected, would overflow to NaN
     terms = 9 if x.dtype == jnp.float32 else 16  # the next is below 2**-26, 2**-55 of the sum
     series = x.dtype.type(1 / math.factorial(terms))
     for k in range(terms - 1, 0, -1):
         series = series * x + x.dtype.type(1 / math.factorial(k))
-    return jax.lax.select(x > -0.5, -x * series, 1 - jnp.exp(x))
+    return series
+
+
+def _growth(x: jax.Array) -> jax.Array:
+    """(exp(x) - 1) / x for x <= 0, and its limit 1 at 0; smooth."""
+    far = jnp.minimum(x, x.dtype.type(-0.5))
+    return jnp.where(x > -0.5, _growth_near_zero(x), (1 - jnp.exp(far)) / -far)
 
 
 @jax.custom_jvp
@@ -87,13 +99,12 @@ def log_half_product(log_q: jax.Array, t: jax.Array) -> jax.Array:
     """log((1 - q/2) (1 - q**2/2) ... (1 - q**t/2)) for log q <= 0, without the product.
 
     log(1 - q**i/2) = -sum over k of q**(ik) / (k 2**k); summed over i first, each k is a geometric
-    series, q**k (1 - q**(kt)) / (1 - q**k), or t for q = 1. What is left out is below rounding.
+    series, q**k (1 - q**(kt)) / (1 - q**k), which with x = k log q is t exp(x) growth(tx) /
+    growth(x), smooth at q = 1. What is left out is below rounding.
     """
     k = jnp.arange(1, 25 if t.dtype == jnp.float32 else 54).astype(t.dtype)
     x = k * log_q
-    flat = x == 0
-    safe = jnp.where(flat, -jnp.ones_like(x), x)
-    series = jnp.exp(x) * jnp.where(flat, t, one_minus_exp(t * safe) / one_minus_exp(safe))
+    series = t * jnp.exp(x) * (_growth(t * x) / _growth(x))
     return -jnp.sum(series * jnp.exp2(-k) / k)
 
 
@@ -172,7 +183,13 @@ def clip(z: jax.Array, bound: jax.Array) -> jax.Array:
 
 
 def same_side(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Whether a b > 0 (complex: Re(a conj(b)) > 0), of the signs, since a b may underflow."""
-    if jnp.iscomplexobj(a):
-        return a.real * b.real + a.imag * b.imag > 0
-    return jnp.sign(a) * jnp.sign(b) > 0
+    """Whether a b > 0 (complex: Re(a conj(b)) > 0), of signs or scaled, as a b may underflow."""
+    if not jnp.iscomplexobj(a):
+        return jnp.sign(a) * jnp.sign(b) > 0
+
+    def scaled(z: jax.Array) -> jax.Array:
+        size = jnp.maximum(jnp.abs(z.real), jnp.abs(z.imag))
+        return over(z, jnp.where(size == 0, jnp.ones_like(size), size))
+
+    a, b = scaled(a), scaled(b)
+    return a.real * b.real + a.imag * b.imag > 0

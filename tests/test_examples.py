@@ -285,7 +285,7 @@ def test_names_beside_the_curves_keep_their_distance_and_order(example):
 
 
 def test_a_short_comparison_draws_and_prints(tmp_path):
-    args = ["--epochs", 2, "--steps", 40, "--seeds", 2, "--noise", 0.01, "--picture", "v.png"]
+    args = ["--epochs", 2, "--steps", 40, "--seeds", 2, "--noise", 0.01, "--output", "v.png"]
     args += ["--only", "adamax", "amsgrad"]
     rows = rows_of(run("compare_variants.py", *args, cwd=tmp_path))
     assert [row[0] for row in rows] == args[-2:]
@@ -303,7 +303,7 @@ def test_a_short_comparison_draws_and_prints(tmp_path):
 @pytest.mark.parametrize("script", SCRIPTS[2:])
 def test_a_picture_needs_an_existing_directory(script, exit_of, monkeypatch, tmp_path, capsys):
     monkeypatch.syspath_prepend(EXAMPLES)
-    assert exit_of(EXAMPLES / script, "--picture", "missing/a.png", cwd=tmp_path) == 2
+    assert exit_of(EXAMPLES / script, "--output", "missing/a.png", cwd=tmp_path) == 2
     assert "is not a file in an existing directory" in capsys.readouterr().err
 
 

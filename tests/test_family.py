@@ -286,6 +286,22 @@ def test_lamb_where_a_norm_is_zero():
     np.testing.assert_array_equal(updates, zeros)
 
 
+def test_lamb_does_not_take_a_nan_for_a_zero():
+    # It is in both norms or one of them, so all of the leaf is NaN; no step of another length.
+    tx, theta, g = fa.lamb(1e-3), jnp.full(4, 10.0), jnp.ones(4)
+    np.testing.assert_allclose(tx.update(g, tx.init(theta), theta)[0], -0.01, rtol=1e-5)
+    for grads, params in ((g.at[0].set(jnp.nan), theta), (g, theta.at[0].set(jnp.nan))):
+        updates, _ = tx.update(grads, tx.init(theta), params)
+        assert jnp.isnan(updates).all()
+
+
+def test_radam_where_the_average_never_gets_long_enough():
+    # rho_inf = 4 at b2 = 0.6: rho stays below, but by roundings.
+    tx, g = fa.radam(0.1, b2=0.6, threshold=4.0), jnp.array([3.0])
+    updates, _ = run(tx, jnp.tile(g, (200, 1)), g)
+    np.testing.assert_allclose(updates, -0.3, rtol=1e-6)
+
+
 def test_adopt_clips_by_the_count():
     tx = fa.adopt(1.0, b1=0.0, b2=0.5)
     state = tx.init(jnp.zeros(2))
@@ -327,6 +343,17 @@ def test_a_cautious_step_hides_no_nan_and_scales_by_1000_at_most():
     updates, _ = tx.update(up.at[3].set(jnp.nan), state)
     assert jnp.isnan(updates[3])
     assert jnp.isfinite(updates[4])
+
+
+def test_cautious_signs_of_tiny_complex_numbers():
+    tx = fa.cautious(fa.adam(0.1, b1=0.5, b2=0.5))
+    g = jnp.array([1 + 1j, -1j], jnp.complex64)
+    for size in (1.0, 1e-12):  # whose square, times the gradient's, float32 flushes to 0
+        state = tx.init(g)._replace(mu=size**2 * g, nu=jnp.full(2, size**2))
+        updates, _ = tx.update(size**2 * g, state)
+        assert (updates != 0).all()
+        updates, _ = tx.update(-0.1 * size**2 * g, state)  # momentum still goes the other way
+        assert (updates == 0).all()
 
 
 def test_keras_epsilon_is_adams_with_another_eps_each_step():

@@ -578,7 +578,7 @@ def test_every_leaf_of_a_fresh_state_is_its_own_buffer(member):
 
 @every_member
 def test_eval_shape_needs_no_arrays(member):
-    shape = 20_000, 100_000
+    shape = 2**16, 2**17  # beyond what an int32 counts
     params = {"w": jax.ShapeDtypeStruct(shape, jnp.bfloat16)}
     tx = member.tx()
     state = jax.eval_shape(tx.init, params)
@@ -732,7 +732,7 @@ def test_params_are_needed_for_decay_and_lamb_only(member):
     tx = member.tx()
     reasons = {"weight_decay", "l2"} & member.hyper.keys()
     if reasons or member.rule == "lamb":
-        with pytest.raises(ValueError, match=r"needs the parameters"):
+        with pytest.raises(ValueError, match=r"needs? the parameters"):
             tx.update(GRADS[0], tx.init(PARAMS))
     else:
         with_params = tx.update(GRADS[0], tx.init(PARAMS), PARAMS)

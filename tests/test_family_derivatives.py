@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from modes import switched
 
 import functional_adam as fa
 
@@ -96,6 +97,45 @@ def test_gradients_through_updates_are_those_of_central_differences(name, x64):
     by_start, by_hyper = slopes(start, hyper | {"eps": jnp.float64(1e-8)})
     assert jnp.isfinite(by_start).all()
     assert all(jnp.isfinite(slope) for slope in by_hyper.values())
+
+
+def after_two_steps(psi):
+    tx = fa.nadam(1.0, momentum_decay=psi)
+    state = tx.init(jnp.zeros(2))
+    for g in (1.0, 3.0):
+        updates, state = tx.update(jnp.array([g, -g]), state)
+    return updates[0]
+
+
+def test_the_slope_by_momentum_decay_is_right_at_zero(x64):
+    def truth(psi):  # the same in NumPy; b1 = 0.9, b2 = 0.999
+        mu = [0.9 * (1 - 0.96 ** (t * psi) / 2) for t in range(4)]
+        product = mu[1] * mu[2]
+        m, v = 0.9 * 0.1 + 0.1 * 3, 0.999 * 0.001 + 0.001 * 9
+        m_hat = mu[3] * m / (1 - product * mu[3]) + (1 - mu[2]) * 3 / (1 - product)
+        return -m_hat / (np.sqrt(v / (1 - 0.999**2)) + 1e-8)
+
+    for psi in (0.0, 1e-9, 1e-4, 4e-3, 0.5):
+        h = 1e-4
+        points = [truth(psi + k * h) for k in (-2, -1, 1, 2)]
+        slope = (8 * (points[2] - points[1]) - (points[3] - points[0])) / (12 * h)
+        np.testing.assert_allclose(jax.grad(after_two_steps)(psi), slope, rtol=1e-8)
+
+
+@pytest.mark.parametrize("psi", [0.0, 1e-8, 4e-3, 0.1, 10.0])
+def test_the_slope_by_momentum_decay_is_right_in_float32_and_finite_at_any_count(psi):
+    slope = jax.grad(after_two_steps)(jnp.float32(psi))
+    with switched("jax_enable_x64", True):
+        truth = jax.grad(after_two_steps)(jnp.float64(psi))
+    np.testing.assert_allclose(slope, truth, rtol=1e-5)
+
+    def later(psi, count):
+        tx, ones = fa.nadam(1.0, momentum_decay=psi), jnp.ones(2)
+        state = tx.init(ones)._replace(count=count, mu=0.5 * ones, nu=0.7 * ones)
+        return tx.update(jnp.array([1.0, 2.0]), state)[0].sum()
+
+    for count in (0, 10, 1000, 10**6, 2**31 - 5):
+        assert jnp.isfinite(jax.grad(later)(jnp.float32(psi), jnp.int32(count)))
 
 
 @pytest.mark.parametrize("name", ["adam", "amsgrad", "adamax", "adabelief", "lamb", "adopt"])
