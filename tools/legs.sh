@@ -39,5 +39,5 @@ leg() { # name, version of Python, further test files
     JAX_PLATFORMS=cpu "$home/bin/python" -m pytest -q -n auto $files
 }
 
-leg oldest 3.11
-leg newest 3.13 test_peers test_optax
+leg oldest 3.11 test_family
+leg newest 3.13 test_family test_optax
