@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from jax.typing import DTypeLike
 
 from functional_adam import _check
-from functional_adam._family import ADABELIEF, Variant
+from functional_adam._family import ADABELIEF
 from functional_adam._settings import bind
 from functional_adam._transform import direction, transformation
 from functional_adam._types import GradientTransformation, Scalar, ScalarOrSchedule
@@ -60,7 +58,7 @@ def adabelief(
     """
     return transformation(
         bind(
-            _variant(nesterov),
+            ADABELIEF.look_ahead() if _check.flag("nesterov", nesterov) else ADABELIEF,
             learning_rate=learning_rate,
             b1=b1,
             b2=b2,
@@ -111,18 +109,7 @@ def scale_by_belief(
         Zhuang et al. 2020, Algorithm 2.
     """
     return direction(
-        bind(
-            _variant(nesterov),
-            learning_rate=1.0,
-            b1=b1,
-            b2=b2,
-            eps=eps,
-            eps_root=eps_root,
-            mu_dtype=mu_dtype,
-            nu_dtype=nu_dtype,
+        adabelief(
+            1.0, b1, b2, eps, eps_root, nesterov=nesterov, mu_dtype=mu_dtype, nu_dtype=nu_dtype
         )
     )
-
-
-def _variant(nesterov: Any) -> Variant:
-    return ADABELIEF.look_ahead() if _check.flag("nesterov", nesterov) else ADABELIEF

@@ -300,14 +300,15 @@ def scale_by_adam(
         Kingma and Ba 2015, Algorithm 1.
     """
     return direction(
-        bind(
-            adam_like(nesterov, eps_placement),
-            learning_rate=1.0,
-            b1=b1,
-            b2=b2,
-            eps=eps,
-            eps_root=eps_root,
-            mu_dtype=mu_dtype,
+        adam(
+            1.0,
+            b1,
+            b2,
+            eps,
+            eps_root,
+            mu_dtype,
+            nesterov=nesterov,
             nu_dtype=nu_dtype,
+            eps_placement=eps_placement,
         )
     )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from jax.typing import DTypeLike
 
 from functional_adam import _check
@@ -83,7 +81,10 @@ def ademamix(
             independent_weight_decay=independent_weight_decay,
             mu_dtype=mu_dtype,
             nu_dtype=nu_dtype,
-            own=_own(b3, alpha),
+            own={
+                "b3": _check.scalar("b3", b3, below=1.0, schedule=True),
+                "alpha": _check.scalar("alpha", alpha, schedule=True),
+            },
         )
     )
 
@@ -128,23 +129,4 @@ def scale_by_ademamix(
     References:
         Pagliardini, Ablin and Grangier 2024, Algorithm 1.
     """
-    return direction(
-        bind(
-            ADEMAMIX,
-            learning_rate=1.0,
-            b1=b1,
-            b2=b2,
-            eps=eps,
-            eps_root=eps_root,
-            mu_dtype=mu_dtype,
-            nu_dtype=nu_dtype,
-            own=_own(b3, alpha),
-        )
-    )
-
-
-def _own(b3: Any, alpha: Any) -> dict[str, Any]:
-    return {
-        "b3": _check.scalar("b3", b3, below=1.0, schedule=True),
-        "alpha": _check.scalar("alpha", alpha, schedule=True),
-    }
+    return direction(ademamix(1.0, b1, b2, b3, alpha, eps, eps_root, mu_dtype, nu_dtype=nu_dtype))

@@ -130,13 +130,15 @@ def scale_by_adopt(
         Taniguchi et al. 2024, Algorithm 2.
     """
     return direction(
-        bind(
-            **_variant(nesterov, use_clipping, clip_value_fn),
-            learning_rate=1.0,
-            b1=b1,
-            b2=b2,
-            eps=eps,
-            mu_dtype=mu_dtype,
+        adopt(
+            1.0,
+            b1,
+            b2,
+            eps,
+            mu_dtype,
+            nesterov=nesterov,
+            use_clipping=use_clipping,
+            clip_value_fn=clip_value_fn,
             nu_dtype=nu_dtype,
         )
     )

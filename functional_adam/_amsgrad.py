@@ -156,15 +156,18 @@ def scale_by_amsgrad(
         Reddi, Kale and Kumar 2018, Algorithm 2.
     """
     return direction(
-        bind(
-            _variant(bias_correction_mu, bias_correction_nu, maximum, eps_placement),
-            learning_rate=1.0,
-            b1=b1,
-            b2=b2,
-            eps=eps,
-            eps_root=eps_root,
-            mu_dtype=mu_dtype,
+        amsgrad(
+            1.0,
+            b1,
+            b2,
+            eps,
+            eps_root,
+            mu_dtype,
+            bias_correction_mu,
+            bias_correction_nu,
             nu_dtype=nu_dtype,
+            maximum=maximum,
+            eps_placement=eps_placement,
         )
     )
 

@@ -127,15 +127,17 @@ def scale_by_radam(
         Liu et al. 2020, Algorithm 2.
     """
     return direction(
-        bind(
-            **_rectified(threshold, nesterov, eps_placement),
-            learning_rate=1.0,
-            b1=b1,
-            b2=b2,
-            eps=eps,
-            eps_root=eps_root,
+        radam(
+            1.0,
+            b1,
+            b2,
+            eps,
+            eps_root,
+            threshold,
+            nesterov=nesterov,
             mu_dtype=mu_dtype,
             nu_dtype=nu_dtype,
+            eps_placement=eps_placement,
         )
     )
 

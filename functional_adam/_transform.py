@@ -24,8 +24,10 @@ def transformation(settings: Settings) -> GradientTransformation:
     )
 
 
-def direction(settings: Settings) -> GradientTransformation:
-    """`transformation`, neither scaled nor signed."""
+def direction(tx: GradientTransformation) -> GradientTransformation:
+    """`tx`, made here with a learning rate of 1, neither scaled nor signed."""
+    update: Any = tx.update
+    settings: Settings = update.args[0]
     # An update descends; a step size of -1 undoes just that.
     return transformation(settings._replace(learning_rate=-1.0))
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from jax.typing import DTypeLike
 
 from functional_adam import _check
@@ -59,6 +57,7 @@ def yogi(
     References:
         Zaheer et al. 2018, Adaptive Methods for Nonconvex Optimization, Algorithm 2.
     """
+    start = _check.scalar("initial_accumulator_value", initial_accumulator_value)
     return transformation(
         bind(
             YOGI,
@@ -69,7 +68,7 @@ def yogi(
             eps_root=eps_root,
             mu_dtype=mu_dtype,
             nu_dtype=nu_dtype,
-            own=_own(initial_accumulator_value),
+            own={"initial_accumulator_value": start},
         )
     )
 
@@ -113,19 +112,14 @@ def scale_by_yogi(
         Zaheer et al. 2018, Algorithm 2.
     """
     return direction(
-        bind(
-            YOGI,
-            learning_rate=1.0,
-            b1=b1,
-            b2=b2,
-            eps=eps,
+        yogi(
+            1.0,
+            b1,
+            b2,
+            eps,
             eps_root=eps_root,
+            initial_accumulator_value=initial_accumulator_value,
             mu_dtype=mu_dtype,
             nu_dtype=nu_dtype,
-            own=_own(initial_accumulator_value),
         )
     )
-
-
-def _own(value: Any) -> dict[str, Any]:
-    return {"initial_accumulator_value": _check.scalar("initial_accumulator_value", value)}
