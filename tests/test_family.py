@@ -190,7 +190,10 @@ def test_float64_trajectory_with_training(name, x64):
         np.testing.assert_allclose(found[key], kept[key], rtol=1e-11, atol=1e-13)
 
 
-@pytest.mark.parametrize("name", [*CASES, "lamb"])
+ONE_OF_EACH_RULE = {rule: name for name, (_, rule, _) in reversed(CASES.items())}.values()
+
+
+@pytest.mark.parametrize("name", [*ONE_OF_EACH_RULE, "cautious", "adopt, Nesterov", "lamb"])
 def test_complex_parameters(name):
     factory, rule, hyper = CASES.get(name, ("lamb", "lamb", dict(weight_decay=0.03)))
     rng = np.random.default_rng(5)
