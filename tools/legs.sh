@@ -40,4 +40,4 @@ leg() { # name, version of Python, further test files
 }
 
 leg oldest 3.11
-leg newest 3.13 test_optax
+leg newest 3.13 test_family test_optax
