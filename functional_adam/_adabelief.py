@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from jax.typing import DTypeLike
 
-from functional_adam import _check
 from functional_adam._family import ADABELIEF
-from functional_adam._settings import bind
+from functional_adam._settings import bind, looking_ahead
 from functional_adam._transform import direction, transformation
 from functional_adam._types import GradientTransformation, Scalar, ScalarOrSchedule
 
@@ -58,7 +57,7 @@ def adabelief(
     """
     return transformation(
         bind(
-            ADABELIEF.look_ahead() if _check.flag("nesterov", nesterov) else ADABELIEF,
+            looking_ahead(ADABELIEF, nesterov),
             learning_rate=learning_rate,
             b1=b1,
             b2=b2,

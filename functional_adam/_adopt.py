@@ -12,7 +12,7 @@ from jax.typing import ArrayLike, DTypeLike
 from functional_adam import _check
 from functional_adam import _formulas as F
 from functional_adam._family import ADOPT
-from functional_adam._settings import bind
+from functional_adam._settings import bind, looking_ahead
 from functional_adam._transform import direction, transformation
 from functional_adam._types import GradientTransformation, Scalar, ScalarOrSchedule
 
@@ -152,8 +152,6 @@ def _variant(nesterov: Any, use_clipping: Any, clip_value_fn: Any) -> dict[str, 
     if not clips and clip is not _fourth_root and not isinstance(clip, jax.Array):
         raise ValueError("clip_value_fn says how to clip; it needs use_clipping=True.")
     return {
-        "variant": ADOPT.look_ahead(F.uncorrected_nesterov_weights)
-        if _check.flag("nesterov", nesterov)
-        else ADOPT,
+        "variant": looking_ahead(ADOPT, nesterov, F.uncorrected_nesterov_weights),
         "own": {"clip_value_fn": clip if clips else _unbounded},
     }

@@ -169,8 +169,8 @@ def mean_square(v: jax.Array, square: jax.Array, rate: Rate) -> jax.Array:
 
 
 def decayed(a: jax.Array, rate: Rate) -> jax.Array:
-    """b a, rounded like `average` with x = 0."""
-    return times(rate.carried, a) - times(rate.complement, times(rate.removed, a))
+    """b a, as the average with 0."""
+    return average(a, jnp.zeros_like(a), rate)
 
 
 def clip(z: jax.Array, bound: jax.Array) -> jax.Array:

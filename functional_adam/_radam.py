@@ -8,7 +8,7 @@ from jax.typing import DTypeLike
 
 from functional_adam import _check
 from functional_adam._family import RADAM
-from functional_adam._settings import bind, placed
+from functional_adam._settings import bind, looking_ahead, placed
 from functional_adam._transform import direction, transformation
 from functional_adam._types import GradientTransformation, Placement, Scalar, ScalarOrSchedule
 
@@ -144,8 +144,7 @@ def scale_by_radam(
 
 def _rectified(threshold: Any, nesterov: Any, eps_placement: Any) -> dict[str, Any]:
     """The variant and its own hyperparameters."""
-    variant = placed(RADAM, eps_placement)
     return {
-        "variant": variant.look_ahead() if _check.flag("nesterov", nesterov) else variant,
+        "variant": looking_ahead(placed(RADAM, eps_placement), nesterov),
         "own": {"threshold": _check.scalar("threshold", threshold, at_least=4.0)},
     }

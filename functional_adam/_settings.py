@@ -10,6 +10,7 @@ import numpy as np
 from functional_adam import _check
 from functional_adam import _formulas as F
 from functional_adam._family import ADAM, Variant
+from functional_adam._operands import Prepare
 
 
 class Settings(NamedTuple):
@@ -77,7 +78,13 @@ def placed(variant: Variant, placement: Any) -> Variant:
     return variant._replace(prepare=tuple(swapped))
 
 
+def looking_ahead(
+    variant: Variant, nesterov: Any, weights: Prepare = F.nesterov_weights
+) -> Variant:
+    """`variant`, with Nesterov's numerator if `nesterov` says so."""
+    return variant.look_ahead(weights) if _check.flag("nesterov", nesterov) else variant
+
+
 def adam_like(nesterov: Any, placement: Any) -> Variant:
     """Adam, looking ahead or not, eps where `placement` says."""
-    variant = placed(ADAM, placement)
-    return variant.look_ahead() if _check.flag("nesterov", nesterov) else variant
+    return looking_ahead(placed(ADAM, placement), nesterov)
