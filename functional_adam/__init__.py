@@ -1,25 +1,32 @@
 """Adam for JAX as pure functions: exact to a few roundings, Optax-compatible."""
 
 from functional_adam._adabelief import adabelief, scale_by_belief
-from functional_adam._adam import adam, adamw, scale_by_adam, update
+from functional_adam._adam import adam, adamw, scale_by_adam
 from functional_adam._adamax import adamax, adamaxw, scale_by_adamax
 from functional_adam._ademamix import ademamix, scale_by_ademamix
 from functional_adam._adopt import adopt, scale_by_adopt
 from functional_adam._amsgrad import amsgrad, scale_by_amsgrad
-from functional_adam._apply import apply_updates
+from functional_adam._apply import apply_updates, master_params
 from functional_adam._cautious import cautious
+from functional_adam._convert import convert_moments
 from functional_adam._lamb import lamb
+from functional_adam._moments import BFloat16, Full, Int8
 from functional_adam._nadam import nadam, nadamw
 from functional_adam._radam import radam, scale_by_radam
+from functional_adam._report import memory_report
 from functional_adam._state import AdamState, init
 from functional_adam._types import GradientTransformation
+from functional_adam._update import update
 from functional_adam._yogi import scale_by_yogi, yogi
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AdamState",
+    "BFloat16",
+    "Full",
     "GradientTransformation",
+    "Int8",
     "__version__",
     "adabelief",
     "adam",
@@ -31,8 +38,11 @@ __all__ = [
     "amsgrad",
     "apply_updates",
     "cautious",
+    "convert_moments",
     "init",
     "lamb",
+    "master_params",
+    "memory_report",
     "nadam",
     "nadamw",
     "radam",

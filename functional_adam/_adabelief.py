@@ -5,9 +5,15 @@ from __future__ import annotations
 from jax.typing import DTypeLike
 
 from functional_adam._family import ADABELIEF
+from functional_adam._moments import MomentFormat
 from functional_adam._settings import bind, looking_ahead
 from functional_adam._transform import direction, transformation
-from functional_adam._types import GradientTransformation, Scalar, ScalarOrSchedule
+from functional_adam._types import (
+    GradientTransformation,
+    ParameterRounding,
+    Scalar,
+    ScalarOrSchedule,
+)
 
 
 def adabelief(
@@ -20,6 +26,8 @@ def adabelief(
     nesterov: bool = False,
     mu_dtype: DTypeLike | None = None,
     nu_dtype: DTypeLike | None = None,
+    moments: MomentFormat = "full",
+    rounding: ParameterRounding = "nearest",
 ) -> GradientTransformation:
     """Adam with the variance of the gradient in place of its mean square.
 
@@ -36,6 +44,8 @@ def adabelief(
         nesterov: True or False.
         mu_dtype: see `init`; a state that holds another dtype is refused.
         nu_dtype: see `init`; a state that holds another dtype is refused.
+        moments: see `init`; not "int8". A state of another format is refused.
+        rounding: see `update`.
 
     Returns:
         A `GradientTransformation` whose state is an `AdamState`; `nu` is the v above.
@@ -65,6 +75,8 @@ def adabelief(
             eps_root=eps_root,
             mu_dtype=mu_dtype,
             nu_dtype=nu_dtype,
+            moments=moments,
+            rounding=rounding,
         )
     )
 
@@ -78,6 +90,7 @@ def scale_by_belief(
     nesterov: bool = False,
     mu_dtype: DTypeLike | None = None,
     nu_dtype: DTypeLike | None = None,
+    moments: MomentFormat = "full",
 ) -> GradientTransformation:
     """AdaBelief's direction alone, neither scaled nor signed, for `optax.chain`.
 
@@ -89,6 +102,7 @@ def scale_by_belief(
         nesterov: True or False.
         mu_dtype: see `init`; a state that holds another dtype is refused.
         nu_dtype: see `init`; a state that holds another dtype is refused.
+        moments: see `init`; not "int8". A state of another format is refused.
 
     Returns:
         A `GradientTransformation` whose state is an `AdamState`.

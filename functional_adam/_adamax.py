@@ -5,9 +5,16 @@ from __future__ import annotations
 from jax.typing import DTypeLike
 
 from functional_adam._family import ADAMAX
+from functional_adam._moments import MomentFormat
 from functional_adam._settings import bind
 from functional_adam._transform import direction, transformation
-from functional_adam._types import GradientTransformation, Mask, Scalar, ScalarOrSchedule
+from functional_adam._types import (
+    GradientTransformation,
+    Mask,
+    ParameterRounding,
+    Scalar,
+    ScalarOrSchedule,
+)
 
 
 def adamax(
@@ -18,6 +25,8 @@ def adamax(
     *,
     mu_dtype: DTypeLike | None = None,
     nu_dtype: DTypeLike | None = None,
+    moments: MomentFormat = "full",
+    rounding: ParameterRounding = "nearest",
     l2: ScalarOrSchedule | None = None,
 ) -> GradientTransformation:
     """Adam divided by the largest recent gradient instead of a root mean square.
@@ -32,6 +41,8 @@ def adamax(
         eps: >= 0, added to |g|, as in Optax and PyTorch (the paper has none).
         mu_dtype: see `init`; a state that holds another dtype is refused.
         nu_dtype: see `init`; a state that holds another dtype is refused.
+        moments: see `init`; not "int8". A state of another format is refused.
+        rounding: see `update`.
         l2: None (default), or >= 0 or a schedule; `update` then needs `params`.
 
     Returns:
@@ -63,6 +74,8 @@ def adamax(
             l2=l2,
             mu_dtype=mu_dtype,
             nu_dtype=nu_dtype,
+            moments=moments,
+            rounding=rounding,
         )
     )
 
@@ -77,6 +90,8 @@ def adamaxw(
     *,
     mu_dtype: DTypeLike | None = None,
     nu_dtype: DTypeLike | None = None,
+    moments: MomentFormat = "full",
+    rounding: ParameterRounding = "nearest",
     independent_weight_decay: bool = False,
 ) -> GradientTransformation:
     """`adamax` with decoupled weight decay.
@@ -92,6 +107,8 @@ def adamaxw(
         mask: which parameters decay.
         mu_dtype: see `init`; a state that holds another dtype is refused.
         nu_dtype: see `init`; a state that holds another dtype is refused.
+        moments: see `init`; not "int8". A state of another format is refused.
+        rounding: see `update`.
         independent_weight_decay: True takes the learning rate out of the decay's part of u.
 
     Returns:
@@ -123,6 +140,8 @@ def adamaxw(
             independent_weight_decay=independent_weight_decay,
             mu_dtype=mu_dtype,
             nu_dtype=nu_dtype,
+            moments=moments,
+            rounding=rounding,
         )
     )
 
@@ -134,6 +153,7 @@ def scale_by_adamax(
     *,
     mu_dtype: DTypeLike | None = None,
     nu_dtype: DTypeLike | None = None,
+    moments: MomentFormat = "full",
 ) -> GradientTransformation:
     """AdaMax's direction alone, neither scaled nor signed, for `optax.chain`.
 
@@ -143,6 +163,7 @@ def scale_by_adamax(
         eps: >= 0, added to |g|.
         mu_dtype: see `init`; a state that holds another dtype is refused.
         nu_dtype: see `init`; a state that holds another dtype is refused.
+        moments: see `init`; not "int8". A state of another format is refused.
 
     Returns:
         A `GradientTransformation` whose state is an `AdamState`.

@@ -6,9 +6,16 @@ from jax.typing import DTypeLike
 
 from functional_adam import _check
 from functional_adam._family import ADEMAMIX
+from functional_adam._moments import MomentFormat
 from functional_adam._settings import bind
 from functional_adam._transform import direction, transformation
-from functional_adam._types import GradientTransformation, Mask, Scalar, ScalarOrSchedule
+from functional_adam._types import (
+    GradientTransformation,
+    Mask,
+    ParameterRounding,
+    Scalar,
+    ScalarOrSchedule,
+)
 
 
 def ademamix(
@@ -24,6 +31,8 @@ def ademamix(
     mask: Mask | None = None,
     *,
     nu_dtype: DTypeLike | None = None,
+    moments: MomentFormat = "full",
+    rounding: ParameterRounding = "nearest",
     independent_weight_decay: bool = False,
 ) -> GradientTransformation:
     """Adam that adds an average over some ten thousand gradients to its own over ten.
@@ -47,6 +56,8 @@ def ademamix(
         weight_decay: lambda >= 0 or a schedule; `update` then needs `params`.
         mask: which parameters decay.
         nu_dtype: see `init`; a state that holds another dtype is refused.
+        moments: see `init`; not "int8". A state of another format is refused.
+        rounding: see `update`.
         independent_weight_decay: True takes the learning rate out of the decay's part of u.
 
     Returns:
@@ -81,6 +92,8 @@ def ademamix(
             independent_weight_decay=independent_weight_decay,
             mu_dtype=mu_dtype,
             nu_dtype=nu_dtype,
+            moments=moments,
+            rounding=rounding,
             own={
                 "b3": _check.scalar("b3", b3, below=1.0, schedule=True),
                 "alpha": _check.scalar("alpha", alpha, schedule=True),
@@ -99,6 +112,7 @@ def scale_by_ademamix(
     mu_dtype: DTypeLike | None = None,
     *,
     nu_dtype: DTypeLike | None = None,
+    moments: MomentFormat = "full",
 ) -> GradientTransformation:
     """AdEMAMix's direction alone, neither scaled nor signed, for `optax.chain`.
 
@@ -111,6 +125,7 @@ def scale_by_ademamix(
         eps_root: >= 0.
         mu_dtype: see `init`; a state that holds another dtype is refused.
         nu_dtype: see `init`; a state that holds another dtype is refused.
+        moments: see `init`; not "int8". A state of another format is refused.
 
     Returns:
         A `GradientTransformation` whose state is an `AdamState` with `extra["mu_slow"]`.

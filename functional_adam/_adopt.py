@@ -12,9 +12,15 @@ from jax.typing import ArrayLike, DTypeLike
 from functional_adam import _check
 from functional_adam import _formulas as F
 from functional_adam._family import ADOPT
+from functional_adam._moments import MomentFormat
 from functional_adam._settings import bind, looking_ahead
 from functional_adam._transform import direction, transformation
-from functional_adam._types import GradientTransformation, Scalar, ScalarOrSchedule
+from functional_adam._types import (
+    GradientTransformation,
+    ParameterRounding,
+    Scalar,
+    ScalarOrSchedule,
+)
 
 
 def _fourth_root(count: ArrayLike) -> jax.Array:
@@ -36,6 +42,8 @@ def adopt(
     use_clipping: bool = True,
     clip_value_fn: ScalarOrSchedule = _fourth_root,
     nu_dtype: DTypeLike | None = None,
+    moments: MomentFormat = "full",
+    rounding: ParameterRounding = "nearest",
 ) -> GradientTransformation:
     """Adam that divides each gradient by the root of the *last* v, then averages.
 
@@ -55,6 +63,8 @@ def adopt(
         clip_value_fn: count -> c >= 0, called with the count before the step, or one c for all
             steps; the default is count**(1/4). Complex x keep their phase.
         nu_dtype: see `init`; a state that holds another dtype is refused.
+        moments: see `init`; not "int8". A state of another format is refused.
+        rounding: see `update`.
 
     Returns:
         A `GradientTransformation` whose state is an `AdamState`.
@@ -85,6 +95,8 @@ def adopt(
             eps=eps,
             mu_dtype=mu_dtype,
             nu_dtype=nu_dtype,
+            moments=moments,
+            rounding=rounding,
         )
     )
 
@@ -99,6 +111,7 @@ def scale_by_adopt(
     use_clipping: bool = True,
     clip_value_fn: ScalarOrSchedule = _fourth_root,
     nu_dtype: DTypeLike | None = None,
+    moments: MomentFormat = "full",
 ) -> GradientTransformation:
     """ADOPT's direction alone, neither scaled nor signed, for `optax.chain`.
 
@@ -111,6 +124,7 @@ def scale_by_adopt(
         use_clipping: True or False.
         clip_value_fn: count -> c >= 0, or c.
         nu_dtype: see `init`; a state that holds another dtype is refused.
+        moments: see `init`; not "int8". A state of another format is refused.
 
     Returns:
         A `GradientTransformation` whose state is an `AdamState`.
@@ -140,6 +154,7 @@ def scale_by_adopt(
             use_clipping=use_clipping,
             clip_value_fn=clip_value_fn,
             nu_dtype=nu_dtype,
+            moments=moments,
         )
     )
 

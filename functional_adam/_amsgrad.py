@@ -9,11 +9,13 @@ from jax.typing import DTypeLike
 from functional_adam import _check
 from functional_adam import _formulas as F
 from functional_adam._family import AMSGRAD, AMSGRAD_OF_CORRECTED, Variant
+from functional_adam._moments import MomentFormat
 from functional_adam._settings import bind, placed
 from functional_adam._transform import direction, transformation
 from functional_adam._types import (
     GradientTransformation,
     Mask,
+    ParameterRounding,
     Placement,
     Scalar,
     ScalarOrSchedule,
@@ -31,6 +33,8 @@ def amsgrad(
     bias_correction_nu: bool = True,
     *,
     nu_dtype: DTypeLike | None = None,
+    moments: MomentFormat = "full",
+    rounding: ParameterRounding = "nearest",
     maximum: Placement = "after_correction",
     eps_placement: Placement = "after_correction",
     l2: ScalarOrSchedule | None = None,
@@ -59,6 +63,8 @@ def amsgrad(
         bias_correction_mu: False takes c1 = 1.
         bias_correction_nu: False takes c2 = 1.
         nu_dtype: see `init`, for `nu` and `nu_max`; a state that holds another dtype is refused.
+        moments: see `init`; not "int8". A state of another format is refused.
+        rounding: see `update`.
         maximum: "after_correction" or "before_correction", of which v the maximum is taken.
         eps_placement: "after_correction", or, where the maximum is taken before the correction too,
             "before_correction" (Keras).
@@ -107,6 +113,8 @@ def amsgrad(
             l2=l2,
             mu_dtype=mu_dtype,
             nu_dtype=nu_dtype,
+            moments=moments,
+            rounding=rounding,
         )
     )
 
@@ -121,6 +129,7 @@ def scale_by_amsgrad(
     bias_correction_nu: bool = True,
     *,
     nu_dtype: DTypeLike | None = None,
+    moments: MomentFormat = "full",
     maximum: Placement = "after_correction",
     eps_placement: Placement = "after_correction",
 ) -> GradientTransformation:
@@ -135,6 +144,7 @@ def scale_by_amsgrad(
         bias_correction_mu: True or False.
         bias_correction_nu: True or False.
         nu_dtype: see `init`; a state that holds another dtype is refused.
+        moments: see `init`; not "int8". A state of another format is refused.
         maximum: "after_correction" or "before_correction".
         eps_placement: "after_correction" or "before_correction".
 
@@ -166,6 +176,7 @@ def scale_by_amsgrad(
             bias_correction_mu,
             bias_correction_nu,
             nu_dtype=nu_dtype,
+            moments=moments,
             maximum=maximum,
             eps_placement=eps_placement,
         )

@@ -1,4 +1,4 @@
-"""`apply_updates`: the parameters' side of a step."""
+"""The parameters' side of a step: adding the update, reading the weights they stand for."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import numpy as np
 from jax.tree_util import keystr
 
 from functional_adam import _check
+from functional_adam._rounding import is_short, master
+from functional_adam._state import check_count
 from functional_adam._types import PyTree, arithmetic_dtype
 
 
@@ -40,6 +42,52 @@ def apply_updates(params: PyTree, updates: PyTree) -> PyTree:
     paths_and_leaves, treedef = jax.tree_util.tree_flatten_with_path(params, is_leaf=_check.is_none)
     pairs = zip(paths_and_leaves, updates_leaves, strict=True)
     return treedef.unflatten(_add(keystr(path), p, u) for (path, p), u in pairs)
+
+
+def master_params(params: PyTree, state: PyTree) -> PyTree:
+    """The float32 weights that 16-bit parameters and the `residual` beside them stand for.
+
+    theta + residual * ulp(theta) / 256, for evaluation and for saving. Parameters of other dtypes
+    are returned as they are.
+
+    Args:
+        params: the parameters.
+        state: an `AdamState` made with rounding="compensated".
+
+    Returns:
+        A tree like `params`.
+
+    Raises:
+        TypeError: `state` is not an `AdamState`.
+        ValueError: it has no `residual`, or one that does not fit `params`.
+
+    Example:
+        >>> import functional_adam as fa, jax.numpy as jnp
+        >>> params = jnp.ones(2, jnp.bfloat16)
+        >>> tx = fa.adam(1e-3, rounding="compensated")
+        >>> updates, state = tx.update(jnp.ones(2, jnp.bfloat16), tx.init(params), params)
+        >>> params = fa.apply_updates(params, updates)  # half a unit is 2e-3
+        >>> params, [round(float(w), 5) for w in fa.master_params(params, state)]
+        (Array([1, 1], dtype=bfloat16), [0.999, 0.999])
+    """
+    check_count(state)
+    if state.residual is None:
+        raise ValueError(
+            'state.residual is None: only a state made with rounding="compensated" knows more of '
+            "the weights than the parameters themselves."
+        )
+    codes = _check.leaves_like("state.residual", state.residual, params, "params")
+    paths_and_leaves, treedef = jax.tree_util.tree_flatten_with_path(params, is_leaf=_check.is_none)
+    pairs = zip(paths_and_leaves, codes, strict=True)
+    return treedef.unflatten(_master(keystr(path), p, code) for (path, p), code in pairs)
+
+
+def _master(path: str, p: Any, code: Any) -> Any:
+    if p is None:
+        return None
+    short = is_short(_check.leaf_dtype("params" + path, p))
+    _check.residual(path, code, np.shape(p) if short else (0,))
+    return master(jnp.asarray(p), code) if short else p
 
 
 def _add(path: str, p: Any, u: Any) -> Any:

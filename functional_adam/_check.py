@@ -31,7 +31,7 @@ def is_none(x: object) -> bool:
     return x is None
 
 
-def _show(value: object) -> str:
+def show(value: object) -> str:
     """Value and type, on one line, cut where it would fill the screen."""
     text = " ".join(repr(value).split())
     text = text if len(text) <= 80 else text[:77] + "..."
@@ -81,7 +81,7 @@ def scalar(
         return value
     dtype = _scalar_dtype(value)
     if dtype is None or not _is_number(dtype):
-        raise TypeError(f"{name} must be {wanted}; got {_show(value)}.")
+        raise TypeError(f"{name} must be {wanted}; got {show(value)}.")
     number = float(value)
     if not at_least <= number < below:
         raise ValueError(f"{name} must be {wanted}; got {value!r}.")
@@ -98,7 +98,16 @@ def fitting(name: str, value: float, dtype: np.dtype[Any]) -> np.generic:
 def flag(name: str, value: Any) -> bool:
     """A Python bool."""
     if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False; got {_show(value)}.")
+        raise TypeError(f"{name} must be True or False; got {show(value)}.")
+    return value
+
+
+def multiple(name: str, value: Any, of: int) -> int:
+    """A positive multiple of `of`."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be a positive multiple of {of}; got {show(value)}.")
+    if value <= 0 or value % of:
+        raise ValueError(f"{name} must be a positive multiple of {of}; got {value}.")
     return value
 
 
@@ -106,7 +115,7 @@ def choice(name: str, value: Any, options: Mapping[str, T]) -> T:
     """What `options` has under the name `value`."""
     wanted = f"{name} must be {' or '.join(map(repr, options))}"
     if not isinstance(value, str):
-        raise TypeError(f"{wanted}; got {_show(value)}.")
+        raise TypeError(f"{wanted}; got {show(value)}.")
     if value not in options:
         raise ValueError(f"{wanted}; got {value!r}.")
     return options[value]
@@ -123,7 +132,7 @@ def moment_dtype(name: str, value: Any, *, real: bool) -> np.dtype[Any] | None:
         dtype = None
     if dtype is None or not jnp.issubdtype(dtype, kind):
         raise TypeError(
-            f"{name} must be None or a float dtype such as 'bfloat16'; got {_show(value)}. (Under "
+            f"{name} must be None or a float dtype such as 'bfloat16'; got {show(value)}. (Under "
             "optax.inject_hyperparams write a string: it calls classes such as jnp.bfloat16.)"
         )
     if jax.dtypes.canonicalize_dtype(dtype) != dtype:
@@ -146,7 +155,7 @@ def leaf_dtype(path: str, leaf: Any) -> np.dtype[Any]:
             else "Keep only the arrays of a model, as equinox.filter(model, "
             "equinox.is_inexact_array) does."
         )
-        raise TypeError(f"{path} must be an array; got {_show(leaf)}. {advice}")
+        raise TypeError(f"{path} must be an array; got {show(leaf)}. {advice}")
     if not jnp.issubdtype(dtype, jnp.inexact):
         given = "float0" if dtype == jax.dtypes.float0 else dtype
         raise TypeError(
@@ -155,7 +164,7 @@ def leaf_dtype(path: str, leaf: Any) -> np.dtype[Any]:
     return jax.dtypes.canonicalize_dtype(dtype)
 
 
-def _same_shape(path: str, leaf: Any, like: Any, whose: str) -> None:
+def same_shape(path: str, leaf: Any, like: Any, whose: str) -> None:
     if np.shape(leaf) != np.shape(like):
         raise ValueError(
             f"{path} has shape {np.shape(leaf)}, but {whose} has shape {np.shape(like)}."
@@ -170,7 +179,7 @@ def leaf_like(
     With `may_be_real` a real leaf fits a complex one too.
     """
     dtype = leaf_dtype(path, leaf)
-    _same_shape(path, leaf, like, whose)
+    same_shape(path, leaf, like, whose)
     is_complex = jnp.issubdtype(dtype, jnp.complexfloating)
     if is_complex != jnp.iscomplexobj(like) and (is_complex or not may_be_real):
         raise TypeError(
@@ -183,7 +192,7 @@ def leaf_like(
 def moments(path: str, mu: Any, nu: Any, mu_dtype: Any, nu_dtype: Any) -> np.dtype[Any]:
     """The dtype that arithmetic with these moments needs, once they are what the caller expects."""
     found = leaf_dtype("state.mu" + path, mu), leaf_dtype("state.nu" + path, nu)
-    _same_shape("state.nu" + path, nu, mu, "state.mu" + path)
+    same_shape("state.nu" + path, nu, mu, "state.mu" + path)
     wanted = ("mu", mu_dtype), ("nu", nu_dtype)
     for (name, want), have in zip(wanted, found, strict=True):
         if want is not None and have != want:
@@ -194,10 +203,20 @@ def moments(path: str, mu: Any, nu: Any, mu_dtype: Any, nu_dtype: Any) -> np.dty
     return arithmetic_dtype(*found)
 
 
+def residual(path: str, leaf: Any, shape: tuple[int, ...]) -> None:
+    """A leaf's code of what its parameter lacks."""
+    if getattr(leaf, "dtype", None) != np.int8 or leaf.shape != shape:
+        given = f"{getattr(leaf, 'dtype', type(leaf).__name__)} of shape {np.shape(leaf)}"
+        raise ValueError(
+            f"state.residual{path} must be int8 of shape {shape} (that of a parameter of 16 bits, "
+            f"(0,) for others); got {given}. Make the state from parameters of the same dtypes."
+        )
+
+
 def kept_like(path: str, leaf: Any, moment: Any) -> None:
     """A variant's own leaf has the shape and dtype of the moment that it is stored like."""
     dtype = leaf_dtype(path, leaf)
-    _same_shape(path, leaf, moment, "the moment")
+    same_shape(path, leaf, moment, "the moment")
     if dtype != moment.dtype:
         raise ValueError(f"{path} is {dtype}, but the moment it is stored like is {moment.dtype}.")
 
@@ -258,7 +277,7 @@ def mask(value: Any) -> Any:
     for path, leaf in jax.tree_util.tree_leaves_with_path(value):
         if not isinstance(leaf, bool | np.bool_):
             raise TypeError(
-                f"mask{keystr(path)} must be True or False; got {_show(leaf)}. "
+                f"mask{keystr(path)} must be True or False; got {show(leaf)}. "
                 "A mask is a tree (or prefix of a tree) of Python booleans, "
                 "or a function from the parameters to one; under optax.inject_hyperparams name "
                 'it in static_args=("mask",).'

@@ -24,6 +24,7 @@ class Variant(NamedTuple):
     keeps: tuple[tuple[str, str], ...] = ()  # (name in state.extra, moment it is stored like)
     start: str | None = None  # that of its own hyperparameters which both moments begin at
     rates: tuple[str, ...] = ()  # those of its own hyperparameters that are decay rates
+    ratio_is_bounded: bool = True  # whether |m| <= C sqrt(v), see `largest_ratio`, and nothing else
 
     def first(self, *prepare: Prepare) -> Variant:
         """With these preparations before the others."""
@@ -37,6 +38,7 @@ class Variant(NamedTuple):
 ADAM = Variant()
 AMSGRAD = Variant(
     name="amsgrad",
+    ratio_is_bounded=False,
     advance=F.amsgrad,
     denominator=F.root_of_maximum,
     keeps=(("nu_max", "nu"),),
@@ -46,6 +48,7 @@ AMSGRAD_OF_CORRECTED = AMSGRAD._replace(
 )
 ADAMAX = Variant(
     name="adamax",
+    ratio_is_bounded=False,
     prepare=(F.first_correction,),
     advance=F.adamax,
     denominator=F.maximum,
@@ -57,18 +60,31 @@ RADAM = Variant(
 )
 ADABELIEF = Variant(
     name="adabelief",
+    ratio_is_bounded=False,
     prepare=(F.belief_floor, F.eps_after_correction),
     advance=F.adabelief,
 )
-YOGI = Variant(name="yogi", advance=F.yogi, start="initial_accumulator_value")
+YOGI = Variant(
+    name="yogi",
+    ratio_is_bounded=False,
+    advance=F.yogi,
+    start="initial_accumulator_value",
+)
 LAMB = Variant(
     name="lamb",
     prepare=(F.unit_rate, F.eps_after_correction),
     finish=F.trust_ratio,
 )
-ADOPT = Variant(name="adopt", prepare=(), advance=F.adopt, denominator=F.one)
+ADOPT = Variant(
+    name="adopt",
+    ratio_is_bounded=False,
+    prepare=(),
+    advance=F.adopt,
+    denominator=F.one,
+)
 ADEMAMIX = Variant(
     name="ademamix",
+    ratio_is_bounded=False,
     prepare=(F.mixing, F.eps_after_correction),
     advance=F.ademamix,
     numerator=F.mixed_momentum,

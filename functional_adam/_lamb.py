@@ -5,9 +5,16 @@ from __future__ import annotations
 from jax.typing import DTypeLike
 
 from functional_adam._family import LAMB
+from functional_adam._moments import MomentFormat
 from functional_adam._settings import bind
 from functional_adam._transform import transformation
-from functional_adam._types import GradientTransformation, Mask, Scalar, ScalarOrSchedule
+from functional_adam._types import (
+    GradientTransformation,
+    Mask,
+    ParameterRounding,
+    Scalar,
+    ScalarOrSchedule,
+)
 
 
 def lamb(
@@ -21,6 +28,8 @@ def lamb(
     *,
     mu_dtype: DTypeLike | None = None,
     nu_dtype: DTypeLike | None = None,
+    moments: MomentFormat = "full",
+    rounding: ParameterRounding = "nearest",
 ) -> GradientTransformation:
     """Adam for large batches: every leaf moves by the same fraction of its own norm.
 
@@ -41,6 +50,8 @@ def lamb(
         mask: which parameters decay; the norms scale all of them.
         mu_dtype: see `init`; a state that holds another dtype is refused.
         nu_dtype: see `init`; a state that holds another dtype is refused.
+        moments: see `init`. A state of another format is refused.
+        rounding: see `update`.
 
     Returns:
         A `GradientTransformation` whose state is an `AdamState`.
@@ -73,5 +84,7 @@ def lamb(
             mask=mask,
             mu_dtype=mu_dtype,
             nu_dtype=nu_dtype,
+            moments=moments,
+            rounding=rounding,
         )
     )

@@ -9,11 +9,13 @@ from jax.typing import DTypeLike
 from functional_adam import _check
 from functional_adam import _formulas as F
 from functional_adam._family import ADAM
+from functional_adam._moments import MomentFormat
 from functional_adam._settings import bind, placed
 from functional_adam._transform import transformation
 from functional_adam._types import (
     GradientTransformation,
     Mask,
+    ParameterRounding,
     Placement,
     Scalar,
     ScalarOrSchedule,
@@ -29,6 +31,8 @@ def nadam(
     mu_dtype: DTypeLike | None = None,
     *,
     nu_dtype: DTypeLike | None = None,
+    moments: MomentFormat = "full",
+    rounding: ParameterRounding = "nearest",
     momentum_decay: Scalar | None = None,
     l2: ScalarOrSchedule | None = None,
     eps_placement: Placement = "after_correction",
@@ -54,6 +58,8 @@ def nadam(
         eps_root: >= 0.
         mu_dtype: see `init`; a state that holds another dtype is refused.
         nu_dtype: see `init`; a state that holds another dtype is refused.
+        moments: see `init`. A state of another format is refused.
+        rounding: see `update`.
         momentum_decay: None (default) for the simplified form, or psi >= 0.
         l2: None (default), or >= 0 or a schedule; `update` then needs `params`.
         eps_placement: "after_correction" or "before_correction".
@@ -86,6 +92,8 @@ def nadam(
             l2=l2,
             mu_dtype=mu_dtype,
             nu_dtype=nu_dtype,
+            moments=moments,
+            rounding=rounding,
         )
     )
 
@@ -101,6 +109,8 @@ def nadamw(
     mask: Mask | None = None,
     *,
     nu_dtype: DTypeLike | None = None,
+    moments: MomentFormat = "full",
+    rounding: ParameterRounding = "nearest",
     momentum_decay: Scalar | None = None,
     independent_weight_decay: bool = False,
     eps_placement: Placement = "after_correction",
@@ -120,6 +130,8 @@ def nadamw(
         weight_decay: lambda >= 0 or a schedule; `update` then needs `params`.
         mask: which parameters decay.
         nu_dtype: see `init`; a state that holds another dtype is refused.
+        moments: see `init`. A state of another format is refused.
+        rounding: see `update`.
         momentum_decay: None (default) or psi >= 0, see `nadam`.
         independent_weight_decay: True takes the learning rate out of the decay's part of u.
         eps_placement: "after_correction" or "before_correction".
@@ -154,6 +166,8 @@ def nadamw(
             independent_weight_decay=independent_weight_decay,
             mu_dtype=mu_dtype,
             nu_dtype=nu_dtype,
+            moments=moments,
+            rounding=rounding,
         )
     )
 

@@ -78,6 +78,18 @@ def _bias_correction_jvp(  # pyright: ignore[reportUnusedFunction] (registered, 
     return bias_correction(rate, t), -t * power * tangents[0].b
 
 
+def largest_ratio(b1: Rate, b2: Rate, t: jax.Array) -> jax.Array:
+    """C = (1 - b1) sqrt((1 + q + ... + q**(t-1)) / (1 - b2)) with q = b1**2 / b2: |m| <= C sqrt(v).
+
+    By Cauchy and Schwarz for m = (1 - b1) sum b1**k g and v = (1 - b2) sum b2**k g**2. The series
+    is t growth(tx) / growth(x) with x = log q, times q**(t-1) with -x in place of x where q > 1.
+    """
+    x = jnp.clip(2 * b1.log - b2.log, -80, 80)
+    size = -jnp.abs(x)
+    series = t * jnp.exp(jnp.maximum(x, 0) * (t - 1)) * (_growth(t * size) / _growth(size))
+    return b1.complement * jnp.sqrt(series / b2.complement)
+
+
 def langevin(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """L(x) = coth x - 1/x and 1 - L(x) for x >= 0, neither with cancellation.
 

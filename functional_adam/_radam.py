@@ -8,9 +8,16 @@ from jax.typing import DTypeLike
 
 from functional_adam import _check
 from functional_adam._family import RADAM
+from functional_adam._moments import MomentFormat
 from functional_adam._settings import bind, looking_ahead, placed
 from functional_adam._transform import direction, transformation
-from functional_adam._types import GradientTransformation, Placement, Scalar, ScalarOrSchedule
+from functional_adam._types import (
+    GradientTransformation,
+    ParameterRounding,
+    Placement,
+    Scalar,
+    ScalarOrSchedule,
+)
 
 
 def radam(
@@ -24,6 +31,8 @@ def radam(
     nesterov: bool = False,
     mu_dtype: DTypeLike | None = None,
     nu_dtype: DTypeLike | None = None,
+    moments: MomentFormat = "full",
+    rounding: ParameterRounding = "nearest",
     l2: ScalarOrSchedule | None = None,
     eps_placement: Placement = "after_correction",
 ) -> GradientTransformation:
@@ -49,6 +58,8 @@ def radam(
         nesterov: True or False.
         mu_dtype: see `init`; a state that holds another dtype is refused.
         nu_dtype: see `init`; a state that holds another dtype is refused.
+        moments: see `init`. A state of another format is refused.
+        rounding: see `update`.
         l2: None (default), or >= 0 or a schedule; `update` then needs `params`.
         eps_placement: "after_correction", or "before_correction", as `torch.optim.RAdam` has it.
 
@@ -80,6 +91,8 @@ def radam(
             l2=l2,
             mu_dtype=mu_dtype,
             nu_dtype=nu_dtype,
+            moments=moments,
+            rounding=rounding,
         )
     )
 
@@ -94,6 +107,7 @@ def scale_by_radam(
     nesterov: bool = False,
     mu_dtype: DTypeLike | None = None,
     nu_dtype: DTypeLike | None = None,
+    moments: MomentFormat = "full",
     eps_placement: Placement = "after_correction",
 ) -> GradientTransformation:
     """RAdam's direction alone, neither scaled nor signed, for `optax.chain`.
@@ -107,6 +121,7 @@ def scale_by_radam(
         nesterov: True or False.
         mu_dtype: see `init`; a state that holds another dtype is refused.
         nu_dtype: see `init`; a state that holds another dtype is refused.
+        moments: see `init`. A state of another format is refused.
         eps_placement: "after_correction" or "before_correction".
 
     Returns:
@@ -137,6 +152,7 @@ def scale_by_radam(
             nesterov=nesterov,
             mu_dtype=mu_dtype,
             nu_dtype=nu_dtype,
+            moments=moments,
             eps_placement=eps_placement,
         )
     )

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from functional_adam import _check
 from functional_adam import _formulas as F
 from functional_adam._family import ADAM, Variant
+from functional_adam._moments import Format, chosen
 from functional_adam._operands import Prepare
+from functional_adam._rounding import ROUNDINGS, Rounding
 
 
 class Settings(NamedTuple):
@@ -25,8 +25,8 @@ class Settings(NamedTuple):
     weight_decay: Any
     mask: Any
     l2: Any
-    mu_dtype: np.dtype[Any] | None
-    nu_dtype: np.dtype[Any] | None
+    moments: Format
+    rounding: Rounding
     own: Mapping[str, Any]  # the variant's own hyperparameters, by the names of its arguments
 
 
@@ -44,16 +44,23 @@ def bind(
     l2: Any = None,
     mu_dtype: Any = None,
     nu_dtype: Any = None,
+    moments: Any = "full",
+    rounding: Any = "nearest",
     own: Mapping[str, Any] | None = None,
 ) -> Settings:
     """What the caller of a factory or of `update` gave; `own` is checked by its factory."""
     if _check.flag("independent_weight_decay", independent_weight_decay):
         variant = variant.first(F.independent_decay)
+    b1, b2 = (_check.scalar(name, b, below=1.0) for name, b in (("b1", b1), ("b2", b2)))
+    format = chosen(moments, mu_dtype, nu_dtype)
+    refusal = format.refusal(variant, b1, b2)
+    if refusal is not None:
+        raise ValueError(refusal)
     return Settings(
         variant=variant,
         learning_rate=_check.scalar("learning_rate", learning_rate, schedule=True),
-        b1=_check.scalar("b1", b1, below=1.0),
-        b2=_check.scalar("b2", b2, below=1.0),
+        b1=b1,
+        b2=b2,
         eps=_check.scalar("eps", eps),
         eps_root=_check.scalar("eps_root", eps_root),
         weight_decay=_check.scalar("weight_decay", weight_decay, schedule=True),
@@ -61,8 +68,8 @@ def bind(
         # None is for defaults: optax.inject_hyperparams makes an array of every number, and nobody
         # knows of a traced 0.0 that it needs no parameters.
         l2=0.0 if l2 is None else _check.scalar("l2", l2, schedule=True),
-        mu_dtype=_check.moment_dtype("mu_dtype", mu_dtype, real=False),
-        nu_dtype=_check.moment_dtype("nu_dtype", nu_dtype, real=True),
+        moments=format,
+        rounding=_check.choice("rounding", rounding, ROUNDINGS),
         own={} if own is None else own,
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -16,7 +15,9 @@ from jax.tree_util import keystr
 from jax.typing import DTypeLike
 
 from functional_adam import _check
-from functional_adam._types import PyTree, arithmetic_dtype, real_dtype
+from functional_adam._moments import Format, Full, Int8, MomentFormat, chosen
+from functional_adam._rounding import ROUNDINGS, Rounding, is_short
+from functional_adam._types import ParameterRounding, PyTree
 
 
 class AdamState(NamedTuple):
@@ -25,9 +26,13 @@ class AdamState(NamedTuple):
     Attributes:
         count: int32, shape (): updates done so far. Stops at 2**31 - 1 instead of wrapping.
         mu: first moment, a tree like the parameters. float32 for real parameters of up to 32
-            bits, float64 for float64, complex for complex ones; `mu_dtype` overrides.
-        nu: second moment (the mean of |g|**2), likewise and always real; `nu_dtype` overrides.
-        nu_scale, residual: None, unless a storage format needs them.
+            bits, float64 for float64, complex for complex ones; `mu_dtype` overrides. With
+            moments="bfloat16" bfloat16, with "int8" int8 codes (see `Int8`).
+        nu: second moment (the mean of |g|**2), likewise and always real; `nu_dtype` overrides. With
+            moments="bfloat16" bfloat16, with "int8" uint8 codes.
+        nu_scale: None, or with moments="int8" a tree of uint8, one for each block of some 128.
+        residual: None, or with rounding="compensated" a tree of int8, of its shape for each
+            parameter of 16 bits and of shape (0,) for the others.
         extra: None, or a dict of the further trees that a variant keeps, each like the parameters:
             `nu_max` in amsgrad (stored like `nu`), `mu_slow` in ademamix (like `mu`).
 
@@ -47,48 +52,70 @@ class AdamState(NamedTuple):
 
 
 def init(
-    params: PyTree, *, mu_dtype: DTypeLike | None = None, nu_dtype: DTypeLike | None = None
+    params: PyTree,
+    *,
+    moments: MomentFormat = "full",
+    mu_dtype: DTypeLike | None = None,
+    nu_dtype: DTypeLike | None = None,
+    rounding: ParameterRounding = "nearest",
 ) -> AdamState:
     """A fresh state: count 0 and zero moments.
 
     Args:
         params: any tree of float or complex arrays (NumPy arrays and Python floats work too).
             None leaves pass through.
+        moments: how both moments are kept: "full" (default), "bfloat16" or "int8", or a `Full`,
+            `BFloat16` or `Int8` object. 8, 4 and 2.02 bytes a float32 parameter.
         mu_dtype: dtype of the first moment, taken as it is; None (default) means float32 for
             parameters of up to 32 bits, float64 for float64, and complex for complex ones, which
-            need a complex `mu`.
+            need a complex `mu`. Goes with moments="full" alone.
         nu_dtype: float dtype of the second moment, likewise but always real. Below float32 it is
             rounded to nearest, and for b2 >= 0.99 a 16-bit `nu` no longer moves (see
-            docs/precision.md).
+            docs/precision.md); moments="bfloat16" does not have that fault.
+        rounding: how parameters of 16 bits take their steps: "nearest" (default), "stochastic",
+            or "compensated", which keeps an int8 of what each lacks in `residual`. See `update`.
 
     Returns:
         An `AdamState`. Every moment is a buffer of its own with its parameter's shape and
-        sharding, 8 bytes a parameter by default; the count lies replicated on their mesh.
+        sharding; the count lies replicated on their mesh.
 
     Raises:
-        TypeError: a leaf is not a float or complex array, or a dtype is not a float dtype.
-        ValueError: a 64-bit dtype without JAX's 64-bit mode.
+        TypeError: a leaf is not a float or complex array, or one that `moments` cannot hold, or a
+            dtype is not a float dtype.
+        ValueError: a 64-bit dtype without JAX's 64-bit mode, an unknown name, or a dtype beside
+            `moments`.
 
     Example:
         >>> import functional_adam as fa, jax.numpy as jnp
         >>> fa.init({"b": jnp.ones(2)}, mu_dtype="bfloat16").mu
         {'b': Array([0, 0], dtype=bfloat16)}
     """
-    mu_dtype = _check.moment_dtype("mu_dtype", mu_dtype, real=False)
-    nu_dtype = _check.moment_dtype("nu_dtype", nu_dtype, real=True)
-
-    def zeros(path: Any, leaf: Any, second: bool) -> jax.Array:
-        dtype = _check.leaf_dtype("params" + keystr(path), leaf)
-        if second:
-            return jnp.zeros_like(leaf, dtype=nu_dtype or real_dtype(arithmetic_dtype(dtype)))
-        return jnp.zeros_like(leaf, dtype=mu_dtype or arithmetic_dtype(dtype))
-
-    map_leaves = jax.tree_util.tree_map_with_path
-    return AdamState(
-        count=_fresh_count(params),
-        mu=map_leaves(functools.partial(zeros, second=False), params),
-        nu=map_leaves(functools.partial(zeros, second=True), params),
+    return fresh(
+        params, chosen(moments, mu_dtype, nu_dtype), _check.choice("rounding", rounding, ROUNDINGS)
     )
+
+
+def fresh(params: PyTree, moments: Format, rounding: Rounding) -> AdamState:
+    """`init`, its arguments checked."""
+    paths_and_leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
+    stored = [moments.fresh("params" + keystr(path), leaf) for path, leaf in paths_and_leaves]
+    state = AdamState(
+        count=_fresh_count(params),
+        mu=treedef.unflatten(leaf.m for leaf in stored),
+        nu=treedef.unflatten(leaf.v for leaf in stored),
+    )
+    if isinstance(moments, Int8):
+        state = state._replace(nu_scale=treedef.unflatten(leaf.scale for leaf in stored))
+    if rounding.keeps_error:
+        state = state._replace(residual=jax.tree.map(_no_error, params))
+    return state
+
+
+def _no_error(leaf: Any) -> jax.Array:
+    """The residual of a parameter that is what it should be."""
+    if is_short(jnp.result_type(leaf)):
+        return jnp.zeros_like(leaf, dtype=jnp.int8)
+    return jnp.zeros((0,), jnp.int8)
 
 
 def _fresh_count(params: PyTree) -> jax.Array:
@@ -102,8 +129,8 @@ def _fresh_count(params: PyTree) -> jax.Array:
     return count
 
 
-def check_state(state: Any, whose: str, keeps: Sequence[str] = ()) -> None:
-    """`state` is an AdamState with a scalar count and in `extra` the trees that `whose` keeps."""
+def check_count(state: Any) -> None:
+    """`state` is an AdamState with a scalar count."""
     if not isinstance(state, AdamState):
         raise TypeError(
             f"state must be an AdamState, as `init` returns it; got {type(state).__name__}. "
@@ -119,6 +146,17 @@ def check_state(state: Any, whose: str, keeps: Sequence[str] = ()) -> None:
             f"state.count must have shape (); got {np.shape(state.count)}. For a batch of states, "
             "jax.vmap over the update."
         )
+
+
+def check_state(
+    state: Any,
+    whose: str,
+    keeps: Sequence[str] = (),
+    moments: Format | None = None,
+    rounding: Rounding = ROUNDINGS["nearest"],
+) -> None:
+    """`state` is an AdamState with a scalar count and just the trees that its update keeps."""
+    check_count(state)
     found = {} if state.extra is None else state.extra
     if type(found) is not dict:
         raise TypeError(
@@ -132,3 +170,17 @@ def check_state(state: Any, whose: str, keeps: Sequence[str] = ()) -> None:
             f"state.extra holds {held}, but {whose} keeps {wanted} there: make the state with the "
             "`init` of the same transformation."
         )
+    held = {"nu_scale": state.nu_scale is not None, "residual": state.residual is not None}
+    wanted = {"nu_scale": isinstance(moments, Int8), "residual": rounding.keeps_error}
+    asked = {
+        "nu_scale": f'moments="{(moments or Full()).name}"',
+        "residual": f'rounding="{rounding.name}"',
+    }
+    for name, has in held.items():
+        if has != wanted[name]:
+            belongs = 'moments="int8"' if name == "nu_scale" else 'rounding="compensated"'
+            raise ValueError(
+                f"state.{name} is {'a tree' if has else 'None'}, but {asked[name]} was asked for; "
+                f"it belongs to {belongs}. Make the state with the same arguments"
+                + (", or change it with convert_moments." if name == "nu_scale" else ".")
+            )

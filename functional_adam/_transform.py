@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from functional_adam import _check
 from functional_adam._settings import Settings
-from functional_adam._state import AdamState, init
+from functional_adam._state import AdamState, fresh
 from functional_adam._step import step
 from functional_adam._types import GradientTransformation, PyTree, real_dtype
 
@@ -41,7 +41,7 @@ def settings_of(tx: Any) -> Settings | None:
 
 
 def _init(settings: Settings, params: PyTree) -> AdamState:
-    state = init(params, mu_dtype=settings.mu_dtype, nu_dtype=settings.nu_dtype)
+    state = fresh(params, settings.moments, settings.rounding)
     if jax.tree.leaves(params):  # optax.tree.map_params calls `init` with a leafless stand-in
         _check.mask_leaves(settings.mask, params)
     if settings.variant.start is not None:

@@ -28,6 +28,9 @@ Mask: TypeAlias = PyTree | Callable[[PyTree], PyTree]
 # Where, relative to the bias correction of the second moment, something is done.
 Placement: TypeAlias = Literal["after_correction", "before_correction"]
 
+# How parameters of 16 bits take their steps.
+ParameterRounding: TypeAlias = Literal["nearest", "stochastic", "compensated"]
+
 if TYPE_CHECKING:
     # Type checkers see Optax's own class, so that `optax.chain(optax.clip(1.0), fa.adam())`
     # checks; at run time Optax is never imported.

@@ -6,9 +6,15 @@ from jax.typing import DTypeLike
 
 from functional_adam import _check
 from functional_adam._family import YOGI
+from functional_adam._moments import MomentFormat
 from functional_adam._settings import bind
 from functional_adam._transform import direction, transformation
-from functional_adam._types import GradientTransformation, Scalar, ScalarOrSchedule
+from functional_adam._types import (
+    GradientTransformation,
+    ParameterRounding,
+    Scalar,
+    ScalarOrSchedule,
+)
 
 
 def yogi(
@@ -21,6 +27,8 @@ def yogi(
     initial_accumulator_value: Scalar = 1e-6,
     mu_dtype: DTypeLike | None = None,
     nu_dtype: DTypeLike | None = None,
+    moments: MomentFormat = "full",
+    rounding: ParameterRounding = "nearest",
 ) -> GradientTransformation:
     """Adam whose v approaches |g|**2 by steps of (1 - b2) |g|**2, whatever the distance.
 
@@ -39,6 +47,8 @@ def yogi(
         initial_accumulator_value: >= 0.
         mu_dtype: see `init`; a state that holds another dtype is refused.
         nu_dtype: see `init`; a state that holds another dtype is refused.
+        moments: see `init`; not "int8". A state of another format is refused.
+        rounding: see `update`.
 
     Returns:
         A `GradientTransformation` whose state is an `AdamState`.
@@ -68,6 +78,8 @@ def yogi(
             eps_root=eps_root,
             mu_dtype=mu_dtype,
             nu_dtype=nu_dtype,
+            moments=moments,
+            rounding=rounding,
             own={"initial_accumulator_value": start},
         )
     )
@@ -82,6 +94,7 @@ def scale_by_yogi(
     *,
     mu_dtype: DTypeLike | None = None,
     nu_dtype: DTypeLike | None = None,
+    moments: MomentFormat = "full",
 ) -> GradientTransformation:
     """Yogi's direction alone, neither scaled nor signed, for `optax.chain`.
 
@@ -93,6 +106,7 @@ def scale_by_yogi(
         initial_accumulator_value: >= 0.
         mu_dtype: see `init`; a state that holds another dtype is refused.
         nu_dtype: see `init`; a state that holds another dtype is refused.
+        moments: see `init`; not "int8". A state of another format is refused.
 
     Returns:
         A `GradientTransformation` whose state is an `AdamState`.
@@ -121,5 +135,6 @@ def scale_by_yogi(
             initial_accumulator_value=initial_accumulator_value,
             mu_dtype=mu_dtype,
             nu_dtype=nu_dtype,
+            moments=moments,
         )
     )

@@ -1,0 +1,95 @@
+"""Carrying a live state over to another format."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import keystr
+
+from functional_adam import _check
+from functional_adam._moments import FORMATS, Format, Int8, MomentFormat, Stored, chosen, format_of
+from functional_adam._rounding import Bits, bits, draw, leaf_key
+from functional_adam._state import AdamState, check_count
+from functional_adam._types import PyTree, arithmetic_dtype, real_dtype
+
+
+def convert_moments(state: AdamState, params: PyTree, *, moments: MomentFormat) -> AdamState:
+    """The same state with its moments kept in another format: a run goes on in 8 bits, or back.
+
+    What the new format cannot hold is rounded as in a step, with the bits of `state.count`. Into
+    "full" nothing is rounded. The state's own format is read off its arrays.
+
+    Args:
+        state: from `init` or an update, in any format.
+        params: the parameters, for their structure and dtypes.
+        moments: "full", "bfloat16", "int8", or a `Full`, `BFloat16` or `Int8` object.
+
+    Returns:
+        An `AdamState` as `init(params, moments=moments)` makes it, its count and `residual` those
+        of `state`.
+
+    Raises:
+        TypeError: `state` is not an `AdamState`, or `moments` cannot hold a leaf.
+        ValueError: the trees differ, or `moments="int8"` for a state with trees in `extra`.
+
+    Example:
+        >>> import functional_adam as fa, jax.numpy as jnp
+        >>> params = {"w": jnp.zeros((2, 128))}
+        >>> _, state = fa.update({"w": jnp.ones((2, 128))}, fa.init(params))
+        >>> small = fa.convert_moments(state, params, moments="int8")
+        >>> _, small = fa.update({"w": jnp.ones((2, 128))}, small, moments="int8")
+        >>> int(small.count), small.nu["w"].dtype
+        (2, dtype('uint8'))
+    """
+    check_count(state)
+    format = chosen(moments)
+    if isinstance(format, Int8) and state.extra:
+        raise ValueError(
+            f'moments="int8" cannot keep the trees {list(state.extra)} of state.extra; use '
+            'moments="bfloat16" or "full".'
+        )
+    thetas, treedef = jax.tree_util.tree_flatten_with_path(params, is_leaf=_check.is_none)
+
+    def leaves(name: str, tree: PyTree) -> list[object]:
+        if tree is None:
+            return [None] * len(thetas)
+        return _check.leaves_like(f"state.{name}", tree, params, "params")
+
+    extra = state.extra or {}
+    more = {name: leaves(f"extra[{name!r}]", tree) for name, tree in extra.items()}
+    columns = [leaves(name, getattr(state, name)) for name in ("mu", "nu", "nu_scale")]
+    drawn = draw(jnp.asarray(state.count))
+    new = [
+        _converted(
+            format,
+            keystr(path),
+            theta,
+            Stored(mu, nu, {name: kept[i] for name, kept in more.items()}, scale),
+            bits(drawn, jnp.asarray(leaf_key(keystr(path))), np.shape(mu)),
+        )
+        for i, ((path, theta), mu, nu, scale) in enumerate(zip(thetas, *columns, strict=True))
+    ]
+    return state._replace(
+        mu=treedef.unflatten(leaf.m for leaf in new),
+        nu=treedef.unflatten(leaf.v for leaf in new),
+        nu_scale=treedef.unflatten(leaf.scale for leaf in new)
+        if isinstance(format, Int8)
+        else None,
+        extra={k: treedef.unflatten(leaf.more[k] for leaf in new) for k in extra} or None,
+    )
+
+
+def _converted(format: Format, path: str, theta: object, old: Stored, random: Bits) -> Stored:
+    if theta is None:
+        return Stored(None, None, dict.fromkeys(old.more))
+    fresh = format.fresh("params" + path, theta)
+    _check.same_shape("state.mu" + path, old.m, theta, "params" + path)
+    loaded = FORMATS[format_of(old.m, old.v)]().load(old)
+    wide = arithmetic_dtype(_check.leaf_dtype("params" + path, theta))
+    loaded = jax.tree.map(
+        lambda x: x.astype(wide if jnp.iscomplexobj(x) else real_dtype(wide)), loaded
+    )
+    # Of the variant's own trees, `mu_...` is kept like mu and `nu_...` like nu.
+    like = {k: fresh.m if k.startswith("mu") else fresh.v for k in old.more}
+    return format.store(loaded, fresh._replace(more=like), random, None)

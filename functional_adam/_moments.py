@@ -1,0 +1,305 @@
+"""How moments are kept between steps: in full, in bfloat16, in 8 bits.
+
+A format is a value that knows what a fresh state is, what fits it, how to read a leaf's moments
+into the arithmetic and how to write them back. The formulas know of none of this.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+from functional_adam import _check, _codes
+from functional_adam._family import Variant
+from functional_adam._numerics import largest_ratio
+from functional_adam._operands import Moments, Scalars
+from functional_adam._rounding import Bits, stochastic, undifferentiable
+from functional_adam._types import arithmetic_dtype, real_dtype
+
+
+class Stored(NamedTuple):
+    """What a state holds of a leaf."""
+
+    m: Any
+    v: Any
+    more: dict[str, Any]
+    scale: Any = None
+    residual: Any = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Full:
+    """Moments in the dtype of the arithmetic, or in those chosen: what `moments="full"` means.
+
+    8 bytes a float32 parameter. See `init` for both dtypes; below float32 they round to nearest.
+
+    Args:
+        mu_dtype: None (default) or a float dtype.
+        nu_dtype: None (default) or a real float dtype.
+
+    Raises:
+        TypeError: not a float dtype.
+        ValueError: a 64-bit dtype without JAX's 64-bit mode.
+
+    Example:
+        >>> import functional_adam as fa, jax.numpy as jnp
+        >>> fa.init(jnp.zeros(2), moments=fa.Full(mu_dtype="bfloat16")).mu.dtype
+        dtype(bfloat16)
+    """
+
+    name: ClassVar[str] = "full"
+    is_random: ClassVar[bool] = False
+    mu_dtype: DTypeLike | None = None
+    nu_dtype: DTypeLike | None = None
+
+    def __post_init__(self) -> None:
+        """Dtypes as NumPy has them, so that equal formats are equal."""
+        for name, real in (("mu_dtype", False), ("nu_dtype", True)):
+            dtype = _check.moment_dtype(name, getattr(self, name), real=real)
+            object.__setattr__(self, name, dtype)
+
+    def refusal(self, variant: Variant, b1: Any, b2: Any) -> str | None:
+        """Why these moments cannot be kept so."""
+        del variant, b1, b2
+
+    def fresh(self, path: str, leaf: Any) -> Stored:
+        """Zeros, sharded like the leaf."""
+        dtype = arithmetic_dtype(_check.leaf_dtype(path, leaf))
+        mu = jnp.zeros_like(leaf, dtype=self.mu_dtype or dtype)
+        return Stored(mu, jnp.zeros_like(leaf, dtype=self.nu_dtype or real_dtype(dtype)), {})
+
+    def check(self, path: str, stored: Stored) -> np.dtype[Any]:
+        """The dtype of the arithmetic, if the leaf fits."""
+        _refuse_other(self, path, stored)
+        return _check.moments(path, stored.m, stored.v, self.mu_dtype, self.nu_dtype)
+
+    def load(self, stored: Stored) -> Moments:
+        """As they are."""
+        return Moments(stored.m, stored.v, stored.more)
+
+    def store(self, new: Moments, old: Stored, bits: Any, s: Scalars | None) -> Stored:
+        """To nearest."""
+        del s, bits
+        kept = Moments(old.m, old.v, old.more)
+        return old._replace(**_cast(new, kept)._asdict())
+
+
+@dataclasses.dataclass(frozen=True)
+class BFloat16:
+    """Moments in bfloat16, 4 bytes a parameter: what `moments="bfloat16"` means.
+
+    Everything is rounded stochastically. The steps of `nu`, 1 - b2 of the way, are smaller than
+    half a unit of bfloat16 and would be lost; those of `mu` are lost towards the end of their way,
+    and a constant gradient would leave it 2 % short. The bits are a function of the count, the
+    leaf's path and the element's place.
+
+    Example:
+        >>> import functional_adam as fa, jax.numpy as jnp
+        >>> state = fa.init(jnp.zeros((2, 3)), moments=fa.BFloat16())
+        >>> state.mu.dtype, state.nu.dtype
+        (dtype(bfloat16), dtype(bfloat16))
+    """
+
+    name: ClassVar[str] = "bfloat16"
+    is_random: ClassVar[bool] = True
+
+    def refusal(self, variant: Variant, b1: Any, b2: Any) -> str | None:
+        """None: any moment can be kept so."""
+        del variant, b1, b2
+
+    def fresh(self, path: str, leaf: Any) -> Stored:
+        """Zeros, sharded like the leaf."""
+        _refuse_wide(self, path, leaf)
+        mu, nu = (jnp.zeros_like(leaf, dtype=jnp.bfloat16) for _ in "mv")
+        return Stored(mu, nu, {})
+
+    def check(self, path: str, stored: Stored) -> np.dtype[Any]:
+        """The dtype of the arithmetic, if the leaf fits."""
+        _refuse_other(self, path, stored)
+        _check.same_shape("state.nu" + path, stored.v, stored.m, "state.mu" + path)
+        return np.dtype(np.float32)
+
+    def load(self, stored: Stored) -> Moments:
+        """As they are."""
+        return Moments(stored.m, stored.v, stored.more)
+
+    def store(self, new: Moments, old: Stored, bits: Bits, s: Scalars | None) -> Stored:
+        """All on average."""
+        del s
+        new = undifferentiable(new)
+
+        def rounded(x: jax.Array, random: jax.Array) -> jax.Array:
+            return stochastic(x.astype(jnp.float32), np.dtype(jnp.bfloat16), random)
+
+        more = {name: rounded(x, bits.theta) for name, x in new.more.items()}
+        return old._replace(m=rounded(new.m, bits.mu), v=rounded(new.v, bits.nu), more=more)
+
+
+@dataclasses.dataclass(frozen=True)
+class Int8:
+    """Both moments in 8 bits, 2.02 bytes a parameter: what `moments="int8"` means.
+
+    `nu` holds codes (uint8) of sqrt(v) on a piecewise linear logarithm over 27.5 octaves of v below
+    the end of the octave of the block's largest v; `nu_scale` that octave (uint8, a biased
+    exponent), one for each block along the last axis, of shape (*leading axes, blocks); short
+    trailing axes are merged first. `mu` holds codes (int8) of m / sqrt(v), which by Cauchy and
+    Schwarz is at most (1 - b1) / sqrt((1 - b2) (1 - b1**2 / b2)) (7.3 at the defaults) and here
+    never more than 10.3; -128 is NaN. Both are rounded stochastically. A spike that is far above
+    the rest of its block saturates, and its neighbours keep their precision. See docs/memory.md.
+
+    Args:
+        block_size: elements that share a scale, a multiple of 16; default 128.
+        chunked: True makes an update pass over a leaf piece by piece: half the peak memory or less,
+            more time. For leaves on one device, or under shard_map.
+
+    Raises:
+        TypeError: a block size that is not an integer, or `chunked` not True or False.
+        ValueError: a block size out of range.
+
+    Example:
+        >>> import functional_adam as fa, jax.numpy as jnp
+        >>> state = fa.init(jnp.zeros((4, 256)), moments=fa.Int8())
+        >>> state.mu.dtype, state.nu.dtype, state.nu_scale.shape
+        (dtype('int8'), dtype('uint8'), (4, 2))
+    """
+
+    name: ClassVar[str] = "int8"
+    is_random: ClassVar[bool] = True
+    block_size: int = 128
+    chunked: bool = False
+
+    def __post_init__(self) -> None:
+        """Check both arguments."""
+        _check.flag("chunked", self.chunked)
+        _check.multiple("block_size", self.block_size, 16)
+
+    def refusal(self, variant: Variant, b1: Any, b2: Any) -> str | None:
+        """Why these moments cannot be kept so."""
+        if not variant.ratio_is_bounded:
+            return (
+                f'moments="int8" keeps m relative to sqrt(v) and nothing else, and {variant.name} '
+                'bounds no such ratio or keeps further trees; use moments="bfloat16" or "full".'
+            )
+        known = isinstance(b1, float) and isinstance(b2, float)
+        if (isinstance(b2, float) and not b2) or (known and b1 * b1 >= b2):
+            return (
+                'moments="int8" keeps m / sqrt(v), which is bounded only for b1**2 < b2; got '
+                f'b1={b1!r}, b2={b2!r}. Use a larger b2, or moments="bfloat16".'
+            )
+        return None
+
+    def fresh(self, path: str, leaf: Any) -> Stored:
+        """Codes of zeros, sharded like the leaf."""
+        _refuse_wide(self, path, leaf)
+        mu, nu = (jnp.zeros_like(leaf, dtype=d) for d in (jnp.int8, jnp.uint8))
+        return Stored(mu, nu, {}, jnp.zeros(_codes.blocks(mu.shape, self.block_size), jnp.uint8))
+
+    def check(self, path: str, stored: Stored) -> np.dtype[Any]:
+        """The dtype of the arithmetic, if the leaf fits."""
+        _refuse_other(self, path, stored)
+        _check.same_shape("state.nu" + path, stored.v, stored.m, "state.mu" + path)
+        wanted = _codes.blocks(np.shape(stored.m), self.block_size)
+        if getattr(stored.scale, "dtype", None) != np.uint8 or stored.scale.shape != wanted:
+            given = f"{getattr(stored.scale, 'dtype', type(stored.scale).__name__)}"
+            given += f" of shape {np.shape(stored.scale)}"
+            raise ValueError(
+                f"state.nu_scale{path} must be uint8 of shape {wanted} for blocks of "
+                f"{self.block_size}; got {given}. Make the state with the same block_size."
+            )
+        return np.dtype(np.float32)
+
+    def load(self, stored: Stored) -> Moments:
+        """m = r w and v = w**2."""
+        w = _codes.root(_codes.split(stored.v, stored.scale.shape), stored.scale)
+        w = _codes.join(w, stored.v.shape)
+        return Moments(_codes.ratio(stored.m) * w, w * w, {})
+
+    def store(self, new: Moments, old: Stored, bits: Bits, s: Scalars | None) -> Stored:
+        """w on average, then m relative to the w that was stored, on average too."""
+        new = undifferentiable(new)
+        scales, shape = old.scale.shape, old.v.shape
+        m, v = new.m.astype(jnp.float32), new.v.astype(jnp.float32)
+        blocks = _codes.split(v, scales)
+        scale = _codes.scale(blocks, old.scale)
+        w = jnp.sqrt(blocks)
+        code = _codes.root_code(w, scale, _codes.split(bits.nu, scales))
+        # Where the largest code is too small, m keeps its size relative to the true root.
+        decoded = _codes.root(code, scale)
+        decoded = jnp.where(code == 255, jnp.maximum(w, decoded), decoded)
+        reference = _codes.join(decoded, shape)
+        largest = np.float32(_codes.LARGEST_RATIO)
+        if s is not None:
+            largest = jnp.minimum(largest_ratio(s.b1, s.b2, s.t).astype(jnp.float32), largest)
+        r = m / jnp.where(reference > 0, reference, 1)
+        r = jnp.clip(jnp.where(reference > 0, r, m * 0), -largest, largest)
+        return old._replace(
+            m=_codes.ratio_code(r, bits.mu), v=_codes.join(code, shape), scale=scale
+        )
+
+
+Format: TypeAlias = Full | BFloat16 | Int8
+MomentFormat: TypeAlias = Literal["full", "bfloat16", "int8"] | Format  # as users write it
+FORMATS: dict[str, Callable[[], Format]] = {f.name: f for f in (Full, BFloat16, Int8)}
+
+
+def chosen(moments: Any, mu_dtype: Any = None, nu_dtype: Any = None) -> Format:
+    """The format that the three arguments of a factory name."""
+    format = moments
+    if isinstance(moments, str):
+        format = _check.choice("moments", moments, FORMATS)()
+    given = {"mu_dtype": mu_dtype, "nu_dtype": nu_dtype}
+    for name, dtype in given.items():
+        if dtype is not None and getattr(format, name, dtype) is not None:
+            raise ValueError(f'{name} goes with moments="full" alone; got moments={moments!r}.')
+    if isinstance(format, Full):
+        return Full(format.mu_dtype or mu_dtype, format.nu_dtype or nu_dtype)
+    if isinstance(format, BFloat16 | Int8):
+        return format
+    raise TypeError(
+        f"moments must be {' or '.join(map(repr, FORMATS))}, or a Full, BFloat16 or Int8 "
+        f"object; got {_check.show(moments)}."
+    )
+
+
+def format_of(mu: Any, nu: Any) -> str:
+    """The name of the format that two leaves of a state have."""
+    dtypes = getattr(mu, "dtype", None), getattr(nu, "dtype", None)
+    if dtypes == (np.int8, np.uint8):
+        return Int8.name
+    return BFloat16.name if dtypes == (jnp.bfloat16, jnp.bfloat16) else Full.name
+
+
+def _refuse_other(format: Format, path: str, stored: Stored) -> None:
+    found = format_of(stored.m, stored.v)
+    if found == format.name:
+        return
+    both_given = isinstance(format, Full) and None not in (format.mu_dtype, format.nu_dtype)
+    if found == BFloat16.name and both_given:
+        return
+    held = f"state.mu{path} is {stored.m.dtype} and state.nu{path} {stored.v.dtype}"
+    hint = ""
+    if found == BFloat16.name and isinstance(format, Full):
+        hint = ', or mu_dtype="bfloat16", nu_dtype="bfloat16" to round both to nearest'
+    raise ValueError(
+        f'{held}, that is moments="{found}", but moments="{format.name}" was asked for. Pass '
+        f'moments="{found}"{hint}, or change the state with convert_moments.'
+    )
+
+
+def _refuse_wide(format: Format, path: str, leaf: Any) -> None:
+    dtype = _check.leaf_dtype(path, leaf)
+    if arithmetic_dtype(dtype) != np.float32:
+        raise TypeError(
+            f'{path} is {dtype}, but moments="{format.name}" is for real parameters of up to 32 '
+            'bits; use moments="full".'
+        )
+
+
+def _cast(new: Moments, like: Moments) -> Moments:
+    return jax.tree.map(lambda a, b: a.astype(b.dtype), new, like)

@@ -1,0 +1,223 @@
+"""Rounding to fewer bits that is right on average: where the random bits come from, and parameters.
+
+The bits of an element are a pure function of the step's count, of its leaf's path and of its place
+in the leaf: no key is kept, and the same step rounds alike on any mesh and after any resume.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+T = TypeVar("T")
+
+# ---- Random bits ----
+
+
+class Draw(NamedTuple):
+    """What one step adds to every element's phase, for each of the three things it may round."""
+
+    nu: jax.Array
+    mu: jax.Array
+    theta: jax.Array
+
+
+class Bits(NamedTuple):
+    """32 random bits for each element of a leaf, one set for each thing rounded. 0 or more each."""
+
+    nu: jax.Array
+    mu: jax.Array
+    theta: jax.Array
+
+
+def draw(count: jax.Array) -> Draw:
+    """The draw of the step that `count`, counted from 1, numbers.
+
+    A moment moves by a small part of its code's step each time, so that rounding up happens at one
+    time in many, and it matters that these times come evenly: independent bits would give a random
+    walk. Every window of 2**k steps therefore takes each of the 2**k equal parts of the unit
+    interval once, in an order shuffled anew for each window. (An order that does not change, such
+    as multiples of the golden ratio, resonates with gradients that come in a period.) The window
+    fits what is rounded: `mu` forgets within some ten steps, `nu` and parameters within many more.
+    """
+    t = count.astype(jnp.uint32)
+    return Draw(nu=_shuffled(t, 6, 1), mu=_shuffled(t, 3, 2), theta=_shuffled(t, 6, 3))
+
+
+def _shuffled(t: jax.Array, bits: int, salt: int) -> jax.Array:
+    """Window t >> bits, place t mod 2**bits: a permuted place, and an offset of the window."""
+    u32 = np.uint32
+    window = (t >> u32(bits)) * u32(8) + u32(salt)
+    key, offset = mixed(window), mixed(window + u32(4))
+    low = u32(2**bits - 1)
+    place = t & low
+    for shift in (0, 8, 16):  # each line is one-to-one on `bits` bits
+        place = (place * ((key >> u32(shift)) | u32(1)) + (key >> u32(shift + 4))) & low
+        place = place ^ (place >> u32((bits + 1) // 2))
+    return (place << u32(32 - bits)) + (offset >> u32(bits))
+
+
+def mixed(x: jax.Array) -> jax.Array:
+    """A one-to-one scrambling of uint32 in which every input bit moves every output bit."""
+    u32 = np.uint32
+    x = (x ^ (x >> u32(16))) * u32(0x21F0AAAD)
+    x = (x ^ (x >> u32(15))) * u32(0x735A2D97)
+    return x ^ (x >> u32(15))
+
+
+def leaf_key(path: str) -> np.uint32:
+    """What tells a leaf's bits from those of the others."""
+    return np.uint32(zlib.crc32(path.encode()))
+
+
+def bits(draw: Draw, key: jax.Array, shape: tuple[int, ...]) -> Bits:
+    """The bits of a leaf of that shape; the place of an element is taken modulo 2**32."""
+    u32 = np.uint32
+    place, stride = jnp.zeros(shape, jnp.uint32) + key, 1
+    for axis in reversed(range(len(shape))):
+        along = jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
+        place = place + along * u32(stride % 2**32)
+        stride *= shape[axis]
+    # A scrambling of which the upper bits are wanted, and three of them: what one step rounds up in
+    # `nu` it may round down in `mu`.
+    place = place * u32(0x9E3779B1)
+    place = (place ^ (place >> u32(15))) * u32(0x85EBCA77)
+    return Bits(
+        nu=place + draw.nu,
+        mu=(place ^ (place >> u32(15))) * u32(0xC2B2AE3D) + draw.mu,
+        theta=(place ^ (place >> u32(17))) * u32(0x27D4EB2F) + draw.theta,
+    )
+
+
+def fraction(random: jax.Array) -> jax.Array:
+    """The upper 14 bits as a number strictly inside (0, 1).
+
+    Its distance from 0 and 1, 2**-15, is more than what rounding can do to a number below 256, so
+    that floor(k + fraction) is k where k is a whole number but for such an error.
+    """
+    middle = ((random >> np.uint32(9)) & np.uint32(0x7FFE00)) | np.uint32(0x3F800100)
+    return from_bits(middle.astype(jnp.int32)) - 1  # from [1, 2): no conversion
+
+
+@jax.custom_jvp
+def undifferentiable(x: T) -> T:
+    """x; a derivative taken through it raises, where it would silently be 0."""
+    return x
+
+
+@undifferentiable.defjvp
+def _undifferentiable_jvp(  # pyright: ignore[reportUnusedFunction] (registered, never called by name)
+    primals: tuple[Any, ...], tangents: tuple[Any, ...]
+) -> Any:
+    del primals, tangents
+    raise TypeError(
+        'Cannot differentiate through moments="int8", moments="bfloat16" or a rounding other than '
+        '"nearest": what they keep between steps is rounded to codes, which have no derivative. '
+        'Use moments="full" and rounding="nearest" for that, or jax.lax.stop_gradient on the '
+        "gradients."
+    )
+
+
+# ---- Floats of 16 bits ----
+
+
+def bits_of(x: jax.Array) -> jax.Array:
+    """The bits of a float32, as an int32: for x >= 0 a piecewise linear logarithm."""
+    return jax.lax.bitcast_convert_type(x, jnp.int32)
+
+
+def from_bits(n: jax.Array) -> jax.Array:
+    """The float32 with these bits."""
+    return jax.lax.bitcast_convert_type(n, jnp.float32)
+
+
+def stochastic(x: jax.Array, dtype: np.dtype[Any], random: jax.Array) -> jax.Array:
+    """The float32 x in `dtype`, up or down so that the mean is x; what `dtype` has stays itself.
+
+        float32     s eeeeeeee mmmmmmmmmmmmmmmmmmmmmmm
+        bfloat16    s eeeeeeee mmmmmmm                   drops 16 bits, float16 13
+        random                        rrrrrrrrrrrrrrrr   added to them; the carry rounds up
+
+    Finite numbers stay finite; infinities and NaN pass.
+    """
+    info = jnp.finfo(dtype)
+    dropped, least = 23 - info.nmant, np.float32(info.tiny)
+    size = jnp.abs(x)
+    # float16's subnormals keep the spacing of its smallest normals: lifted by that, so do these.
+    lift = jnp.where(size < least, least if dtype == jnp.float16 else 0, np.float32(0))
+    carried = bits_of(size + lift) + (random >> np.uint32(32 - dropped)).astype(jnp.int32)
+    rounded = from_bits(carried & np.int32(-(2**dropped))) - lift
+    rounded = jnp.copysign(jnp.minimum(rounded, np.float32(info.max)), x)
+    return jnp.where(jnp.isfinite(x), rounded, x).astype(dtype)
+
+
+# ---- Parameters of 16 bits ----
+
+
+def is_short(dtype: Any) -> bool:
+    """Whether parameters of this dtype are rounded at all."""
+    return dtype in (jnp.bfloat16, jnp.float16)
+
+
+class Rounding(NamedTuple):
+    """How a parameter of 16 bits takes its step; parameters of other dtypes are not rounded."""
+
+    name: str
+    goal: Callable[[jax.Array, np.dtype[Any], jax.Array], jax.Array]
+    is_early: bool = True  # chosen with the update, and not when it is applied
+    keeps_error: bool = False
+
+
+def _nearest(x: jax.Array, dtype: np.dtype[Any], random: jax.Array) -> jax.Array:
+    del random
+    return x.astype(dtype)
+
+
+ROUNDINGS = {
+    rounding.name: rounding
+    for rounding in (
+        Rounding("nearest", _nearest, is_early=False),
+        Rounding("stochastic", stochastic),
+        Rounding("compensated", _nearest, keeps_error=True),
+    )
+}
+
+
+def land(
+    rounding: Rounding, x: jax.Array, theta: jax.Array, random: jax.Array
+) -> tuple[jax.Array, jax.Array | None]:
+    """From theta to x: the float32 update that lands on the grid, and the code of what is missing.
+
+    u = goal - theta in float32 is exact but where one of them is beyond 2**16 times the other;
+    there theta + u, which is what applying it comes to, is still the number the code refers to.
+    """
+    x = undifferentiable(x)
+    wide = theta.astype(jnp.float32)
+    u = rounding.goal(x, theta.dtype, random).astype(jnp.float32) - wide
+    if not rounding.keeps_error:
+        return u, None
+    landed = (wide + u).astype(theta.dtype)
+    missing = (x - landed.astype(jnp.float32)) / _code_unit(landed)
+    code = jnp.clip(jnp.floor(missing + fraction(random)), -128, 127)
+    return u, jnp.where(jnp.isfinite(missing), code, 0).astype(jnp.int8)
+
+
+def master(theta: jax.Array, code: jax.Array | None) -> jax.Array:
+    """The float32 weight that theta, of 16 bits, stands for: theta + code ulp(theta) / 256."""
+    wide = theta.astype(jnp.float32)
+    return wide if code is None else wide + code.astype(jnp.float32) * _code_unit(theta)
+
+
+def _code_unit(theta: jax.Array) -> jax.Array:
+    """1/256 of the distance from theta to its neighbour in its dtype."""
+    info = jnp.finfo(theta.dtype)
+    power = from_bits(bits_of(theta.astype(jnp.float32)) & np.int32(0x7F800000))
+    # float16's subnormals are spaced like its smallest normals; and float32 holds the unit itself.
+    least = max(float(info.tiny), 2.0 ** (info.nmant + 8 - 126))
+    power = jnp.clip(power, np.float32(least), np.float32(2.0**127))
+    return power * np.float32(2.0 ** -(info.nmant + 8))

@@ -1,0 +1,97 @@
+"""What one step multiplies by: schedules evaluated, numbers cast, rates in three exact parts."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from functional_adam import _check
+from functional_adam._numerics import Rate, bias_correction
+from functional_adam._operands import Scalars
+from functional_adam._settings import Settings
+from functional_adam._types import arithmetic_dtype
+
+
+def at(settings: Settings, count: chex.Array) -> Settings:
+    """`settings` with its schedules evaluated at `count`, that before the step."""
+
+    def value(name: str, given: Any, below: float = math.inf) -> Any:
+        if not callable(given):
+            return given
+        return _check.scalar(f"{name}(count)", given(count), below)
+
+    rates = settings.variant.rates
+    own = {k: value(k, v, 1.0 if k in rates else math.inf) for k, v in settings.own.items()}
+    scheduled = ("learning_rate", "weight_decay", "l2")
+    return settings._replace(own=own, **{k: value(k, getattr(settings, k)) for k in scheduled})
+
+
+def scalars(settings: Settings, count: jax.Array, real: np.dtype[Any]) -> Scalars:
+    """The scalars of this step for leaves whose arithmetic has `real` parts of that dtype."""
+
+    def cast(name: str, value: Any) -> Any:
+        if isinstance(value, jax.Array):
+            return value.astype(real)
+        return _check.fitting(name, value, real)
+
+    def unless_zero(name: str) -> Any:
+        value = getattr(settings, name)
+        return None if is_zero(value) else cast(name, value)
+
+    rates = settings.variant.rates
+    own = {
+        name: _rate(name, value, real) if name in rates else cast(name, value)
+        for name, value in settings.own.items()
+    }
+    t, alpha = count.astype(real), cast("learning_rate", settings.learning_rate)
+    b1, b2 = _rate("b1", settings.b1, real), _rate("b2", settings.b2, real)
+    weight_decay = cast("weight_decay", settings.weight_decay)
+    s = Scalars(
+        t=t,
+        alpha=alpha,
+        b1=b1,
+        b2=b2,
+        eps=cast("eps", settings.eps),
+        eps_root=unless_zero("eps_root"),
+        weight_decay=weight_decay,
+        l2=unless_zero("l2"),
+        own=own,
+        c1=bias_correction(b1, t),
+        c2=bias_correction(b2, t),
+        step=alpha,
+        shrink=alpha * weight_decay,
+    )
+    return functools.reduce(lambda s, prepare: prepare(s), settings.variant.prepare, s)
+
+
+def is_zero(value: Any) -> bool:
+    """Whether `value` is known to be 0 now, and not only in some runs of a compiled program."""
+    return isinstance(value, float) and not value
+
+
+def _rate(name: str, b: Any, dtype: np.dtype[Any]) -> Rate:
+    """b, 1 - b and log b in `dtype`, made before b is rounded to it."""
+    if isinstance(b, float):
+        if dtype.type(b) == 1:
+            raise ValueError(
+                f"{name}={b!r} is 1 in {dtype}, the dtype of the arithmetic: nothing would ever "
+                f"be averaged. Use at most {np.nextafter(dtype.type(1), dtype.type(0))}."
+            )
+        log = math.log(b) if b > 0 else -math.inf
+        parts = (b, 1.0 - b, log, *((1.0, 1.0) if b > 0.5 else (b, 0.0)))
+        return Rate(*(dtype.type(part) for part in parts))
+    wide = arithmetic_dtype(dtype, b.dtype if jnp.issubdtype(b.dtype, jnp.floating) else dtype)
+    b = b.astype(wide)
+    complement = 1 - b  # exact for b >= 1/2
+    positive = b > 0  # or the slope of the logarithm at 0 would be infinite
+    log = jnp.log1p(-jnp.where(positive, complement, jnp.zeros_like(b)))
+    log = jnp.where(positive, log, jnp.full_like(b, -jnp.inf))
+    near_one = b > 0.5
+    carried, removed = jnp.where(near_one, jnp.ones_like(b), b), near_one
+    return Rate(*(part.astype(dtype) for part in (b, complement, log, carried, removed)))
