@@ -47,7 +47,7 @@ wheel: $(VENV)/test ## build the wheel into dist/
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
 
 clean: ## remove .venv and everything built
-	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest dist digits.png learning_rate.png .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest dist digits.png learning_rate.png small_memory.png .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer with venv found: run make PYTHON=..."; exit 1; }

@@ -106,6 +106,9 @@ class Pair(NamedTuple):
     ours: Entrant
     theirs: Entrant
     against: str  # what theirs is called
+    ceiling: float = 1.0  # of the ratio of times
+    compile_ceiling: float = COMPILE_CEILING
+    alone: bool = False  # `update` without applying it, nothing donated
 
 
 def pair_of(kind: str, **arguments: Any) -> Pair:
@@ -119,6 +122,22 @@ PAIRS = {
     "adam": pair_of("adam", **HYPERPARAMETERS),
     "adamw": pair_of("adamw", **HYPERPARAMETERS, weight_decay=0.037),
 }
+
+
+def small(moments: Any, ceiling: float) -> Pair:
+    """Ours with small moments against Optax's float32 Adam."""
+    full = PAIRS["adam"]
+    make = functools.partial(full.ours.make, moments=moments)
+    return full._replace(ours=Entrant(fa, make), ceiling=ceiling, compile_ceiling=6.0)
+
+
+SMALL = {
+    "bfloat16": small("bfloat16", 0.65),
+    "int8": small("int8", 1.5),
+    "int8-chunked": small(fa.Int8(chunked=True), 2.5),
+}
+PAIRS |= SMALL
+PAIRS |= {f"{name}-alone": pair._replace(alone=True) for name, pair in SMALL.items()}
 
 
 def entrant(name: str, pair: Pair) -> Entrant:
@@ -136,6 +155,8 @@ def jitted_step(name: str, pair: Pair) -> Any:
     """Optimizer, function and jit all fresh: nothing is cached."""
     library, make = entrant(name, pair)
     tx = make()
+    if pair.alone:
+        return jax.jit(lambda params, state, grads: tx.update(grads, state, params))
 
     def step(params: Any, state: Any, grads: Any) -> tuple[Any, Any]:
         updates, state = tx.update(grads, state, params)
@@ -151,9 +172,11 @@ def jax_stepper(name: str, pair: Pair, params: Any, grads: Any) -> Callable[[int
 
     def run(steps: int) -> int:
         nonlocal carry
+        out = carry
         for _ in range(steps):
-            carry = step(*carry, grads)
-        jax.block_until_ready(carry)
+            out = step(*carry, grads)
+            carry = (own, out[1]) if pair.alone else out
+        jax.block_until_ready(out)
         return step._cache_size()  # compilations so far
 
     return run
@@ -211,7 +234,7 @@ def ratio(times: list[float], others: list[float]) -> Ratio:
     return Ratio(float(np.median(ratios)), float(low), float(high))
 
 
-def compared(times: dict[str, list[float]], name: str, ceiling: float = 1.0) -> dict[str, Any]:
+def compared(times: dict[str, list[float]], name: str, ceiling: float) -> dict[str, Any]:
     """Our ratio to `name`; beside it, where there is a control, that and the verdict."""
     found = ratio(times[OURS], times[name])
     if CONTROL not in times:
@@ -269,7 +292,7 @@ def step_rows(pair: Pair | None, tree: str, options: Any, advance: Any) -> list[
         row
         | {"against": pair.against if pair else f"{name} adam"}
         | {"ms": (milliseconds[OURS], milliseconds[name])}
-        | compared(times, name, CEILINGS.get(tree, 1.0))
+        | compared(times, name, max(pair.ceiling if pair else 1.0, CEILINGS.get(tree, 1.0)))
         | end
         for name in times
         if name not in (OURS, CONTROL)
@@ -304,7 +327,7 @@ def compile_row(pair: Pair, tree: str, options: Any, advance: Any) -> dict[str, 
     for i, stage in enumerate(("trace", "lower", "compile")):
         row[f"{stage}, ms"] = tuple(float(m[i]) for m in medians)
     times = {name: [sum(parts) for parts in rows] for name, rows in stages.items()}
-    return row | compared(times, OPTAX, COMPILE_CEILING)
+    return row | compared(times, OPTAX, pair.compile_ceiling)
 
 
 def memory_row(pair: Pair, tree: str) -> dict[str, Any]:
@@ -381,14 +404,16 @@ def main() -> None:
         for tree, comparison in cases:
             progress.update(timing, description=f"{tree}, {comparison}")
             advance = lambda: progress.advance(timing)  # noqa: E731
-            report["steps"] += step_rows(PAIRS.get(comparison), tree, options, advance)
+            rows = step_rows(PAIRS.get(comparison), tree, options, advance)
+            report["steps"] += [{"ours": comparison} | row for row in rows]
             gc.collect()  # this case's arrays, before the next one's
         compiled = [case for case in cases if case[1] != "torch" and options.compiles]
         compiling = progress.add_task("compiling", total=len(compiled) * options.compiles)
         for tree, kind in compiled:
             advance = lambda: progress.advance(compiling)  # noqa: E731
-            report["compiling"].append(compile_row(PAIRS[kind], tree, options, advance))
-            report["memory"].append(memory_row(PAIRS[kind], tree))
+            label = {"ours": kind}
+            report["compiling"].append(label | compile_row(PAIRS[kind], tree, options, advance))
+            report["memory"].append(label | memory_row(PAIRS[kind], tree))
     titles = "Time of a step", "Time to compile", "Memory of a step"
     for title, rows in zip(titles, list(report.values())[1:], strict=True):
         if rows:

@@ -123,6 +123,14 @@ def scale_by_belief(
     """
     return direction(
         adabelief(
-            1.0, b1, b2, eps, eps_root, nesterov=nesterov, mu_dtype=mu_dtype, nu_dtype=nu_dtype
+            1.0,
+            b1,
+            b2,
+            eps,
+            eps_root,
+            nesterov=nesterov,
+            mu_dtype=mu_dtype,
+            nu_dtype=nu_dtype,
+            moments=moments,
         )
     )

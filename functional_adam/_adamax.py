@@ -182,4 +182,6 @@ def scale_by_adamax(
     References:
         Kingma and Ba 2015, Algorithm 2.
     """
-    return direction(adamax(1.0, b1, b2, eps, mu_dtype=mu_dtype, nu_dtype=nu_dtype))
+    return direction(
+        adamax(1.0, b1, b2, eps, mu_dtype=mu_dtype, nu_dtype=nu_dtype, moments=moments)
+    )

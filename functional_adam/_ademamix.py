@@ -144,4 +144,8 @@ def scale_by_ademamix(
     References:
         Pagliardini, Ablin and Grangier 2024, Algorithm 1.
     """
-    return direction(ademamix(1.0, b1, b2, b3, alpha, eps, eps_root, mu_dtype, nu_dtype=nu_dtype))
+    return direction(
+        ademamix(
+            1.0, b1, b2, b3, alpha, eps, eps_root, mu_dtype, nu_dtype=nu_dtype, moments=moments
+        )
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from functional_adam import _formulas as F
+from functional_adam._settings import check_format
 from functional_adam._transform import settings_of, transformation
 from functional_adam._types import GradientTransformation
 
@@ -30,7 +31,7 @@ def cautious(tx: GradientTransformation) -> GradientTransformation:
     Raises:
         TypeError: `tx` is not from this package, so that its direction is not known apart from
             its decay.
-        ValueError: `tx` is cautious already.
+        ValueError: `tx` is cautious already, or has moments=Int8(chunked=True).
 
     Example:
         >>> import functional_adam as fa, jax.numpy as jnp
@@ -54,8 +55,9 @@ def cautious(tx: GradientTransformation) -> GradientTransformation:
     variant = settings.variant
     if isinstance(variant.numerator, F.Cautious):
         raise ValueError(f"tx is cautious already: cautious({variant.name}(...)) will do.")
-    cautious_variant = variant._replace(numerator=F.Cautious(variant.numerator))
-    return transformation(settings._replace(variant=cautious_variant))
+    variant = variant._replace(numerator=F.Cautious(variant.numerator), whole_leaf=True)
+    check_format(settings.moments, variant, settings.b1, settings.b2)
+    return transformation(settings._replace(variant=variant))
 
 
 def _describe(tx: Any) -> str:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from functional_adam._codes import split
+from functional_adam._codes import block_length
 from functional_adam._moments import Stored
 
 # Elements a piece: its intermediate arrays stay in a core's cache, and calls still cost little.
@@ -19,63 +19,76 @@ _PIECE = 2**16
 Leaf = Callable[[Any, jax.Array, Stored, Any], tuple[jax.Array, Stored]]
 
 
+class Flat(NamedTuple):
+    """A leaf before its step, its arrays in one dimension, as units of whole blocks."""
+
+    key: Any
+    g: jax.Array
+    stored: Stored
+    theta: Any
+    unit: int  # elements
+    scales: int  # scales
+
+
 def in_chunks(
     leaf: Leaf, key: Any, g: jax.Array, stored: Stored, theta: Any
 ) -> tuple[jax.Array, Stored]:
-    """`leaf(key, g, stored, theta)`, computed for whole blocks at a time, the same in every bit.
+    """`leaf(key, g, stored, theta)`, computed for whole blocks at a time.
 
-    The arrays lie flat. A unit is a block, or a row of blocks where its last one is padded. The
-    last piece of so many units may overlap the one before: it reads what was before the step.
+    What is stored is the same in every bit; an update may differ by what XLA makes of small loops.
+
+    A unit is a block, or a row of blocks where its last one is padded. The last piece of so many
+    units may overlap the one before: it reads what was before the step.
     """
-    if not 2 * _PIECE <= g.size < 2**31:
+    unit, scales = _unit(g.shape, stored.scale.shape)
+    units, left = divmod(g.size, max(unit, 1))
+    piece = max(1, _PIECE // max(unit, 1))
+    if units < 2 * piece or g.size >= 2**31:
         return leaf(key, g, stored, theta)
-    rows, count = math.prod(stored.scale.shape[:-1]), stored.scale.shape[-1]
-    width = g.size // max(rows, 1)
-    length = jax.eval_shape(lambda x: split(x, stored.scale.shape), g).shape[-1]
-    per_unit = count if width % length and rows > 1 else 1
-    unit = width if per_unit > 1 else length
-    units, left = divmod(g.size, unit)
-    piece = max(1, _PIECE // unit)
-    if units < 2 * piece:
-        return leaf(key, g, stored, theta)
-
     flat = jax.tree.map(jnp.ravel, (g, stored, theta))
+    flat = Flat(key, flat[0], flat[1], flat[2], unit, scales)
+    u = jax.eval_shape(lambda: _step(leaf, flat, 0, piece, unit)[0])
+    after = jnp.zeros(g.size, u.dtype), jax.tree.map(jnp.zeros_like, flat.stored)
 
-    def computed(start: Any, units: int, size: int) -> tuple[jax.Array, Stored]:
-        """The step of `units` units from `start` on, with `size` elements in each."""
+    def body(i: Any, after: Any) -> Any:
+        start = jnp.minimum(i * np.int32(piece), np.int32(units - piece))
+        return _write(after, _step(leaf, flat, start, piece, unit), flat, start)
 
-        def part(x: Any, is_scale: bool = False) -> Any:
-            if x is None or x.size == 0:
-                return x
-            each, shape = (per_unit, per_unit) if is_scale else (unit, size)
-            piece = jax.lax.dynamic_slice(x, (start * each,), (units * shape,))
-            return piece.reshape(units, shape)
-
-        g, old, theta = flat
-        parts = jax.tree.map(part, old._replace(scale=None))
-        parts = parts._replace(scale=part(old.scale, is_scale=True))
-        place = key + jnp.asarray(start * unit).astype(jnp.uint32)
-        return leaf(place, part(g), parts, part(theta))
-
-    def written(outs: Any, start: Any, units: int, size: int) -> Any:
-        u, new = computed(start, units, size)
-
-        def put(out: Any, x: Any, each: int = unit) -> Any:
-            return jax.lax.dynamic_update_slice(out, x.ravel(), (start * each,)) if x.size else out
-
-        u_out, new_out = outs
-        scale = put(new_out.scale, new.scale, per_unit)
-        rest = jax.tree.map(put, new_out._replace(scale=None), new._replace(scale=None))
-        return put(u_out, u), rest._replace(scale=scale)
-
-    like = jax.eval_shape(lambda: computed(0, piece, unit))
-    u = jnp.zeros(g.size, like[0].dtype)
-    outs = u, jax.tree.map(jnp.zeros_like, flat[1])
-
-    def body(i: Any, outs: Any) -> Any:
-        return written(outs, jnp.minimum(i * np.int32(piece), np.int32(units - piece)), piece, unit)
-
-    outs = jax.lax.fori_loop(0, -(-units // piece), body, outs)
+    after = jax.lax.fori_loop(0, -(-units // piece), body, after)
     if left:
-        outs = written(outs, units, 1, left)
-    return jax.tree.map(lambda x, shape_of: x.reshape(shape_of.shape), outs, (g, stored))
+        after = _write(after, _step(leaf, flat, units, 1, left), flat, units)
+    return jax.tree.map(lambda x, like: x.reshape(like.shape), after, (g, stored))
+
+
+def _unit(shape: tuple[int, ...], scales: tuple[int, ...]) -> tuple[int, int]:
+    """How many elements and scales a unit has."""
+    rows, width = math.prod(scales[:-1]), math.prod(shape[len(scales) - 1 :])
+    length = block_length(width, scales[-1])
+    if rows > 1 and width % max(length, 1):
+        return width, scales[-1]
+    return length, 1
+
+
+def _step(leaf: Leaf, flat: Flat, start: Any, units: int, size: int) -> tuple[jax.Array, Stored]:
+    """The step of `units` units from `start` on, with `size` elements in each."""
+
+    def read(x: jax.Array, each: int = flat.unit, size: int = size) -> jax.Array:
+        if not x.size:
+            return x
+        return jax.lax.dynamic_slice(x, (start * each,), (units * size,)).reshape(units, size)
+
+    old = jax.tree.map(read, flat.stored._replace(scale=None))
+    old = old._replace(scale=read(flat.stored.scale, flat.scales, flat.scales))
+    place = flat.key + jnp.asarray(start * flat.unit).astype(jnp.uint32)
+    return leaf(place, read(flat.g), old, jax.tree.map(read, flat.theta))
+
+
+def _write(after: Any, piece: Any, flat: Flat, start: Any) -> tuple[jax.Array, Stored]:
+    """`after` with what `_step` gave for the units from `start` on."""
+
+    def write(out: jax.Array, x: jax.Array, each: int = flat.unit) -> jax.Array:
+        return jax.lax.dynamic_update_slice(out, x.ravel(), (start * each,)) if x.size else out
+
+    (u, stored), (du, new) = after, piece
+    rest = jax.tree.map(write, stored._replace(scale=None), new._replace(scale=None))
+    return write(u, du), rest._replace(scale=write(stored.scale, new.scale, flat.scales))

@@ -35,6 +35,11 @@ def blocks(shape: tuple[int, ...], block_size: int) -> tuple[int, ...]:
     return (*shape[:lead], math.ceil(width / block_size))
 
 
+def block_length(width: int, count: int) -> int:
+    """The length of `count` equal blocks of `width` elements, a multiple of 16."""
+    return math.ceil(width / max(count, 1) / _LANES) * _LANES
+
+
 def split(x: jax.Array, scales: tuple[int, ...]) -> jax.Array:
     """x as (*scales, length): equal blocks, the last one filled up with zeros.
 
@@ -42,7 +47,7 @@ def split(x: jax.Array, scales: tuple[int, ...]) -> jax.Array:
     """
     lead, count = scales[:-1], scales[-1]
     width = math.prod(x.shape[len(lead) :])
-    length = math.ceil(width / max(count, 1) / _LANES) * _LANES
+    length = block_length(width, count)
     x = x.reshape(*lead, width)
     if count * length > width:
         x = jnp.pad(x, [(0, 0)] * len(lead) + [(0, count * length - width)])
@@ -68,21 +73,20 @@ _RISE = 4
 def scale(v: jax.Array, old: jax.Array) -> jax.Array:
     """The scales of the blocks (..., length) of v, given those of the step before.
 
-    A block follows its largest v, but rises at most 4 octaves beyond its old scale or its second
-    largest v: one spike must not push the others below the smallest code, where they would be
-    clamped up and stand still for thousands of steps. The spike's own code saturates instead.
+    A block follows its largest v, but rises at most 4 octaves beyond its old scale, or beyond what
+    is usual in it: of the largest of its four quarters, the smallest. A spike or two must not push
+    the others below the smallest code, where they would be clamped up and stand still for thousands
+    of steps. The spike's own code saturates instead.
     """
     exponent = jnp.where(v < jnp.inf, bits_of(v), 0)  # neither infinities nor NaN
-    # The largest of each of 16 lanes first: vectors, where a maximum along a block is none. The
-    # second largest is then that of the other lanes, which is as good.
+    # Over 16 lanes first: a maximum of vectors, where one along a block would be of numbers.
     lanes = exponent.reshape(*v.shape[:-1], v.shape[-1] // _LANES, _LANES)
-    exponent = jnp.max(lanes, axis=-2, initial=0) >> 23
-    distinct = exponent * _LANES + np.arange(_LANES, dtype=np.int32)
-    first = jnp.max(distinct, axis=-1, keepdims=True)
-    second = jnp.max(jnp.where(distinct == first, 0, exponent), axis=-1)
-    known = jnp.maximum(second, old.astype(jnp.int32))
-    bound = jnp.where(known > 0, jnp.minimum(known + _RISE, _LARGEST_SCALE), _LARGEST_SCALE)
-    return jnp.minimum(first[..., 0] // _LANES, bound).astype(jnp.uint8)
+    lanes = jnp.max(lanes, axis=-2, initial=0) >> 23
+    quarters = jnp.max(lanes.reshape(*old.shape, 4, _LANES // 4), axis=-1)
+    usual = jnp.min(jnp.where(quarters > 0, quarters, _LARGEST_SCALE), axis=-1)
+    bound = jnp.maximum(usual, old.astype(jnp.int32)) + _RISE
+    bound = jnp.minimum(bound, _LARGEST_SCALE)
+    return jnp.minimum(jnp.max(quarters, axis=-1), bound).astype(jnp.uint8)
 
 
 # ---- Roots ----
@@ -112,11 +116,11 @@ def root_code(w: jax.Array, scales: jax.Array, random: jax.Array) -> jax.Array:
 
 
 def root(code: jax.Array, scales: jax.Array) -> jax.Array:
-    """The w that a code stands for; no less than the least float32 but for code 0."""
+    """The w that a code stands for."""
     steps = (255 - code.astype(jnp.int32)) << _STEP
     depth = jnp.maximum(steps, (steps << 1) - _BENDS[0])
     depth = jnp.maximum(depth, (steps << 2) - _BENDS[1])
-    return jnp.where(code == 0, 0, from_bits(jnp.maximum(_top(scales) - depth, 2**23)))
+    return jnp.where(code == 0, 0, from_bits(_top(scales) - depth))
 
 
 def _top(scales: jax.Array) -> jax.Array:

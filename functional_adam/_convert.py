@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +12,7 @@ from jax.tree_util import keystr
 
 from functional_adam import _check
 from functional_adam._moments import FORMATS, Format, Int8, MomentFormat, Stored, chosen, format_of
-from functional_adam._rounding import Bits, bits, draw, leaf_key
+from functional_adam._rounding import Draw, bits, draw, leaf_key
 from functional_adam._state import AdamState, check_count
 from functional_adam._types import PyTree, arithmetic_dtype, real_dtype
 
@@ -66,7 +69,7 @@ def convert_moments(state: AdamState, params: PyTree, *, moments: MomentFormat) 
             keystr(path),
             theta,
             Stored(mu, nu, {name: kept[i] for name, kept in more.items()}, scale),
-            bits(drawn, jnp.asarray(leaf_key(keystr(path))), np.shape(mu)),
+            drawn,
         )
         for i, ((path, theta), mu, nu, scale) in enumerate(zip(thetas, *columns, strict=True))
     ]
@@ -80,16 +83,25 @@ def convert_moments(state: AdamState, params: PyTree, *, moments: MomentFormat) 
     )
 
 
-def _converted(format: Format, path: str, theta: object, old: Stored, random: Bits) -> Stored:
+def _converted(format: Format, path: str, theta: Any, old: Stored, drawn: Draw) -> Stored:
     if theta is None:
         return Stored(None, None, dict.fromkeys(old.more))
     fresh = format.fresh("params" + path, theta)
     _check.same_shape("state.mu" + path, old.m, theta, "params" + path)
-    loaded = FORMATS[format_of(old.m, old.v)]().load(old)
-    wide = arithmetic_dtype(_check.leaf_dtype("params" + path, theta))
-    loaded = jax.tree.map(
-        lambda x: x.astype(wide if jnp.iscomplexobj(x) else real_dtype(wide)), loaded
-    )
     # Of the variant's own trees, `mu_...` is kept like mu and `nu_...` like nu.
     like = {k: fresh.m if k.startswith("mu") else fresh.v for k in old.more}
-    return format.store(loaded, fresh._replace(more=like), random, None)
+    wide = arithmetic_dtype(_check.leaf_dtype("params" + path, theta))
+    return _carried(format, wide, old, fresh._replace(more=like), drawn, leaf_key(path))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _carried(
+    format: Format, wide: np.dtype[Any], old: Stored, fresh: Stored, drawn: Draw, key: Any
+) -> Stored:
+    """Read from the old format, through the arithmetic's dtype, into the new one."""
+
+    def widened(x: jax.Array) -> jax.Array:
+        return x.astype(wide if jnp.iscomplexobj(x) else real_dtype(wide))
+
+    loaded = FORMATS[format_of(old.m, old.v)]().load(old)
+    return format.store(jax.tree.map(widened, loaded), fresh, bits(drawn, key, fresh.m.shape), None)

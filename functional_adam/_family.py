@@ -24,6 +24,7 @@ class Variant(NamedTuple):
     keeps: tuple[tuple[str, str], ...] = ()  # (name in state.extra, moment it is stored like)
     start: str | None = None  # that of its own hyperparameters which both moments begin at
     rates: tuple[str, ...] = ()  # those of its own hyperparameters that are decay rates
+    whole_leaf: bool = False  # whether an element's step depends on the others of its leaf
     ratio_is_bounded: bool = True  # whether |m| <= C sqrt(v), see `largest_ratio`, and nothing else
 
     def first(self, *prepare: Prepare) -> Variant:
@@ -72,6 +73,7 @@ YOGI = Variant(
 )
 LAMB = Variant(
     name="lamb",
+    whole_leaf=True,
     prepare=(F.unit_rate, F.eps_after_correction),
     finish=F.trust_ratio,
 )

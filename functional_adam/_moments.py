@@ -76,7 +76,7 @@ class Full:
 
     def check(self, path: str, stored: Stored) -> np.dtype[Any]:
         """The dtype of the arithmetic, if the leaf fits."""
-        _refuse_other(self, path, stored)
+        refuse_other(self, path, stored)
         return _check.moments(path, stored.m, stored.v, self.mu_dtype, self.nu_dtype)
 
     def load(self, stored: Stored) -> Moments:
@@ -121,7 +121,7 @@ class BFloat16:
 
     def check(self, path: str, stored: Stored) -> np.dtype[Any]:
         """The dtype of the arithmetic, if the leaf fits."""
-        _refuse_other(self, path, stored)
+        refuse_other(self, path, stored)
         _check.same_shape("state.nu" + path, stored.v, stored.m, "state.mu" + path)
         return np.dtype(np.float32)
 
@@ -186,6 +186,11 @@ class Int8:
                 f'moments="int8" keeps m relative to sqrt(v) and nothing else, and {variant.name} '
                 'bounds no such ratio or keeps further trees; use moments="bfloat16" or "full".'
             )
+        if self.chunked and variant.whole_leaf:
+            return (
+                f"Int8(chunked=True) takes leaves piece by piece, and a step of {variant.name} "
+                "depends on its whole leaf; leave chunked False."
+            )
         known = isinstance(b1, float) and isinstance(b2, float)
         if (isinstance(b2, float) and not b2) or (known and b1 * b1 >= b2):
             return (
@@ -202,7 +207,7 @@ class Int8:
 
     def check(self, path: str, stored: Stored) -> np.dtype[Any]:
         """The dtype of the arithmetic, if the leaf fits."""
-        _refuse_other(self, path, stored)
+        refuse_other(self, path, stored)
         _check.same_shape("state.nu" + path, stored.v, stored.m, "state.mu" + path)
         wanted = _codes.blocks(np.shape(stored.m), self.block_size)
         if getattr(stored.scale, "dtype", None) != np.uint8 or stored.scale.shape != wanted:
@@ -275,7 +280,7 @@ def format_of(mu: Any, nu: Any) -> str:
     return BFloat16.name if dtypes == (jnp.bfloat16, jnp.bfloat16) else Full.name
 
 
-def _refuse_other(format: Format, path: str, stored: Stored) -> None:
+def refuse_other(format: Format, path: str, stored: Stored) -> None:
     found = format_of(stored.m, stored.v)
     if found == format.name:
         return

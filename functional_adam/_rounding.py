@@ -193,12 +193,13 @@ def land(
 ) -> tuple[jax.Array, jax.Array | None]:
     """From theta to x: the float32 update that lands on the grid, and the code of what is missing.
 
-    u = goal - theta in float32 is exact but where one of them is beyond 2**16 times the other;
+    u = goal - theta in float32 is exact unless one of them is thousands of times the other;
     there theta + u, which is what applying it comes to, is still the number the code refers to.
     """
     x = undifferentiable(x)
     wide = theta.astype(jnp.float32)
-    u = rounding.goal(x, theta.dtype, random).astype(jnp.float32) - wide
+    goal = rounding.goal(x, theta.dtype, random).astype(jnp.float32)
+    u = jnp.where(goal == wide, 0, goal - wide)  # 0 for what is infinite and stays so
     if not rounding.keeps_error:
         return u, None
     landed = (wide + u).astype(theta.dtype)
@@ -207,6 +208,7 @@ def land(
     return u, jnp.where(jnp.isfinite(missing), code, 0).astype(jnp.int8)
 
 
+@jax.jit
 def master(theta: jax.Array, code: jax.Array | None) -> jax.Array:
     """The float32 weight that theta, of 16 bits, stands for: theta + code ulp(theta) / 256."""
     wide = theta.astype(jnp.float32)

@@ -53,9 +53,7 @@ def bind(
         variant = variant.first(F.independent_decay)
     b1, b2 = (_check.scalar(name, b, below=1.0) for name, b in (("b1", b1), ("b2", b2)))
     format = chosen(moments, mu_dtype, nu_dtype)
-    refusal = format.refusal(variant, b1, b2)
-    if refusal is not None:
-        raise ValueError(refusal)
+    check_format(format, variant, b1, b2)
     return Settings(
         variant=variant,
         learning_rate=_check.scalar("learning_rate", learning_rate, schedule=True),
@@ -72,6 +70,13 @@ def bind(
         rounding=_check.choice("rounding", rounding, ROUNDINGS),
         own={} if own is None else own,
     )
+
+
+def check_format(moments: Format, variant: Variant, b1: Any, b2: Any) -> None:
+    """`moments` can keep what `variant` has with these rates."""
+    refusal = moments.refusal(variant, b1, b2)
+    if refusal is not None:
+        raise ValueError(refusal)
 
 
 def placed(variant: Variant, placement: Any) -> Variant:

@@ -15,7 +15,15 @@ from jax.tree_util import keystr
 from jax.typing import DTypeLike
 
 from functional_adam import _check
-from functional_adam._moments import Format, Full, Int8, MomentFormat, chosen
+from functional_adam._moments import (
+    Format,
+    Full,
+    Int8,
+    MomentFormat,
+    Stored,
+    chosen,
+    refuse_other,
+)
 from functional_adam._rounding import ROUNDINGS, Rounding, is_short
 from functional_adam._types import ParameterRounding, PyTree
 
@@ -170,17 +178,18 @@ def check_state(
             f"state.extra holds {held}, but {whose} keeps {wanted} there: make the state with the "
             "`init` of the same transformation."
         )
-    held = {"nu_scale": state.nu_scale is not None, "residual": state.residual is not None}
-    wanted = {"nu_scale": isinstance(moments, Int8), "residual": rounding.keeps_error}
-    asked = {
-        "nu_scale": f'moments="{(moments or Full()).name}"',
-        "residual": f'rounding="{rounding.name}"',
-    }
-    for name, has in held.items():
-        if has != wanted[name]:
-            belongs = 'moments="int8"' if name == "nu_scale" else 'rounding="compensated"'
-            raise ValueError(
-                f"state.{name} is {'a tree' if has else 'None'}, but {asked[name]} was asked for; "
-                f"it belongs to {belongs}. Make the state with the same arguments"
-                + (", or change it with convert_moments." if name == "nu_scale" else ".")
-            )
+    moments = moments or Full()
+    if (state.nu_scale is not None) != isinstance(moments, Int8):
+        leaves = jax.tree_util.tree_leaves_with_path(state.mu), jax.tree.leaves(state.nu)
+        for (path, m), v in zip(*leaves, strict=False):
+            refuse_other(moments, keystr(path), Stored(m, v, {}))
+        raise ValueError(
+            f"state.nu_scale is {'None' if state.nu_scale is None else 'a tree'}, which does not "
+            f'go with moments="{moments.name}": it belongs to "int8". Make the state by `init`.'
+        )
+    if (state.residual is not None) != rounding.keeps_error:
+        raise ValueError(
+            f"state.residual is {'None' if state.residual is None else 'a tree'}, but "
+            f'rounding="{rounding.name}" was asked for: it belongs to "compensated". Make '
+            "the state with the same rounding."
+        )

@@ -84,16 +84,21 @@ def _stored(variant: Variant, state: AdamState) -> list[Stored]:
     mus = jax.tree.leaves(state.mu, is_leaf=_check.is_none)
 
     def leaves(name: str, tree: PyTree) -> list[Any]:
-        if tree is None:
-            return [None] * len(mus)
         return _check.leaves_like(f"state.{name}", tree, state.mu, "state.mu")
 
-    more = {k: leaves(f"extra[{k!r}]", (state.extra or {})[k]) for k, _ in variant.keeps}
-    nus = _check.leaves_like("state.nu", state.nu, state.mu, "state.mu")
-    rest = zip(leaves("nu_scale", state.nu_scale), leaves("residual", state.residual), strict=True)
+    def if_any(name: str, tree: PyTree) -> list[Any]:
+        return [None] * len(mus) if tree is None else leaves(name, tree)
+
+    more = {k: leaves(f"extra[{k!r}]", state.extra[k]) for k, _ in variant.keeps}
+    columns = (
+        mus,
+        leaves("nu", state.nu),
+        if_any("nu_scale", state.nu_scale),
+        if_any("residual", state.residual),
+    )
     return [
         Stored(mu, nu, {name: leaves[i] for name, leaves in more.items()}, scale, residual)
-        for i, (mu, nu, (scale, residual)) in enumerate(zip(mus, nus, rest, strict=True))
+        for i, (mu, nu, scale, residual) in enumerate(zip(*columns, strict=True))
     ]
 
 
@@ -210,16 +215,14 @@ def _arithmetic(
     wide = functools.partial(_wide, s.eps.dtype)
     x, old = jax.tree.map(wide, (g, moments.load(stored)))
     weights: Any = _weights(rounding, stored, theta, wide)
-    if weights is not None:
-        x = F.coupled_decay(s, x, weights)
-    x, new = variant.advance(s, x, old)
+    x, new = variant.advance(s, F.coupled_decay(s, x, weights), old)
     u = -times(s.step, over(variant.numerator(s, x, new), variant.denominator(s, new)))
     if decays:
         u = F.decoupled_decay(s, u, weights)
     if variant.finish is not None:
         u = variant.finish(s, u, weights)
     stored = moments.store(new, stored, random, s)
-    if theta is None or rounding is None:
+    if rounding is None:
         return u.astype(g.dtype), stored
     u, residual = land(rounding, (weights + u).astype(jnp.float32), theta, random.theta)
     return u, stored._replace(residual=residual)

@@ -1,9 +1,11 @@
 """The example scripts, run as a reader would run them: in a process of their own."""
 
+import argparse
 import functools
 import importlib
 import importlib.util
 import json
+import math
 import os
 import re
 import runpy
@@ -25,6 +27,7 @@ SCRIPTS = [
     "train_digits.py",
     "compare_variants.py",
     "learn_the_learning_rate.py",
+    "train_small_memory.py",
 ]
 # 30 steps: an epoch of 22 and a part. Neither stop nor checkpoint falls on the epoch's end.
 SETTINGS = {"steps": 30, "batch_size": 64, "learning_rate": 0.003, "weight_decay": 0.2, "seed": 3}
@@ -219,6 +222,7 @@ def rows_of(output):
 
 def test_every_variant_is_compared(example):
     others = {"init", "update", "apply_updates", "adamaxw", "nadamw"}  # the last two: see adamw
+    others |= {"convert_moments", "master_params", "memory_report"}
     public = {name for name in fa.__all__ if name.islower()} - others
     factories = {name for name in public if not name.startswith(("_", "scale_by_"))}
     compared = [re.match(r"\w+", name)[0] for name in example("compare_variants").VARIANTS]
@@ -352,3 +356,62 @@ def test_the_derivative_through_training_is_that_of_adam_in_numpy(example):
     for slope, way in zip(slopes, h * np.eye(2), strict=True):
         difference = (plain(*(point + way)) - plain(*(point - way))) / (2 * h)
         np.testing.assert_allclose(slope, difference, rtol=1e-6)
+
+
+def bytes_by_hand(weights, moments, residual):
+    """What weights, gradients and state are for a model 32 wide; `moments` in bytes a number."""
+    shapes = [(256, 32), (64, 32), (32, 256), (32,), (3, 32), (3, 32)]
+    shapes += [(3, 32, 96), (3, 32, 32), (3, 32, 128), (3, 128, 32)]
+    count = sum(math.prod(shape) for shape in shapes)
+    assert count == 55_520
+    # With 8 bits a scale for each row: no last axis is longer than a block but that of 256.
+    scales = 256 + 64 + 2 * 32 + 1 + 3 + 3 + 3 * (32 + 32 + 32 + 128) if moments == 2 else 0
+    state = (moments + residual) * count + scales + 4  # 4: the counter
+    return [weights * count, weights * count, state], count
+
+
+def test_bytes_are_those_of_the_shapes(example):
+    module = example("train_small_memory")
+    args = argparse.Namespace(seed=0, width=32, steps=20, learning_rate=0.1)
+    windows = np.zeros((2, module.CONTEXT + 1), np.uint8)
+    by_hand = {
+        "float32": bytes_by_hand(4, 8, 0),
+        "bf16-moments": bytes_by_hand(4, 4, 0),
+        "int8-moments": bytes_by_hand(4, 2, 0),
+        "nearest": bytes_by_hand(2, 8, 0),
+        "everything": bytes_by_hand(2, 2, 1),
+    }
+    assert by_hand.keys() == module.SETTINGS.keys()
+    for name, (sizes, count) in by_hand.items():
+        found = module.cost(module.SETTINGS[name], windows, args)
+        np.testing.assert_allclose(found * count, sizes, rtol=1e-12)
+
+
+def test_small_memory_trains_like_float32(tmp_path):
+    args = ["--steps", 20, "--width", 32, "--settings", "float32", "everything"]
+    rows = rows_of(run("train_small_memory.py", *args, "--output", "m.png", cwd=tmp_path))
+    assert [row[0] for row in rows] == args[-2:]
+    for row, (sizes, count) in zip(
+        rows, (bytes_by_hand(4, 8, 0), bytes_by_hand(2, 2, 1)), strict=True
+    ):
+        assert row[1:5] == [f"{size / count:.3f}" for size in (*sizes, sum(sizes))]
+        first, last = map(float, row[5:])
+        assert 5.5 < first < 7  # log 256 = 5.55
+        assert 3 < last < 4.5
+    assert float(rows[1][-1]) == pytest.approx(float(rows[0][-1]), abs=0.01)
+    assert_png(tmp_path / "m.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["m.png"]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--steps", "30"], "--steps: must be a multiple of 20, not 30"),
+        (["--width", "130"], "--width: must be a multiple of 4, not 130"),
+        (["--settings", "int4"], "invalid choice: 'int4'"),
+    ],
+)
+def test_small_memory_names_bad_values(args, message, exit_of, monkeypatch, tmp_path, capsys):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    assert exit_of(EXAMPLES / "train_small_memory.py", *args, cwd=tmp_path) == 2
+    assert message in capsys.readouterr().err

@@ -25,6 +25,7 @@ FACTORIES = {
     for name in fa.__all__
     if inspect.isfunction(getattr(fa, name))
     and name not in ("init", "update", "apply_updates", "cautious")
+    and name not in ("convert_moments", "master_params", "memory_report")
 }
 # Calls that bind arguments as a factory does, `update` among them.
 CALLS = FACTORIES | {"update": lambda **hyper: fa.update(X, fa.init(X), X, **hyper)}
@@ -59,7 +60,11 @@ FLAGS = {
     "nesterov",
     "use_clipping",
 }
-CHOICES = {"eps_placement", "maximum"}
+CHOICES = {
+    **dict.fromkeys(["eps_placement", "maximum"], "'after_correction' or 'before_correction'"),
+    "moments": "'full' or 'bfloat16' or 'int8'",
+    "rounding": "'nearest' or 'stochastic' or 'compensated'",
+}
 OTHERS = {"mask", "mu_dtype", "nu_dtype"}
 
 
@@ -187,12 +192,12 @@ def test_flags_are_booleans(factory, argument):
 
 @having(CHOICES)
 def test_choices_name_what_may_be_chosen(factory, argument):
-    message = f"^{argument} must be 'after_correction' or 'before_correction'; got "
-    for value in ("before", "After_correction", ""):
-        with pytest.raises(ValueError, match=message + re.escape(repr(value))):
+    message = f"^{argument} must be {CHOICES[argument]}"
+    for value in ("before", "After_correction", "int4", ""):
+        with pytest.raises(ValueError, match=f"{message}; got {re.escape(repr(value))}"):
             CALLS[factory](**{argument: value})
     for value in (True, None, 1, ["after_correction"], {}):
-        with pytest.raises(TypeError, match=message + re.escape(repr(value))):
+        with pytest.raises(TypeError, match=f"{message}.*; got {re.escape(repr(value))}"):
             CALLS[factory](**{argument: value})
 
 
@@ -255,7 +260,11 @@ ABSENT = {
     "lamb": {"l2", "independent_weight_decay", "nesterov", "eps_placement"},
     "adopt": DECAY | {"l2", "eps_root", "eps_placement"},
     "ademamix": {"l2", "nesterov", "eps_placement"},
-    **{name: DECAY | {"l2", "learning_rate"} for name in FACTORIES if name.startswith("scale_by_")},
+    **{
+        name: DECAY | {"l2", "learning_rate", "rounding"}
+        for name in FACTORIES
+        if name.startswith("scale_by_")
+    },
 }
 ABSENT["scale_by_adamax"] |= {"eps_root", "eps_placement", "nesterov"}
 ABSENT["scale_by_adopt"] |= {"eps_root", "eps_placement"}
@@ -264,7 +273,7 @@ ABSENT["update"] = {"threshold", "b3", "momentum_decay", "initial_accumulator_va
 
 @pytest.mark.parametrize("factory", ABSENT)
 def test_what_a_factory_would_not_honour_it_does_not_take(factory):
-    unknown = {"betas", "amsgrad", "lr", "moments"}
+    unknown = {"betas", "amsgrad", "lr", "fused"}
     for argument in ABSENT[factory] | unknown:
         with pytest.raises(TypeError, match=rf"unexpected keyword argument '{argument}'"):
             CALLS[factory](**{argument: True if argument in FLAGS else 0.1})

@@ -27,7 +27,10 @@ PUBLIC = [getattr(fa, name) for name in fa.__all__ if name != "__version__"]
 def test_the_public_names_are_exactly_these():
     assert set(fa.__all__) == {
         "AdamState",
+        "BFloat16",
+        "Full",
         "GradientTransformation",
+        "Int8",
         "__version__",
         "adabelief",
         "adam",
@@ -39,8 +42,11 @@ def test_the_public_names_are_exactly_these():
         "amsgrad",
         "apply_updates",
         "cautious",
+        "convert_moments",
         "init",
         "lamb",
+        "master_params",
+        "memory_report",
         "nadam",
         "nadamw",
         "radam",

@@ -4,7 +4,8 @@
 # Flax, Orbax and Equinox are left out there: their current releases need newer versions of JAX.
 set -eu
 
-CORE="test_formulas test_types test_step test_adam test_apply test_check test_family_check test_properties"
+CORE="test_formulas test_types test_step test_adam test_apply test_check test_family_check test_properties
+test_codes test_moments test_rounding test_convert test_report"
 
 # The interpreter with this version, if there is one that runs.
 find_python() {

@@ -1,0 +1,340 @@
+"""The 8-bit codes against tables made here in float64 from their documented picture."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from functional_adam import _codes, _rounding
+
+RANDOM = np.random.default_rng(20).integers(0, 2**32, 4, dtype=np.uint32)
+BITS = [0, 2**32 - 1, *map(int, RANDOM)]
+SCALES = [1, 2, 90, 119, 126, 127, 200, 253]
+
+root = jax.jit(_codes.root)
+root_code = jax.jit(_codes.root_code)
+ratio = jax.jit(_codes.ratio)
+ratio_code = jax.jit(_codes.ratio_code)
+scale = jax.jit(_codes.scale)
+
+
+def root_table(e):
+    """w of each code: 32 an octave for 4 octaves below the top, 16 for 6, 8 for the rest."""
+    steps = [1 / 32] * 128 + [1 / 16] * 96 + [1 / 8] * 30
+    depths = np.concatenate([[0], np.cumsum(steps)])  # of the codes 255, 254, ..., 1
+    place = (e + 1 - 127) / 2 - depths
+    octave = np.floor(place)
+    return np.concatenate([[0], ((1 + place - octave) * 2**octave)[::-1]])
+
+
+def ratio_table():
+    """|r| of the sizes 0 to 127."""
+    steps = [1 / 128] * 56 + [1 / 64] * 24 + [1 / 16] * 32 + [1 / 2] * 15
+    return np.concatenate([[0], np.cumsum(steps)])
+
+
+def random_bits(bits, shape):
+    return jnp.full(shape, bits, jnp.uint32)
+
+
+def encoded(w, e, bits):
+    """Codes of a vector w in one block of scale e."""
+    w = jnp.asarray(w, jnp.float32)[None]
+    random = jnp.broadcast_to(jnp.asarray(bits, jnp.uint32), w.shape)
+    return np.asarray(root_code(w, jnp.uint8([e]), random))[0]
+
+
+def ratio_encoded(r, bits):
+    r = jnp.asarray(r, jnp.float32)
+    return np.asarray(ratio_code(r, jnp.broadcast_to(jnp.asarray(bits, jnp.uint32), r.shape)))
+
+
+# Values -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("e", SCALES)
+def test_root_codes_stand_for_the_documented_values(e):
+    codes = jnp.arange(256, dtype=jnp.uint8)[None]
+    got = np.asarray(root(codes, jnp.uint8([e])))[0]
+    np.testing.assert_array_equal(got, root_table(e).astype(np.float32))
+    assert (np.diff(got) > 0).all()
+
+
+def test_the_table_ends_where_the_documentation_says():
+    # The octave's end at 2**((e + 1 - 127) / 2), 1.5 for sqrt(2), and 13.75 octaves of w below.
+    assert root_table(132)[255] == 8
+    assert root_table(133)[255] == 12
+    assert root_table(126)[[127, 31]].tolist() == [2.0**-4, 2.0**-10]
+    assert math.log2(root_table(126)[1]) == pytest.approx(-13.75, abs=0.09)  # linear in an octave
+
+
+def test_ratio_codes_stand_for_the_documented_values():
+    codes = np.arange(-128, 128).astype(np.int8)
+    got = np.asarray(ratio(codes))
+    want = ratio_table()
+    assert np.isnan(got[0])
+    np.testing.assert_array_equal(got[128:], want)
+    np.testing.assert_array_equal(got[1:129], -want[::-1])
+    assert (np.diff(got[1:]) > 0).all()
+    assert want[-1] == _codes.LARGEST_RATIO == 10.3125
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("e", SCALES)
+def test_what_a_root_code_stands_for_becomes_that_code(e, bits):
+    np.testing.assert_array_equal(encoded(root_table(e), e, bits), np.arange(256))
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_what_a_ratio_code_stands_for_becomes_that_code(bits):
+    codes = np.arange(-128, 128).astype(np.int8)
+    table = ratio_table()
+    values = np.concatenate([[np.nan], -table[:0:-1], table])
+    np.testing.assert_array_equal(ratio_encoded(values, bits), codes)
+
+
+# Rounding -----------------------------------------------------------------------------------------
+
+
+def neighbours(table, x):
+    """The codes at or below and at or above each x, by search through a table that rises."""
+    above = np.argmax(table[None] >= x[:, None], axis=1)
+    return above - (table[above] > x), above
+
+
+@pytest.mark.parametrize("e", SCALES)
+def test_a_root_is_rounded_to_one_of_its_two_neighbours(e):
+    rng = np.random.default_rng(e)
+    table = root_table(e)
+    w = (table[255] * 2.0 ** -rng.uniform(0, 13.6, 4000)).astype(np.float32).astype(np.float64)
+    low, high = neighbours(table, w)
+    found = np.stack([encoded(w, e, rng.integers(0, 2**32, w.size)) for _ in range(8)])
+    assert ((found == low) | (found == high)).all()
+    np.testing.assert_array_equal(encoded(w, e, 0), high)
+    down = (table[high] - w) / np.where(high > low, table[high] - table[low], 1) > 1e-4
+    np.testing.assert_array_equal(encoded(w, e, 2**32 - 1)[down], low[down])
+
+
+def test_a_ratio_is_rounded_to_one_of_its_two_neighbours():
+    rng = np.random.default_rng(0)
+    table = np.concatenate([-ratio_table()[:0:-1], ratio_table()])
+    r = np.concatenate([rng.uniform(-10.3, 10.3, 2000), 0.3 * rng.standard_normal(2000)])
+    low, high = (codes - 127 for codes in neighbours(table, r.astype(np.float32)))
+    found = np.stack([ratio_encoded(r, rng.integers(0, 2**32, r.size)) for _ in range(8)])
+    assert ((found == low) | (found == high)).all()
+    assert (found != low).any(axis=0).mean() > 0.8  # both, not always the same one
+    assert (found != high).any(axis=0).mean() > 0.8
+
+
+COUNTS, ELEMENTS = 100_000, 256
+
+
+@functools.cache
+def mean_codes():
+    """Mean decoded w and r of each value over all counts, each at places of its own."""
+    w = root_table(133)[[250, 200, 128, 100, 25]]
+    above = root_table(133)[[251, 201, 129, 101, 26]]
+    r = np.array([0.013, 0.2, -0.23, 0.6, -2.03, 7.77])
+    w = w + np.array([0.37, 0.02, 0.71, 0.5, 0.9]) * (above - w)
+    w32 = jnp.broadcast_to(jnp.float32(w)[:, None], (len(w), ELEMENTS))
+    r32 = jnp.broadcast_to(jnp.float32(r)[:, None], (len(r), ELEMENTS))
+    scales = jnp.full(len(w), 133, jnp.uint8)
+
+    def body(sums, count):
+        drawn = _rounding.draw(count)
+        key = jnp.uint32(12345)
+        nu = _rounding.bits(drawn, key, w32.shape).nu
+        mu = _rounding.bits(drawn, key, r32.shape).mu
+        # Sums of codes are whole numbers, exact; a value's codes are two, one step apart.
+        codes = _codes.root_code(w32, scales, nu), _codes.ratio_code(r32, mu)
+        return jax.tree.map(lambda a, c: a + c.astype(jnp.int32), sums, codes), None
+
+    start = jnp.zeros(w32.shape, jnp.int32), jnp.zeros(r32.shape, jnp.int32)
+    sums, _ = jax.jit(lambda s: jax.lax.scan(body, s, jnp.arange(1, COUNTS + 1)))(start)
+    return w, r, *(np.asarray(s) / COUNTS for s in sums)
+
+
+def place(table, x):
+    """The code, with its fraction, at which a table read linearly is x."""
+    return np.interp(x, table, np.arange(len(table)))
+
+
+def test_roots_are_rounded_without_bias():
+    w, _, codes, _ = mean_codes()
+    error = codes - place(root_table(133), np.float32(w).astype(np.float64))[:, None]
+    # A window of 64 counts leaves at most half a code's standard deviation: 2e-4 in all, and a
+    # sixteenth of that over places.
+    assert np.abs(error).max() < 1e-3
+    assert np.abs(error.mean(axis=1)).max() < 1e-4
+
+
+def test_ratios_are_rounded_without_bias():
+    _, r, _, codes = mean_codes()
+    table = np.concatenate([-ratio_table()[:0:-1], ratio_table()])
+    error = codes - (place(table, np.float32(r).astype(np.float64)) - 127)[:, None]
+    assert np.abs(error).max() < 2.5e-3  # windows of 8: 6e-4 is one standard deviation
+    assert np.abs(error.mean(axis=1)).max() < 1.5e-4
+
+
+# Ends ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_the_ends_of_the_roots(bits):
+    table = root_table(101)
+    below, above = table[1] * np.array([0.999, 1e-3, 1e-9]), table[255] * np.array([1.001, 3, 1e9])
+    assert encoded([0.0], 101, bits).tolist() == [0]
+    assert encoded(below, 101, bits).tolist() == [1, 1, 1]
+    assert encoded(above, 101, bits).tolist() == [255, 255, 255]
+    assert encoded([np.inf, np.nan], 101, bits).tolist() == [255, 255]
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_the_ends_of_the_ratios(bits):
+    values = [0.0, -0.0, 10.3125, 11.0, np.inf, -10.4, -np.inf, np.nan, -np.nan]
+    want = [0, 0, 127, 127, 127, -127, -127, -128, -128]
+    assert ratio_encoded(values, bits).tolist() == want
+
+
+# Blocks -------------------------------------------------------------------------------------------
+
+SHAPES = [
+    (),
+    (0,),
+    (0, 5),
+    (5, 0),
+    (3,),
+    (130,),
+    (5, 128),
+    (4, 300),
+    (64, 3, 3, 3),
+    (7, 1),
+    (1000, 1),
+    (50257,),
+    (64, 512),
+    (2, 3, 100, 31),
+]
+
+
+@pytest.mark.parametrize("block_size", [16, 48, 128, 1024])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_blocks_hold_every_element_once_and_no_more_than_their_size(shape, block_size):
+    scales = _codes.blocks(shape, block_size)
+    x = np.arange(1, math.prod(shape) + 1).reshape(shape)
+    pieces = np.asarray(_codes.split(jnp.asarray(x), scales))
+    assert pieces.shape[:-1] == scales
+    assert pieces.shape[-1] <= block_size
+    np.testing.assert_array_equal(_codes.join(jnp.asarray(pieces), shape), x)
+    # Elements stay in order, each once, and what is added is 0.
+    np.testing.assert_array_equal(pieces[pieces > 0], x.ravel())
+    assert pieces.shape[:-2] == shape[: len(scales) - 1]
+
+
+@pytest.mark.parametrize(
+    ("shape", "scales"),
+    [
+        ((), (1,)),
+        ((130,), (2,)),
+        ((64, 512), (64, 4)),
+        ((3, 64, 512), (3, 64, 4)),
+        ((4, 300), (4, 3)),
+        ((64, 8, 3, 3), (64, 1)),  # 9 elements are too few, 72 are not
+        ((64, 3, 3, 3), (14,)),  # and neither are 27
+        ((1000, 1), (8,)),
+        ((5, 32), (5, 1)),
+        ((5, 31), (2,)),
+    ],
+    ids=str,
+)
+def test_leading_axes_are_kept_and_short_ones_merged(shape, scales):
+    assert _codes.blocks(shape, 128) == scales
+
+
+@pytest.mark.parametrize("shape", [(128,), (5, 256), (3, 7, 128), (2, 384)], ids=str)
+def test_a_scale_costs_at_most_a_hundredth_of_a_byte(shape):
+    assert math.prod(_codes.blocks(shape, 128)) * 128 == math.prod(shape)
+
+
+# Scales -------------------------------------------------------------------------------------------
+
+
+def exponent(v):
+    """The biased exponent of float32."""
+    return math.frexp(float(np.float32(v)))[1] + 126
+
+
+def test_a_scale_is_the_octave_of_the_largest_of_a_fresh_block():
+    rng = np.random.default_rng(1)
+    v = np.exp(4 * rng.standard_normal((60, 128)) * rng.uniform(0, 2, (60, 1))).astype(np.float32)
+    # One of the largest's size in every quarter, or it would be a spike.
+    spot = v.argmax(axis=1)
+    for shift in (4, 8, 12):
+        v[np.arange(60), (spot + shift) % 128] = v.max(axis=1)
+    want = [exponent(row.max()) for row in v]
+    np.testing.assert_array_equal(scale(v, jnp.zeros(60, jnp.uint8)), want)
+
+
+def test_the_largest_code_is_above_the_largest_of_the_block():
+    # Rounding up must find a code to go to. An octave ends at 2 v, or at 9/4 v with 1.5 for sqrt 2.
+    v = np.float32(2.0 ** np.random.default_rng(2).uniform(-20, 20, (50, 1))) * np.ones((1, 128))
+    top = np.array([root_table(int(e))[255] for e in scale(v, jnp.zeros(50, jnp.uint8))])
+    assert (top**2 >= v[:, 0]).all()
+    assert (top**2 <= 2.25 * v[:, 0]).all()
+
+
+def test_a_scale_falls_at_once_and_rises_by_four_octaves():
+    v = np.full((3, 128), 3.3, np.float32)
+    v[:, 77] = 3.3e4
+    old = jnp.uint8([250, exponent(3.3e4) - 2, 3])
+    want = [exponent(3.3e4), exponent(3.3e4), exponent(3.3) + 4]
+    np.testing.assert_array_equal(scale(v, old), want)
+
+
+SPIKES = [1e10, 1e37, np.inf, np.nan]
+
+
+@pytest.mark.parametrize("spot", [0, 15, 16, 127])
+@pytest.mark.parametrize("spike", SPIKES)
+def test_one_spike_raises_a_scale_by_four_octaves_at_most(spike, spot):
+    rng = np.random.default_rng(3)
+    v = rng.uniform(0.3, 0.9, (2, 128)).astype(np.float32)
+    v[:, spot] = spike
+    others = np.delete(v[0], spot).max()
+    rise = 4 if np.isfinite(spike) else 0
+    old = jnp.uint8([0, exponent(others)])
+    np.testing.assert_array_equal(scale(v, old), exponent(others) + rise)
+
+
+def test_three_spikes_at_once_are_spikes_still():
+    v = np.random.default_rng(4).uniform(0.3, 0.9, (2, 128)).astype(np.float32)
+    v[:, [7, 26, 121]] = [3e9, 1e12, 7e20]
+    largest = exponent(np.delete(v[0], [7, 26, 121]).max())
+    np.testing.assert_array_equal(scale(v, jnp.uint8([0, largest])), largest + 4)
+
+
+def test_a_spike_is_told_from_one_that_stays():
+    # Step by step the scale comes after it, 4 octaves at a time.
+    v = np.full((1, 128), 1.7e-3, np.float32)
+    v[0, 5] = 1.1e3
+    old, seen = jnp.uint8([exponent(1.7e-3)]), []
+    for _ in range(6):
+        old = scale(v, old)
+        seen.append(int(old[0]) - exponent(1.7e-3))
+    assert seen == [4, 8, 12, 16, 20, 20]  # 1.1e3 is 2**10.1, 1.7e-3 is 2**-9.2
+
+
+def test_blocks_of_zeros_have_scale_0_and_a_lone_number_sets_it():
+    v = np.zeros((3, 128), np.float32)
+    v[1, 3] = 0.37
+    v[2] = 0.37
+    want = [0, exponent(0.37), exponent(0.37)]
+    np.testing.assert_array_equal(scale(v, jnp.zeros(3, jnp.uint8)), want)
+    assert scale(v[:1], jnp.uint8([200])).tolist() == [0]
+
+
+def test_scales_end_below_float32s():
+    v = np.full((2, 128), 3e38, np.float32)
+    assert scale(v, jnp.uint8([0, 253])).tolist() == [253, 253]

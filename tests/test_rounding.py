@@ -1,0 +1,454 @@
+"""Rounding to 16 bits: on average right, exactly on the grid, and what is left out kept."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import optax
+import pytest
+import reference
+from modes import switched
+
+import functional_adam as fa
+from functional_adam import _rounding
+
+pytestmark = pytest.mark.usefixtures("strict")
+
+
+@pytest.fixture
+def standard():
+    """Standard promotion after all: Optax adds what differs in dtype."""
+    with switched("jax_numpy_dtype_promotion", "standard"):
+        yield
+
+
+SHORT = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
+RANDOM = np.random.default_rng(30).integers(0, 2**32, 4, dtype=np.uint32)
+BITS = [np.uint32(0), np.uint32(2**32 - 1), *RANDOM]
+
+
+def every(name):
+    """All finite numbers of a dtype, in order, without the subnormals that XLA's CPU flushes."""
+    infinity = {"bfloat16": 0x7F80, "float16": 0x7C00}[name]
+    patterns = np.arange(infinity, dtype=np.uint16)
+    x = np.concatenate([patterns[:0:-1] | np.uint16(2**15), patterns]).view(SHORT[name])
+    wide = np.abs(x.astype(np.float64))
+    return x[(wide >= 2.0**-126) | (wide == 0)]
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def stochastic(x, name, random):
+    random = jnp.broadcast_to(random, x.shape)
+    return _rounding.stochastic(x, np.dtype(SHORT[name]), random)
+
+
+def enclosing(grid, x):
+    """The numbers of an ordered grid at or below and at or above x, or its ends."""
+    grid, x = grid.astype(np.float64), np.asarray(x, np.float64)
+    above = grid[np.searchsorted(grid, x).clip(0, len(grid) - 1)]
+    below = grid[(np.searchsorted(grid, x, side="right") - 1).clip(0)]
+    return below, above
+
+
+# One number ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_a_number_goes_to_one_of_its_two_neighbours_and_to_both(name):
+    grid, rng = every(name), np.random.default_rng(31)
+    spread = np.float32(grid[[0, -1]]).astype(np.float64)
+    x = rng.choice([-1, 1], 20_000) * 2.0 ** rng.uniform(-30, np.log2(spread[1]), 20_000)
+    x = np.concatenate([x, rng.uniform(-1e-6, 1e-6, 2000)]).astype(np.float32)
+    x = x[np.abs(x) >= 2.0**-126]
+    below, above = enclosing(grid, x)
+    got = np.stack(
+        [
+            np.float64(stochastic(x, name, rng.integers(0, 2**32, x.size, dtype=np.uint32)))
+            for _ in "12"
+        ]
+    )
+    assert ((got == below) | (got == above)).all()
+    inside = below < above
+    assert 0.45 < (got == above)[:, inside].mean() < 0.55
+    toward_zero = np.where(np.abs(below) < np.abs(above), below, above)
+    np.testing.assert_array_equal(np.float64(stochastic(x, name, np.uint32(0))), toward_zero)
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("name", SHORT)
+def test_what_fits_is_not_changed(name, bits):
+    x = every(name)
+    got = stochastic(x.astype(np.float32), name, bits)
+    assert got.dtype == x.dtype
+    np.testing.assert_array_equal(np.asarray(got).view(np.uint16), x.view(np.uint16))
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("name", SHORT)
+def test_the_largest_stays_finite_and_what_is_not_finite_passes(name, bits):
+    largest = float(ml_dtypes.finfo(SHORT[name]).max)
+    beyond = min(largest * 1.0019, float(np.finfo(np.float32).max))
+    x = np.float32([largest, beyond, -beyond, np.inf, -np.inf, np.nan, 0.0])
+    want = [largest, largest, -largest, np.inf, -np.inf, np.nan, 0.0]
+    np.testing.assert_array_equal(np.float32(stochastic(x, name, bits)), np.float32(want))
+
+
+COUNTS, ELEMENTS = 100_000, 128
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_the_mean_over_many_counts_is_the_number(name):
+    grid = every(name)
+    at = np.searchsorted(grid.astype(np.float64), [0.37, 3e-3, 700.0])
+    low, high = (grid[i].astype(np.float64) for i in (at, at + 1))
+    x = (low + np.array([0.013, 0.62, 0.39]) * (high - low)).astype(np.float32)
+    x = np.broadcast_to(x[:, None], (3, ELEMENTS))
+
+    def body(ups, count):
+        random = _rounding.bits(_rounding.draw(count), jnp.uint32(77), x.shape).theta
+        got = _rounding.stochastic(jnp.asarray(x), np.dtype(SHORT[name]), random)
+        return ups + (got.astype(jnp.float32) > x).astype(jnp.int32), None
+
+    start = jnp.zeros(x.shape, jnp.int32)
+    ups, _ = jax.jit(lambda s: jax.lax.scan(body, s, jnp.arange(1, COUNTS + 1)))(start)
+    error = np.asarray(ups) / COUNTS - ((np.float64(x[:, 0]) - low) / (high - low))[:, None]
+    # float16 drops 13 bits, of which the mean can be off by half of the last: 6e-5.
+    assert np.abs(error).max() < 1e-3
+    assert np.abs(error.mean(axis=1)).max() < 1e-4
+
+
+# Bits ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("bits", "salt"), [(6, 1), (3, 2), (6, 3)])
+def test_every_window_of_counts_takes_each_part_of_the_interval_once(bits, salt):
+    windows = 500
+    counts = jnp.arange(windows << bits, dtype=jnp.uint32)
+    drawn = np.asarray(jax.jit(lambda t: _rounding._shuffled(t, bits, salt))(counts))
+    parts = (drawn >> np.uint32(32 - bits)).reshape(windows, -1)
+    np.testing.assert_array_equal(np.sort(parts, axis=1), np.tile(np.arange(2**bits), (windows, 1)))
+    orders = {tuple(row) for row in parts}
+    assert len(orders) > 0.4 * windows  # shuffled anew
+    # And what follows the part is the window's own, anywhere.
+    offsets = (drawn & np.uint32(2 ** (32 - bits) - 1)).reshape(windows, -1)
+    assert (offsets == offsets[:, :1]).all()
+    assert abs(offsets[:, 0].mean() / 2 ** (32 - bits) - 0.5) < 0.05
+
+
+def test_the_three_draws_differ():
+    drawn = jax.jit(jax.vmap(_rounding.draw))(jnp.arange(1, 1000))
+    assert drawn.nu.dtype == drawn.mu.dtype == drawn.theta.dtype == jnp.uint32
+    nu, mu, theta = (np.asarray(x) / 2.0**32 for x in drawn)
+    for a, b in ((nu, mu), (nu, theta), (mu, theta)):
+        assert abs(np.corrcoef(a, b)[0, 1]) < 0.1
+        assert (a == b).mean() < 0.01
+
+
+@pytest.mark.parametrize("key", [0, 1, 0xDEADBEEF])
+def test_the_phases_of_elements_are_uniform_and_unrelated(key):
+    shape = 64, 1024
+    drawn = _rounding.Draw(*map(jnp.uint32, (0, 0, 0)))
+    found = jax.jit(lambda key: _rounding.bits(drawn, key, shape))(jnp.uint32(key))
+    phases = [np.asarray(x) / 2.0**32 for x in found]
+    for x in phases:
+        expected = x.size / 256
+        seen = np.bincount((x * 256).astype(int).ravel(), minlength=256)
+        assert ((seen - expected) ** 2 / expected).sum() < 255 + 6 * np.sqrt(2 * 255)
+        for lag in (1, 2, 3, 16, 128, 1024):
+            flat = x.ravel()
+            assert abs(np.corrcoef(flat[:-lag], flat[lag:])[0, 1]) < 6 / np.sqrt(x.size)
+        assert len(np.unique(x)) > 0.999 * x.size
+    for a, b in ((0, 1), (0, 2), (1, 2)):
+        assert abs(np.corrcoef(phases[a].ravel(), phases[b].ravel())[0, 1]) < 6 / np.sqrt(x.size)
+
+
+def test_the_bits_of_an_element_are_those_of_its_place_in_the_leaf():
+    drawn, key = _rounding.draw(jnp.int32(7)), jnp.uint32(99)
+    flat, folded = (_rounding.bits(drawn, key, shape) for shape in ((60,), (3, 4, 5)))
+    for a, b in zip(flat, folded, strict=True):
+        np.testing.assert_array_equal(a, np.ravel(b))
+
+
+def test_a_fraction_is_strictly_inside_the_unit_interval():
+    x = np.concatenate([[0, 2**32 - 1], np.arange(0, 2**32, 65_537)]).astype(np.uint32)
+    got = np.float64(jax.jit(_rounding.fraction)(jnp.asarray(x)))
+    assert got.min() >= 2.0**-15
+    assert got.max() <= 1 - 2.0**-15
+    assert np.abs(got - x / 2.0**32).max() <= 2.0**-14
+
+
+# Landing ------------------------------------------------------------------------------------------
+
+LEARNING_RATE = 3e-3
+
+
+def moderate(theta, seed):
+    """Gradients of either sign over six octaves."""
+    rng = np.random.default_rng(seed)
+    signs = rng.choice([-1, 1], theta.size)
+    return np.float32(signs * 2.0 ** rng.uniform(-3, 3, theta.size))
+
+
+@pytest.mark.parametrize("name", SHORT)
+@pytest.mark.parametrize("rounding", ["stochastic", "compensated"])
+def test_an_update_lands_exactly_on_the_grid_beside_its_goal(rounding, name, standard):
+    theta = every(name)
+    grads = moderate(theta, 32)
+    first, last = theta[[0, -1]].astype(np.float64)
+    for learning_rate in (LEARNING_RATE, 1.7):
+        # The first step of b1 = b2 = 0 is -alpha g / (|g| + eps).
+        tx = fa.adam(learning_rate, b1=0.0, b2=0.0, eps=1.3, rounding=rounding)
+        u, _ = step(tx, grads, theta)
+        assert u.dtype == jnp.float32
+        mine, theirs = fa.apply_updates(theta, u), optax.apply_updates(jnp.asarray(theta), u)
+        np.testing.assert_array_equal(mine, theirs)
+        got = np.asarray(mine).astype(np.float64)
+        # Nothing is left to round when it is applied, but where one is so much larger that
+        # both do not fit into 24 bits.
+        sizes = np.sort(np.abs([np.float64(theta), got]), axis=0)
+        close = sizes[1] <= {"bfloat16": 2.0**15, "float16": 2.0**12}[name] * sizes[0]
+        np.testing.assert_array_equal((np.float32(theta) + np.asarray(u))[close], got[close])
+        goal = theta.astype(np.float64) - learning_rate * grads / (np.abs(grads) + 1.3)
+        slack = 1e-6 * learning_rate + 1e-7 * np.abs(goal)  # what float32 makes of the goal
+        low, _ = enclosing(theta, (goal - slack).clip(first, last))
+        _, high = enclosing(theta, (goal + slack).clip(first, last))
+        assert ((low <= got) & (got <= high)).all()
+
+
+def step(tx, grads, theta, state=None):
+    theta = jnp.asarray(theta)
+    return jax.jit(tx.update)(jnp.asarray(grads), state or tx.init(theta), theta)
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_compensated_parameters_are_the_nearest_numbers(name):
+    theta = every(name)
+    theta = theta[np.abs(theta.astype(np.float64)) < 1e4]
+    grads = moderate(theta, 33)
+    tx = fa.adam(LEARNING_RATE, b1=0.0, b2=0.0, eps=1.3, rounding="compensated")
+    u, _ = step(tx, grads, theta)
+    got = np.asarray(fa.apply_updates(theta, u)).astype(np.float64)
+    goal = theta.astype(np.float64) - LEARNING_RATE * grads / (np.abs(grads) + 1.3)
+    low, high = enclosing(theta, goal)
+    least = np.minimum(goal - low, high - goal)
+    assert (np.abs(got - goal) <= least * (1 + 1e-3) + 1e-6 * np.abs(goal) + 1e-9).all()
+
+
+# What is left out ---------------------------------------------------------------------------------
+
+
+def unit(theta, name):
+    """The distance of numbers at theta: 2**-7 or 2**-10 of its power of two."""
+    bits, least = {"bfloat16": (7, -126), "float16": (10, -14)}[name]
+    power = np.floor(np.log2(np.maximum(np.abs(np.float64(theta)), 2.0**least)))
+    return 2.0 ** (power - bits)
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_master_weights_are_within_a_code_of_the_exact_ones(name):
+    rng = np.random.default_rng(34)
+    theta = (3 * rng.standard_normal(5000)).astype(SHORT[name])
+    grads = rng.standard_normal((3, 5000)).astype(np.float32)
+    tx = fa.adamw(LEARNING_RATE, b1=0.7, b2=0.9, weight_decay=0.3, rounding="compensated")
+    state, update = tx.init(jnp.asarray(theta)), jax.jit(tx.update)
+    m = v = 0.0
+    params, weights = jnp.asarray(theta), theta.astype(np.float64)
+    for t, g in enumerate(grads, start=1):
+        u, state = update(g, state, params)
+        params = fa.apply_updates(params, u)
+        m, v = 0.7 * m + 0.3 * np.float64(g), 0.9 * v + 0.1 * np.float64(g) ** 2
+        direction = m / (1 - 0.7**t) / (np.sqrt(v / (1 - 0.9**t)) + 1e-8)
+        exact = weights - LEARNING_RATE * (direction + 0.3 * weights)
+        weights = np.float64(fa.master_params(params, state))
+        code = unit(params, name) / 256
+        assert (np.abs(weights - exact) <= code + 1e-6 * (LEARNING_RATE + np.abs(exact))).all()
+        # Which are not all those of a code: what is rounded is rounded both ways.
+        assert 0.3 < (weights > exact).mean() < 0.7
+        assert np.abs((weights - exact) / code).mean() > 0.2
+
+
+STEPS, WIDTH = 2000, 512
+# Of a unit, a step. A float32 weight cannot take smaller ones: it has 16 bits more, or 13.
+PARTS = {"bfloat16": 1e-3, "float16": 8e-3}
+
+
+def trained(rounding, name="bfloat16"):
+    """(start, end, end's parameters, state, way that all have gone) of equal steps downwards."""
+    rng = np.random.default_rng(35)
+    theta = jnp.asarray((1 + 0.99 * rng.uniform(size=WIDTH)).astype(SHORT[name]))
+    theta = theta.at[: WIDTH // 2].set(-theta[: WIDTH // 2])
+    rate = PARTS[name] * unit(1.0, name)
+    tx = fa.adam(rate, b1=0.7, rounding=rounding)
+    grads = jnp.asarray(np.float32(0.3 + rng.uniform(size=WIDTH)))
+
+    def body(carry, _):
+        params, state = carry
+        u, state = tx.update(grads, state, params)
+        return (fa.apply_updates(params, u), state), None
+
+    run = jax.jit(lambda c: jax.lax.scan(body, c, length=STEPS)[0])
+    params, state = run((theta, tx.init(theta)))
+    return np.float64(theta), np.float64(params), params, state, rate * STEPS
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_steps_far_below_half_a_unit_add_up_in_compensated_weights(name):
+    start, _, params, state, way = trained("compensated", name)
+    moved = start - np.float64(fa.master_params(params, state))
+    assert moved.mean() == pytest.approx(way, rel=0.02)
+    assert np.abs(moved / way - 1).max() < 0.05
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_steps_far_below_half_a_unit_add_up_on_average_when_rounded_stochastically(name):
+    start, end, *_, way = trained("stochastic", name)
+    assert (start - end).mean() == pytest.approx(way, rel=0.05)
+
+
+def test_steps_far_below_half_a_unit_are_lost_when_rounded_to_nearest():
+    start, end, *_ = trained("nearest")
+    np.testing.assert_array_equal(start, end)
+
+
+def test_other_parameters_take_the_plain_step():
+    rng = np.random.default_rng(36)
+    params = {
+        "wide": jnp.asarray(rng.standard_normal(40), jnp.float32),
+        "short": jnp.asarray(rng.standard_normal(40), jnp.bfloat16),
+        "complex": jnp.asarray(rng.standard_normal(3) + 1j, jnp.complex64),
+    }
+    grads = jax.tree.map(lambda x: 0.3 * x * x, params)
+    grads["wide"] = grads["wide"].astype(jnp.bfloat16)
+    plain = fa.adamw(0.01, b1=0.7, weight_decay=0.2)
+    want, _ = jax.jit(plain.update)(grads, plain.init(params), params)
+    for rounding in ("stochastic", "compensated"):
+        tx = fa.adamw(0.01, b1=0.7, weight_decay=0.2, rounding=rounding)
+        u, state = jax.jit(tx.update)(grads, tx.init(params), params)
+        assert (u["wide"].dtype, u["short"].dtype) == (jnp.bfloat16, jnp.float32)
+        for name in ("wide", "complex"):
+            np.testing.assert_array_equal(u[name], want[name])
+        assert u["complex"].dtype == jnp.complex64
+        if rounding == "compensated":
+            shapes = jax.tree.map(jnp.shape, state.residual)
+            assert shapes == {"wide": (0,), "short": (40,), "complex": (0,)}
+            weights = fa.master_params(params, state)
+            assert weights["wide"] is params["wide"]
+            assert weights["short"].dtype == jnp.float32
+        else:
+            assert state.residual is None
+
+
+def test_decay_acts_on_the_master_weights_where_the_mask_says():
+    theta = jnp.asarray([1.0, -1.5, 0.375, 8.0], jnp.bfloat16)
+    codes = jnp.asarray([100, -77, 0, 127], jnp.int8)
+    params = {"a": theta, "b": theta}
+    tx = fa.adamw(
+        0.5, b1=0.7, weight_decay=0.3, mask={"a": True, "b": False}, rounding="compensated"
+    )
+    state = tx.init(params)._replace(residual={"a": codes, "b": codes})
+    start = np.float64(theta) + np.float64(codes) * unit(theta, "bfloat16") / 256
+    zero = jax.tree.map(jnp.zeros_like, params)
+    u, state = jax.jit(tx.update)(zero, state, params)
+    params = fa.apply_updates(params, u)
+    weights = fa.master_params(params, state)
+    for name, want in (("a", start * (1 - 0.5 * 0.3)), ("b", start)):
+        error = np.abs(np.float64(weights[name]) - want)
+        assert (error <= unit(params[name], "bfloat16") / 256 + 1e-6).all()
+    np.testing.assert_array_equal(params["b"], theta)
+    np.testing.assert_array_equal(state.residual["b"], codes)
+
+
+def test_the_error_of_a_parameter_that_jumps_is_not_carried_over():
+    # 2**16 times larger or smaller in a step: theta + u is still on the grid.
+    theta = jnp.asarray([1e-8, 300.0, -1e-9, 0.0], jnp.bfloat16)
+    tx = fa.adam(300.0, b1=0.7, rounding="compensated")
+    u, state = step(tx, jnp.asarray([1.0, 1.0, -2.0, 3.0]), theta)
+    params = fa.apply_updates(theta, u)
+    weights = np.float64(fa.master_params(params, state))
+    want = np.float64(theta) - 300 * np.array([1, 1, -1, 1])
+    np.testing.assert_allclose(weights, want, atol=300 * 2.0**-7 / 256)
+
+
+# Use ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rounding", ["stochastic", "compensated"])
+def test_rounding_needs_the_parameters(rounding):
+    theta = jnp.ones(3, jnp.bfloat16)
+    tx = fa.adam(rounding=rounding)
+    message = f'rounding="{rounding}" needs the parameters: .* or pass rounding="nearest"'
+    with pytest.raises(ValueError, match=message):
+        tx.update(theta, tx.init(theta))
+
+
+def test_unknown_roundings_are_refused():
+    for make in (fa.adam, lambda **kwargs: fa.init(jnp.ones(2), **kwargs)):
+        with pytest.raises(ValueError, match="rounding must be 'nearest' or 'stochastic' or 'comp"):
+            make(rounding="up")
+        with pytest.raises(TypeError, match="rounding must be 'nearest' or"):
+            make(rounding=True)
+
+
+def test_a_state_with_or_without_residual_is_refused_where_it_does_not_belong():
+    theta = jnp.ones(3, jnp.bfloat16)
+    without, with_it = fa.init(theta), fa.init(theta, rounding="compensated")
+    with pytest.raises(ValueError, match='residual is None, but rounding="compensated" was asked'):
+        fa.update(theta, without, theta, rounding="compensated")
+    for rounding in ("nearest", "stochastic"):
+        with pytest.raises(ValueError, match=f'residual is a tree, but rounding="{rounding}" was'):
+            fa.update(theta, with_it, theta, rounding=rounding)
+    wide = fa.init(jnp.ones(3), rounding="compensated")
+    with pytest.raises(ValueError, match=r"state.residual must be int8 of shape \(3,\)"):
+        fa.update(theta, wide, theta, rounding="compensated")
+    with pytest.raises(ValueError, match=r"state.residual is None: only a state made with"):
+        fa.master_params(theta, without)
+    with pytest.raises(TypeError, match="state must be an AdamState"):
+        fa.master_params(theta, {"residual": theta})
+
+
+@pytest.mark.parametrize("rounding", ["stochastic", "compensated"])
+def test_a_derivative_through_a_rounded_parameter_raises(rounding):
+    theta = jnp.ones(3, jnp.bfloat16)
+    tx = fa.adam(0.1, rounding=rounding)
+    with pytest.raises(TypeError, match="Cannot differentiate through"):
+        jax.grad(lambda g: tx.update(g, tx.init(theta), theta)[0].sum())(jnp.ones(3))
+
+
+def wrapped(kind, tx):
+    if kind == "MultiSteps":
+        return optax.MultiSteps(tx, every_k_schedule=2)
+    return optax.apply_if_finite(tx, 3)
+
+
+@pytest.mark.parametrize("kind", ["MultiSteps", "apply_if_finite"])
+def test_wrappers_that_add_or_select_updates_keep_them_on_the_grid(kind, standard):
+    rng = np.random.default_rng(37)
+    start = jnp.asarray(rng.standard_normal((2, 128)), jnp.bfloat16)
+    tx = fa.adamw(LEARNING_RATE, b1=0.7, weight_decay=0.1, moments="int8", rounding="compensated")
+    outer = wrapped(kind, tx)
+    params, state, update = start, outer.init(start), jax.jit(outer.update)
+    grads = rng.standard_normal((6, 2, 128)).astype(np.float32)
+    for g in grads:
+        u, state = update(jnp.asarray(g), state, params)
+        after = optax.apply_updates(params, u)
+        landed = np.float32(params) + np.float32(u)
+        np.testing.assert_array_equal(np.float32(after), landed)
+        params = after
+    mean = (grads[::2] + grads[1::2]) / 2 if kind == "MultiSteps" else grads
+    want = reference.adam(
+        mean, np.float64(start), learning_rate=LEARNING_RATE, b1=0.7, weight_decay=0.1
+    ).params[-1]
+    inner = state.inner_opt_state if kind == "MultiSteps" else state.inner_state
+    weights = np.float64(fa.master_params(params, inner))
+    moved = np.sqrt(np.mean((want - np.float64(start)) ** 2))
+    assert np.sqrt(np.mean((weights - want) ** 2)) < 0.1 * moved
+
+
+def test_apply_if_finite_refuses_short_gradients_as_updates_are_wider(standard):
+    theta = jnp.ones((2, 128), jnp.bfloat16)
+    outer = wrapped("apply_if_finite", fa.adamw(moments="bfloat16", rounding="compensated"))
+    state = outer.init(theta)
+    with pytest.raises(TypeError, match=r"(?s)float32\[2,128\].*bfloat16\[2,128\]"):
+        outer.update(theta, state, theta)
