@@ -240,7 +240,7 @@ def compared(times: dict[str, list[float]], name: str, ceiling: float) -> dict[s
     if CONTROL not in times:
         return {"ratio": found}
     control = ratio(times[CONTROL], times[name])
-    allowed = max(ceiling, control.high + 0.02)
+    allowed = max(ceiling, control.high + 0.02) if ceiling >= 1 else ceiling
     verdict = "ok" if found.median <= allowed else f"over {allowed:.3f}"
     return {"ratio": found, "control": control, "verdict": verdict}
 

@@ -10,7 +10,7 @@ import reference
 from functional_adam import _formulas as F
 from functional_adam import _numerics as N
 from functional_adam._operands import Moments, Scalars
-from functional_adam._step import _rate
+from functional_adam._scalars import _rate
 
 pytestmark = pytest.mark.usefixtures("strict")
 
