@@ -203,14 +203,22 @@ def moments(path: str, mu: Any, nu: Any, mu_dtype: Any, nu_dtype: Any) -> np.dty
     return arithmetic_dtype(*found)
 
 
-def residual(path: str, leaf: Any, shape: tuple[int, ...]) -> None:
-    """A leaf's code of what its parameter lacks."""
-    if getattr(leaf, "dtype", None) != np.int8 or leaf.shape != shape:
+def codes(
+    path: str, leaf: Any, dtype: Any, shape: tuple[int, ...], because: str, advice: str
+) -> None:
+    """A leaf of codes has just this dtype and shape."""
+    if getattr(leaf, "dtype", None) != dtype or leaf.shape != shape:
         given = f"{getattr(leaf, 'dtype', type(leaf).__name__)} of shape {np.shape(leaf)}"
         raise ValueError(
-            f"state.residual{path} must be int8 of shape {shape} (that of a parameter of 16 bits, "
-            f"(0,) for others); got {given}. Make the state from parameters of the same dtypes."
+            f"{path} must be {np.dtype(dtype)} of shape {shape} {because}; got {given}. {advice}"
         )
+
+
+def residual(path: str, leaf: Any, shape: tuple[int, ...]) -> None:
+    """A leaf's code of what its parameter lacks."""
+    because = "(that of a parameter of 16 bits, (0,) for others)"
+    advice = "Make the state from parameters of the same dtypes."
+    codes("state.residual" + path, leaf, np.int8, shape, because, advice)
 
 
 def kept_like(path: str, leaf: Any, moment: Any) -> None:
@@ -268,6 +276,13 @@ def leaves_like(name: str, tree: PyTree, wanted: PyTree, whose: str) -> list[Any
         difference = tree_difference(tree, wanted, name) or f"got {treedef}"
         raise ValueError(f"{name} must have the structure of {whose}: {difference}.")
     return leaves
+
+
+def leaves_if_any(name: str, tree: PyTree, wanted: PyTree, whose: str) -> list[Any]:
+    """`leaves_like`, or None for each leaf of `wanted` where there is no tree at all."""
+    if tree is None:
+        return [None] * len(jax.tree.leaves(wanted, is_leaf=is_none))
+    return leaves_like(name, tree, wanted, whose)
 
 
 def mask(value: Any) -> Any:

@@ -55,9 +55,7 @@ def convert_moments(state: AdamState, params: PyTree, *, moments: MomentFormat) 
     thetas, treedef = jax.tree_util.tree_flatten_with_path(params, is_leaf=_check.is_none)
 
     def leaves(name: str, tree: PyTree) -> list[object]:
-        if tree is None:
-            return [None] * len(thetas)
-        return _check.leaves_like(f"state.{name}", tree, params, "params")
+        return _check.leaves_if_any(f"state.{name}", tree, params, "params")
 
     extra = state.extra or {}
     more = {name: leaves(f"extra[{name!r}]", tree) for name, tree in extra.items()}
@@ -76,9 +74,7 @@ def convert_moments(state: AdamState, params: PyTree, *, moments: MomentFormat) 
     return state._replace(
         mu=treedef.unflatten(leaf.m for leaf in new),
         nu=treedef.unflatten(leaf.v for leaf in new),
-        nu_scale=treedef.unflatten(leaf.scale for leaf in new)
-        if isinstance(format, Int8)
-        else None,
+        nu_scale=treedef.unflatten(leaf.scale for leaf in new) if format.keeps_scale else None,
         extra={k: treedef.unflatten(leaf.more[k] for leaf in new) for k in extra} or None,
     )
 

@@ -55,6 +55,8 @@ class Full:
 
     name: ClassVar[str] = "full"
     is_random: ClassVar[bool] = False
+    keeps_scale: ClassVar[bool] = False
+    chunked: ClassVar[bool] = False
     mu_dtype: DTypeLike | None = None
     nu_dtype: DTypeLike | None = None
 
@@ -86,8 +88,8 @@ class Full:
     def store(self, new: Moments, old: Stored, bits: Any, s: Scalars | None) -> Stored:
         """To nearest."""
         del s, bits
-        kept = Moments(old.m, old.v, old.more)
-        return old._replace(**_cast(new, kept)._asdict())
+        cast = jax.tree.map(lambda a, b: a.astype(b.dtype), new, self.load(old))
+        return old._replace(**cast._asdict())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +110,8 @@ class BFloat16:
 
     name: ClassVar[str] = "bfloat16"
     is_random: ClassVar[bool] = True
+    keeps_scale: ClassVar[bool] = False
+    chunked: ClassVar[bool] = False
 
     def refusal(self, variant: Variant, b1: Any, b2: Any) -> str | None:
         """None: any moment can be kept so."""
@@ -171,6 +175,7 @@ class Int8:
 
     name: ClassVar[str] = "int8"
     is_random: ClassVar[bool] = True
+    keeps_scale: ClassVar[bool] = True
     block_size: int = 128
     chunked: bool = False
 
@@ -210,13 +215,9 @@ class Int8:
         refuse_other(self, path, stored)
         _check.same_shape("state.nu" + path, stored.v, stored.m, "state.mu" + path)
         wanted = _codes.blocks(np.shape(stored.m), self.block_size)
-        if getattr(stored.scale, "dtype", None) != np.uint8 or stored.scale.shape != wanted:
-            given = f"{getattr(stored.scale, 'dtype', type(stored.scale).__name__)}"
-            given += f" of shape {np.shape(stored.scale)}"
-            raise ValueError(
-                f"state.nu_scale{path} must be uint8 of shape {wanted} for blocks of "
-                f"{self.block_size}; got {given}. Make the state with the same block_size."
-            )
+        because = f"for blocks of {self.block_size}"
+        advice = "Make the state with the same block_size."
+        _check.codes("state.nu_scale" + path, stored.scale, np.uint8, wanted, because, advice)
         return np.dtype(np.float32)
 
     def load(self, stored: Stored) -> Moments:
@@ -304,7 +305,3 @@ def _refuse_wide(format: Format, path: str, leaf: Any) -> None:
             f'{path} is {dtype}, but moments="{format.name}" is for real parameters of up to 32 '
             'bits; use moments="full".'
         )
-
-
-def _cast(new: Moments, like: Moments) -> Moments:
-    return jax.tree.map(lambda a, b: a.astype(b.dtype), new, like)

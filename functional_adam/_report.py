@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from typing import Any, NamedTuple
 
 import jax
@@ -138,9 +139,10 @@ def memory_report(tx: GradientTransformation, params: PyTree) -> MemoryReport:
     whole = sum(_bytes(leaf) for leaf in jax.tree.leaves(state))
     ours = [x for x in jax.tree.leaves(state, is_leaf=_is_ours) if _is_ours(x)]
     paths_and_leaves = jax.tree_util.tree_leaves_with_path(params)
+    sizes = [_bytes_by_path(ours, name) for name in _PARTS]
     rows: list[LeafMemory] = []
     for path, leaf in paths_and_leaves:
-        parts = [sum(_part(one, name, keystr(path)) for one in ours) for name in _PARTS]
+        parts = [of_part[keystr(path)] for of_part in sizes]
         shape, dtype = np.shape(leaf), jax.dtypes.result_type(leaf)
         size = math.prod(shape) * dtype.itemsize
         rows.append(LeafMemory(keystr(path), shape, dtype.name, size, *parts))
@@ -155,13 +157,12 @@ def _bytes(leaf: Any) -> int:
     return math.prod(leaf.shape) * leaf.dtype.itemsize
 
 
-def _part(state: AdamState, name: str, path: str) -> int:
-    """The bytes that `state` has under `name` for the parameter at `path`."""
-    tree = getattr(state, name)
-    trees = (tree or {}).values() if name == "extra" else [tree]
-    return sum(
-        _bytes(leaf)
-        for one in trees
-        for where, leaf in jax.tree_util.tree_leaves_with_path(one)
-        if keystr(where) == path
-    )
+def _bytes_by_path(states: list[AdamState], name: str) -> Counter[str]:
+    """The bytes that the states have under `name` for the parameter at each path."""
+    sizes: Counter[str] = Counter()
+    for state in states:
+        tree = getattr(state, name)
+        for one in (tree or {}).values() if name == "extra" else [tree]:
+            for path, leaf in jax.tree_util.tree_leaves_with_path(one):
+                sizes[keystr(path)] += _bytes(leaf)
+    return sizes

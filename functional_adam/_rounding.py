@@ -28,7 +28,7 @@ class Draw(NamedTuple):
 
 
 class Bits(NamedTuple):
-    """32 random bits for each element of a leaf, one set for each thing rounded. 0 or more each."""
+    """32 random bits for each element of a leaf, one set for each thing rounded."""
 
     nu: jax.Array
     mu: jax.Array

@@ -18,7 +18,6 @@ from functional_adam import _check
 from functional_adam._moments import (
     Format,
     Full,
-    Int8,
     MomentFormat,
     Stored,
     chosen,
@@ -112,7 +111,7 @@ def fresh(params: PyTree, moments: Format, rounding: Rounding) -> AdamState:
         mu=treedef.unflatten(leaf.m for leaf in stored),
         nu=treedef.unflatten(leaf.v for leaf in stored),
     )
-    if isinstance(moments, Int8):
+    if moments.keeps_scale:
         state = state._replace(nu_scale=treedef.unflatten(leaf.scale for leaf in stored))
     if rounding.keeps_error:
         state = state._replace(residual=jax.tree.map(_no_error, params))
@@ -179,7 +178,7 @@ def check_state(
             "`init` of the same transformation."
         )
     moments = moments or Full()
-    if (state.nu_scale is not None) != isinstance(moments, Int8):
+    if (state.nu_scale is not None) != moments.keeps_scale:
         leaves = jax.tree_util.tree_leaves_with_path(state.mu), jax.tree.leaves(state.nu)
         for (path, m), v in zip(*leaves, strict=False):
             refuse_other(moments, keystr(path), Stored(m, v, {}))

@@ -86,15 +86,12 @@ def _stored(variant: Variant, state: AdamState) -> list[Stored]:
     def leaves(name: str, tree: PyTree) -> list[Any]:
         return _check.leaves_like(f"state.{name}", tree, state.mu, "state.mu")
 
-    def if_any(name: str, tree: PyTree) -> list[Any]:
-        return [None] * len(mus) if tree is None else leaves(name, tree)
-
     more = {k: leaves(f"extra[{k!r}]", state.extra[k]) for k, _ in variant.keeps}
     columns = (
         mus,
         leaves("nu", state.nu),
-        if_any("nu_scale", state.nu_scale),
-        if_any("residual", state.residual),
+        _check.leaves_if_any("state.nu_scale", state.nu_scale, state.mu, "state.mu"),
+        _check.leaves_if_any("state.residual", state.residual, state.mu, "state.mu"),
     )
     return [
         Stored(mu, nu, {name: leaves[i] for name, leaves in more.items()}, scale, residual)
@@ -171,7 +168,7 @@ def _leaf(once: Once, path: str, g: Any, stored: Stored, theta: Theta) -> tuple[
     kind = Kind(settings.variant, settings.moments, rounding, theta.decays)
     shared = s, once.draw if kind.is_random else None
     key = leaf_key(path) if kind.is_random else None
-    if getattr(settings.moments, "chunked", False):
+    if settings.moments.chunked:
         return in_chunks(functools.partial(_arithmetic, kind, *shared), key, g, stored, theta.value)
     return _arithmetic(kind, *shared, key, g, stored, theta.value)
 
