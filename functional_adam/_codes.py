@@ -1,9 +1,9 @@
 """The 8-bit code of both moments: blocks, the root's logarithm, the ratio to the root.
 
 A second moment v is one byte, the place of w = sqrt(v) on a piecewise linear logarithm below a
-power of two for each block of some 128 elements. A first moment m is one byte too and needs no
-scale: it is kept as r = m / w with w as decoded, which is Adam's own direction and therefore
-bounded. As the two cannot come apart, no update can explode. `docs/memory.md` derives and measures.
+power of two for each block of some 128 elements. A first moment m is one byte too, which holds
+r = m / w with w as decoded: Adam's own direction, and therefore bounded. As the two cannot come
+apart, no update can explode. `docs/memory.md` derives and measures.
 """
 
 from __future__ import annotations
@@ -61,13 +61,28 @@ def join(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return x.reshape(*shape[:lead], x.shape[-2] * x.shape[-1])[..., :width].reshape(shape)
 
 
-# ---- Scales ----
+# ---- Scales and units ----
 
-# A scale is the biased exponent e of the largest v of its block, 0 for a block of zeros; the
-# largest code means the end of that octave. (That headroom matters: were the largest code the
-# largest v, stochastic rounding could not lift it.)
+# What a block keeps besides codes is two biased exponents, in the bytes of one uint16: below, the
+# scale of its roots, that of the largest v; above, the unit of its ratios. 0 is for zeros. A unit
+# is the power of two beyond the largest |r|, which is some 0.5 as a rule, but 6 in a run's first
+# steps and next to nothing where gradients have died away.
+#
+# A scale's largest code means the end of that octave. (The headroom matters: were the largest code
+# the largest v, stochastic rounding could not lift it.)
 _LARGEST_SCALE = 253  # one octave below float32's end
 _RISE = 4
+_INFINITE = np.int32(255 << 23)  # infinity's bits; NaN's are larger
+
+
+def packed(scales: jax.Array, units: jax.Array) -> jax.Array:
+    """Both exponents of each block."""
+    return scales.astype(jnp.uint16) | (units.astype(jnp.uint16) << np.uint16(8))
+
+
+def unpacked(both: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(scales, units) of each block."""
+    return (both & np.uint16(255)).astype(jnp.uint8), (both >> np.uint16(8)).astype(jnp.uint8)
 
 
 def scale(v: jax.Array, old: jax.Array) -> jax.Array:
@@ -78,15 +93,40 @@ def scale(v: jax.Array, old: jax.Array) -> jax.Array:
     the others below the smallest code, where they would be clamped up and stand still for thousands
     of steps. The spike's own code saturates instead.
     """
-    exponent = jnp.where(v < jnp.inf, bits_of(v), 0)  # neither infinities nor NaN
-    # Over 16 lanes first: a maximum of vectors, where one along a block would be of numbers.
-    lanes = exponent.reshape(*v.shape[:-1], v.shape[-1] // _LANES, _LANES)
-    lanes = jnp.max(lanes, axis=-2, initial=0) >> 23
-    quarters = jnp.max(lanes.reshape(*old.shape, 4, _LANES // 4), axis=-1)
-    usual = jnp.min(jnp.where(quarters > 0, quarters, _LARGEST_SCALE), axis=-1)
+    largest = _exponents(bits_of(v))
+    usual = jnp.min(jnp.where(largest > 0, largest, _LARGEST_SCALE), axis=-1)
     bound = jnp.maximum(usual, old.astype(jnp.int32)) + _RISE
     bound = jnp.minimum(bound, _LARGEST_SCALE)
-    return jnp.minimum(jnp.max(quarters, axis=-1), bound).astype(jnp.uint8)
+    return jnp.minimum(jnp.max(largest, axis=-1), bound).astype(jnp.uint8)
+
+
+def unit(m: jax.Array, v: jax.Array) -> jax.Array:
+    """The units of the blocks (..., length) of m / sqrt(v): beyond the largest, and by little.
+
+    Bits are a logarithm: half those of v are the root's, and m's less these the quotient's, up to
+    1/8 too large or 1/17 too small. Hence 1/8 of an octave is added.
+    """
+    size, square = bits_of(jnp.abs(m)), bits_of(v)
+    known = (size > 0) & (size < _INFINITE) & (square > 0) & (square < _INFINITE)
+    ratio = size - (square >> 1) + np.int32((127 << 22) + (1 << 20))
+    ratio = jnp.where(known, ratio, 0)
+    largest = jnp.max(_exponents(ratio), axis=-1)
+    return jnp.where(largest > 0, largest + 1, 0).astype(jnp.uint8)
+
+
+def _exponents(bits: jax.Array) -> jax.Array:
+    """The largest biased exponents of finite numbers in each quarter of the blocks (..., length).
+
+    Of 32 lanes first, then of halves: maxima of vectors, where `max` would be one of numbers.
+    """
+    lanes = math.gcd(bits.shape[-1], 2 * _LANES)
+    shape = (*bits.shape[:-1], bits.shape[-1] // lanes, 4, lanes // 4)
+    bits = jnp.where(bits < _INFINITE, bits, 0).reshape(shape)
+    largest = jnp.max(bits, axis=-3, initial=0) >> 23
+    while largest.shape[-1] > 1:
+        half = largest.shape[-1] // 2
+        largest = jnp.maximum(largest[..., :half], largest[..., half:])
+    return largest[..., 0]
 
 
 # ---- Roots ----
@@ -130,42 +170,58 @@ def _top(scales: jax.Array) -> jax.Array:
 
 # ---- Ratios ----
 
-# |r| as a function of the code's size is the largest of these lines, slope * (size - start) +
-# value: 56 codes up to 7/16 for the directions of every day, whose typical size is 0.2, and ever
-# fewer for those of a gradient that grows or has just begun. All of it is exact in float32.
-_SLOPES = ((1 / 128, 56), (1 / 64, 24), (1 / 16, 32), (1 / 2, 15))
+# |r| in its block's unit is the largest of these lines, slope * (size - start) + value, of the
+# code's size: 48 codes up to 3/16, 54 to 39/64 and 25 to 1. All of it is exact in float32.
+_SLOPES = ((1 / 256, 48), (1 / 128, 54), (1 / 64, 25))
+_CODES = 127
 _NAN = -128
 _WHOLE = np.float32(1.5 * 2**23)
 _WHOLE_BITS = np.int32(0x4B400000)
 
 
-def _lines() -> tuple[list[tuple[float, int, float]], float]:
-    """(slope, start, value) of each line, and where the last one ends."""
+def _lines() -> list[tuple[float, int, float]]:
+    """(slope, start, value) of each line."""
     lines, start, value = [], 0, 0.0
     for slope, codes in _SLOPES:
         lines.append((slope, start, value))
         start, value = start + codes, value + slope * codes
-    return lines, value
+    return lines
 
 
-_LINES, LARGEST_RATIO = _lines()
+_LINES = _lines()
 
 
-def ratio_code(r: jax.Array, random: jax.Array) -> jax.Array:
-    """The code of r: up or down so that the mean is r."""
-    size = jnp.abs(r)
-    lines = [size * (1 / slope) + (start - value / slope) for slope, start, value in _LINES]
-    code = jnp.minimum(functools.reduce(jnp.minimum, lines), 127)
+def ratio_code(
+    r: jax.Array, units: jax.Array, bound: jax.Array | float, random: jax.Array
+) -> jax.Array:
+    """The codes of the blocks (..., length) of r: up or down so that the mean is r.
+
+    No code stands for more than `bound`, and r beyond the last that does not has that one.
+    """
+    inverse = _power(254 - units.astype(jnp.int32))  # 2**127 for blocks of zeros
+    last = jnp.minimum(jnp.floor(_place(bound * inverse)), _CODES)
+    code = jnp.minimum(_place(jnp.abs(r) * inverse[..., None]), last[..., None])
     # `_WHOLE` leaves no bits for what follows the point; of the result's bits, only its last ones
     # are not `_WHOLE`'s. (A conversion would have to check for what cannot be converted.)
     code = bits_of(jnp.copysign(code, r) + (fraction(random) - 0.5) + _WHOLE) - _WHOLE_BITS
     return jnp.where(jnp.isnan(r), _NAN, code).astype(jnp.int8)
 
 
-def ratio(code: jax.Array) -> jax.Array:
-    """The r that a code stands for."""
+def _place(size: jax.Array) -> jax.Array:
+    """Where |r| in its unit lies among the codes."""
+    lines = [size * (1 / slope) + (start - value / slope) for slope, start, value in _LINES]
+    return functools.reduce(jnp.minimum, lines)
+
+
+def ratio(code: jax.Array, units: jax.Array) -> jax.Array:
+    """The r in blocks (..., length) that codes stand for."""
     signed = code.astype(jnp.float32)
     size = jnp.abs(signed)
     lines = [size * slope + (value - start * slope) for slope, start, value in _LINES]
-    r = functools.reduce(jnp.maximum, lines)
+    r = functools.reduce(jnp.maximum, lines) * _power(units.astype(jnp.int32))[..., None]
     return jnp.where(code == _NAN, jnp.nan, jnp.copysign(r, signed))
+
+
+def _power(exponents: jax.Array) -> jax.Array:
+    """2**(exponents - 127), 0 for an exponent of 0."""
+    return from_bits(exponents << 23)

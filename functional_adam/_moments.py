@@ -7,6 +7,7 @@ into the arithmetic and how to write them back. The formulas know of none of thi
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
@@ -208,7 +209,7 @@ class Int8:
         """Codes of zeros, sharded like the leaf."""
         _refuse_wide(self, path, leaf)
         mu, nu = (jnp.zeros_like(leaf, dtype=d) for d in (jnp.int8, jnp.uint8))
-        return Stored(mu, nu, {}, jnp.zeros(_codes.blocks(mu.shape, self.block_size), jnp.uint8))
+        return Stored(mu, nu, {}, jnp.zeros(_codes.blocks(mu.shape, self.block_size), jnp.uint16))
 
     def check(self, path: str, stored: Stored) -> np.dtype[Any]:
         """The dtype of the arithmetic, if the leaf fits."""
@@ -217,35 +218,30 @@ class Int8:
         wanted = _codes.blocks(np.shape(stored.m), self.block_size)
         because = f"for blocks of {self.block_size}"
         advice = "Make the state with the same block_size."
-        _check.codes("state.nu_scale" + path, stored.scale, np.uint8, wanted, because, advice)
+        _check.codes("state.nu_scale" + path, stored.scale, np.uint16, wanted, because, advice)
         return np.dtype(np.float32)
 
     def load(self, stored: Stored) -> Moments:
         """m = r w and v = w**2."""
-        w = _codes.root(_codes.split(stored.v, stored.scale.shape), stored.scale)
-        w = _codes.join(w, stored.v.shape)
-        return Moments(_codes.ratio(stored.m) * w, w * w, {})
+        shape, blocks = stored.v.shape, stored.scale.shape
+        scales, units = _codes.unpacked(stored.scale)
+        w = _codes.root(_codes.split(stored.v, blocks), scales)
+        m = _codes.ratio(_codes.split(stored.m, blocks), units) * w
+        return Moments(_codes.join(m, shape), _codes.join(w * w, shape), {})
 
     def store(self, new: Moments, old: Stored, bits: Bits, s: Scalars | None) -> Stored:
-        """w on average, then m relative to the w that was stored, on average too."""
-        new = undifferentiable(new)
-        scales, shape = old.scale.shape, old.v.shape
-        m, v = new.m.astype(jnp.float32), new.v.astype(jnp.float32)
-        blocks = _codes.split(v, scales)
-        scale = _codes.scale(blocks, old.scale)
-        w = jnp.sqrt(blocks)
-        code = _codes.root_code(w, scale, _codes.split(bits.nu, scales))
-        # Where the largest code is too small, m keeps its size relative to the true root.
-        decoded = _codes.root(code, scale)
-        decoded = jnp.where(code == 255, jnp.maximum(w, decoded), decoded)
-        reference = _codes.join(decoded, shape)
-        largest = np.float32(_codes.LARGEST_RATIO)
-        if s is not None:
-            largest = jnp.minimum(largest_ratio(s.b1, s.b2, s.t).astype(jnp.float32), largest)
-        r = m / jnp.where(reference > 0, reference, 1)
-        r = jnp.clip(jnp.where(reference > 0, r, m * 0), -largest, largest)
+        """w and m / w, each on average."""
+        new, shape = undifferentiable(new), old.v.shape
+        split = functools.partial(_codes.split, scales=old.scale.shape)
+        m, v = (split(x.astype(jnp.float32)) for x in (new.m, new.v))
+        scales, units = _codes.scale(v, _codes.unpacked(old.scale)[0]), _codes.unit(m, v)
+        w = jnp.sqrt(v)
+        r = jnp.where(w > 0, m / jnp.where(w > 0, w, 1), m * 0)
+        bound = jnp.inf if s is None else largest_ratio(s.b1, s.b2, s.t).astype(jnp.float32)
         return old._replace(
-            m=_codes.ratio_code(r, bits.mu), v=_codes.join(code, shape), scale=scale
+            m=_codes.join(_codes.ratio_code(r, units, bound, split(bits.mu)), shape),
+            v=_codes.join(_codes.root_code(w, scales, split(bits.nu)), shape),
+            scale=_codes.packed(scales, units),
         )
 
 

@@ -22,7 +22,7 @@ from functional_adam._family import Variant
 from functional_adam._moments import Format, Stored
 from functional_adam._numerics import over, times
 from functional_adam._operands import Scalars
-from functional_adam._rounding import Draw, Rounding, bits, draw, is_short, land, leaf_key, master
+from functional_adam._rounding import Draw, Rounding, bits, draw, is_short, land, late_keys, master
 from functional_adam._scalars import at, is_zero, scalars
 from functional_adam._settings import Settings
 from functional_adam._state import AdamState, check_state
@@ -35,6 +35,7 @@ class Once(NamedTuple):
     settings: Settings
     scalars: Callable[[np.dtype[Any]], Scalars]
     draw: Draw | None
+    keys: dict[str, jax.Array]
 
 
 def step(
@@ -55,14 +56,16 @@ def step(
     thetas = _thetas(settings, paths_and_mu, gs, state.mu, params)
     count = jnp.minimum(state.count, np.iinfo(np.int32).max - 1) + 1  # stops instead of wrapping
     random = settings.moments.is_random or settings.rounding.is_early
+    paths = tuple(keystr(path) for path, _ in paths_and_mu)
     once = Once(
         settings,
         functools.cache(functools.partial(scalars, settings, count)),
         draw(count) if random else None,
+        dict(zip(paths, late_keys(paths, count), strict=True)) if random else {},
     )
     stepped = [
-        _leaf(once, keystr(path), g, old, theta)
-        for (path, _), g, old, theta in zip(paths_and_mu, gs, stored, thetas, strict=True)
+        _leaf(once, path, g, old, theta)
+        for path, g, old, theta in zip(paths, gs, stored, thetas, strict=True)
     ]
 
     def tree(leaf: Callable[[Stored], Any]) -> PyTree:
@@ -167,7 +170,7 @@ def _leaf(once: Once, path: str, g: Any, stored: Stored, theta: Theta) -> tuple[
     rounding = settings.rounding if _rounds(settings.rounding, path, stored, theta) else None
     kind = Kind(settings.variant, settings.moments, rounding, theta.decays)
     shared = s, once.draw if kind.is_random else None
-    key = leaf_key(path) if kind.is_random else None
+    key = once.keys[path] if kind.is_random else None
     if settings.moments.chunked:
         return in_chunks(functools.partial(_arithmetic, kind, *shared), key, g, stored, theta.value)
     return _arithmetic(kind, *shared, key, g, stored, theta.value)

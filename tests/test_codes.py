@@ -13,12 +13,14 @@ from functional_adam import _codes, _rounding
 RANDOM = np.random.default_rng(20).integers(0, 2**32, 4, dtype=np.uint32)
 BITS = [0, 2**32 - 1, *map(int, RANDOM)]
 SCALES = [1, 2, 90, 119, 126, 127, 200, 253]
+UNITS = [1, 2, 101, 126, 127, 130, 200, 252]
 
 root = jax.jit(_codes.root)
 root_code = jax.jit(_codes.root_code)
 ratio = jax.jit(_codes.ratio)
 ratio_code = jax.jit(_codes.ratio_code)
 scale = jax.jit(_codes.scale)
+unit = jax.jit(_codes.unit)
 
 
 def root_table(e):
@@ -31,8 +33,8 @@ def root_table(e):
 
 
 def ratio_table():
-    """|r| of the sizes 0 to 127."""
-    steps = [1 / 128] * 56 + [1 / 64] * 24 + [1 / 16] * 32 + [1 / 2] * 15
+    """|r| of the sizes 0 to 127, in their unit."""
+    steps = [1 / 256] * 48 + [1 / 128] * 54 + [1 / 64] * 25
     return np.concatenate([[0], np.cumsum(steps)])
 
 
@@ -47,9 +49,11 @@ def encoded(w, e, bits):
     return np.asarray(root_code(w, jnp.uint8([e]), random))[0]
 
 
-def ratio_encoded(r, bits):
-    r = jnp.asarray(r, jnp.float32)
-    return np.asarray(ratio_code(r, jnp.broadcast_to(jnp.asarray(bits, jnp.uint32), r.shape)))
+def ratio_encoded(r, bits, e=127, bound=np.inf):
+    """Codes of a vector r in one block of unit e."""
+    r = jnp.asarray(r, jnp.float32)[None]
+    random = jnp.broadcast_to(jnp.asarray(bits, jnp.uint32), r.shape)
+    return np.asarray(ratio_code(r, jnp.uint8([e]), jnp.float32(bound), random))[0]
 
 
 # Values -------------------------------------------------------------------------------------------
@@ -71,15 +75,17 @@ def test_the_table_ends_where_the_documentation_says():
     assert math.log2(root_table(126)[1]) == pytest.approx(-13.75, abs=0.09)  # linear in an octave
 
 
-def test_ratio_codes_stand_for_the_documented_values():
+@pytest.mark.parametrize("e", UNITS)
+def test_ratio_codes_stand_for_the_documented_values(e):
     codes = np.arange(-128, 128).astype(np.int8)
-    got = np.asarray(ratio(codes))
+    got = np.asarray(ratio(codes[None], jnp.uint8([e])))[0]
     want = ratio_table()
+    want = np.concatenate([-want[:0:-1], want]) * 2.0 ** (e - 127)
+    want[np.abs(want) < 2.0**-126] = 0  # flushed, as everywhere
     assert np.isnan(got[0])
-    np.testing.assert_array_equal(got[128:], want)
-    np.testing.assert_array_equal(got[1:129], -want[::-1])
-    assert (np.diff(got[1:]) > 0).all()
-    assert want[-1] == _codes.LARGEST_RATIO == 10.3125
+    np.testing.assert_array_equal(got[1:], want)
+    assert want[-1] == 2.0 ** (e - 127)
+    assert (np.diff(got[1:]) > 0).all() or e < 10
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -89,11 +95,12 @@ def test_what_a_root_code_stands_for_becomes_that_code(e, bits):
 
 
 @pytest.mark.parametrize("bits", BITS)
-def test_what_a_ratio_code_stands_for_becomes_that_code(bits):
+@pytest.mark.parametrize("e", UNITS[2:])
+def test_what_a_ratio_code_stands_for_becomes_that_code(e, bits):
     codes = np.arange(-128, 128).astype(np.int8)
-    table = ratio_table()
+    table = ratio_table() * 2.0 ** (e - 127)
     values = np.concatenate([[np.nan], -table[:0:-1], table])
-    np.testing.assert_array_equal(ratio_encoded(values, bits), codes)
+    np.testing.assert_array_equal(ratio_encoded(values, bits, e), codes)
 
 
 # Rounding -----------------------------------------------------------------------------------------
@@ -118,15 +125,33 @@ def test_a_root_is_rounded_to_one_of_its_two_neighbours(e):
     np.testing.assert_array_equal(encoded(w, e, 2**32 - 1)[down], low[down])
 
 
-def test_a_ratio_is_rounded_to_one_of_its_two_neighbours():
-    rng = np.random.default_rng(0)
-    table = np.concatenate([-ratio_table()[:0:-1], ratio_table()])
-    r = np.concatenate([rng.uniform(-10.3, 10.3, 2000), 0.3 * rng.standard_normal(2000)])
-    low, high = (codes - 127 for codes in neighbours(table, r.astype(np.float32)))
-    found = np.stack([ratio_encoded(r, rng.integers(0, 2**32, r.size)) for _ in range(8)])
+@pytest.mark.parametrize("e", UNITS[2:])
+def test_a_ratio_is_rounded_to_one_of_its_two_neighbours(e):
+    rng = np.random.default_rng(e)
+    table = np.concatenate([-ratio_table()[:0:-1], ratio_table()]) * 2.0 ** (e - 127)
+    r = np.concatenate([rng.uniform(-1, 1, 2000), 0.2 * rng.standard_normal(2000)])
+    r = (np.clip(r, -1, 1) * 2.0 ** (e - 127)).astype(np.float32)
+    low, high = (codes - 127 for codes in neighbours(table, r))
+    found = np.stack([ratio_encoded(r, rng.integers(0, 2**32, r.size), e) for _ in range(8)])
     assert ((found == low) | (found == high)).all()
     assert (found != low).any(axis=0).mean() > 0.8  # both, not always the same one
     assert (found != high).any(axis=0).mean() > 0.8
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_no_code_stands_for_more_than_the_bound(bits):
+    rng = np.random.default_rng(6)
+    for e, bound in [(127, 0.77), (128, 1.165), (130, 7.273), (129, 3.1), (126, 0.0021)]:
+        table = ratio_table() * 2.0 ** (e - 127)
+        last = table[table <= np.float32(bound)].max()
+        r = bound * rng.uniform(0.9, 1.0, 300)
+        r[0] = bound
+        sizes = table[np.abs(ratio_encoded(np.concatenate([r, -r]), bits, e, bound))]
+        assert sizes.max() == last
+        # What is below the last one is rounded as without a bound.
+        free = r < last
+        want = ratio_encoded(r, bits, e)[free]
+        np.testing.assert_array_equal(ratio_encoded(r, bits, e, bound)[free], want)
 
 
 COUNTS, ELEMENTS = 100_000, 256
@@ -137,11 +162,12 @@ def mean_codes():
     """Mean decoded w and r of each value over all counts, each at places of its own."""
     w = root_table(133)[[250, 200, 128, 100, 25]]
     above = root_table(133)[[251, 201, 129, 101, 26]]
-    r = np.array([0.013, 0.2, -0.23, 0.6, -2.03, 7.77])
+    r = np.array([0.0033, 0.05, -0.0577, 0.15, -0.31, 0.777]) * 8
     w = w + np.array([0.37, 0.02, 0.71, 0.5, 0.9]) * (above - w)
     w32 = jnp.broadcast_to(jnp.float32(w)[:, None], (len(w), ELEMENTS))
     r32 = jnp.broadcast_to(jnp.float32(r)[:, None], (len(r), ELEMENTS))
     scales = jnp.full(len(w), 133, jnp.uint8)
+    units = jnp.full(len(r), 130, jnp.uint8)
 
     def body(sums, count):
         drawn = _rounding.draw(count)
@@ -149,7 +175,7 @@ def mean_codes():
         nu = _rounding.bits(drawn, key, w32.shape).nu
         mu = _rounding.bits(drawn, key, r32.shape).mu
         # Sums of codes are whole numbers, exact; a value's codes are two, one step apart.
-        codes = _codes.root_code(w32, scales, nu), _codes.ratio_code(r32, mu)
+        codes = _codes.root_code(w32, scales, nu), _codes.ratio_code(r32, units, jnp.inf, mu)
         return jax.tree.map(lambda a, c: a + c.astype(jnp.int32), sums, codes), None
 
     start = jnp.zeros(w32.shape, jnp.int32), jnp.zeros(r32.shape, jnp.int32)
@@ -173,7 +199,7 @@ def test_roots_are_rounded_without_bias():
 
 def test_ratios_are_rounded_without_bias():
     _, r, _, codes = mean_codes()
-    table = np.concatenate([-ratio_table()[:0:-1], ratio_table()])
+    table = np.concatenate([-ratio_table()[:0:-1], ratio_table()]) * 8
     error = codes - (place(table, np.float32(r).astype(np.float64)) - 127)[:, None]
     assert np.abs(error).max() < 2.5e-3  # windows of 8: 6e-4 is one standard deviation
     assert np.abs(error.mean(axis=1)).max() < 1.5e-4
@@ -194,9 +220,13 @@ def test_the_ends_of_the_roots(bits):
 
 @pytest.mark.parametrize("bits", BITS)
 def test_the_ends_of_the_ratios(bits):
-    values = [0.0, -0.0, 10.3125, 11.0, np.inf, -10.4, -np.inf, np.nan, -np.nan]
+    values = [0.0, -0.0, 4.0, 4.3, np.inf, -4.1, -np.inf, np.nan, -np.nan]
     want = [0, 0, 127, 127, 127, -127, -127, -128, -128]
-    assert ratio_encoded(values, bits).tolist() == want
+    assert ratio_encoded(values, bits, 129).tolist() == want
+    # A block of zeros has no unit, and NaN needs none.
+    assert ratio_encoded([0.0, np.nan], bits, 0).tolist() == [0, -128]
+    got = np.asarray(ratio(np.int8([[0, -128, 127]]), jnp.uint8([0])))
+    np.testing.assert_array_equal(got, [[0, np.nan, 0]])
 
 
 # Blocks -------------------------------------------------------------------------------------------
@@ -254,7 +284,7 @@ def test_leading_axes_are_kept_and_short_ones_merged(shape, scales):
 
 
 @pytest.mark.parametrize("shape", [(128,), (5, 256), (3, 7, 128), (2, 384)], ids=str)
-def test_a_scale_costs_at_most_a_hundredth_of_a_byte(shape):
+def test_every_128_elements_share_two_bytes(shape):
     assert math.prod(_codes.blocks(shape, 128)) * 128 == math.prod(shape)
 
 
@@ -271,7 +301,7 @@ def test_a_scale_is_the_octave_of_the_largest_of_a_fresh_block():
     v = np.exp(4 * rng.standard_normal((60, 128)) * rng.uniform(0, 2, (60, 1))).astype(np.float32)
     # One of the largest's size in every quarter, or it would be a spike.
     spot = v.argmax(axis=1)
-    for shift in (4, 8, 12):
+    for shift in (8, 16, 24):
         v[np.arange(60), (spot + shift) % 128] = v.max(axis=1)
     want = [exponent(row.max()) for row in v]
     np.testing.assert_array_equal(scale(v, jnp.zeros(60, jnp.uint8)), want)
@@ -338,3 +368,38 @@ def test_blocks_of_zeros_have_scale_0_and_a_lone_number_sets_it():
 def test_scales_end_below_float32s():
     v = np.full((2, 128), 3e38, np.float32)
     assert scale(v, jnp.uint8([0, 253])).tolist() == [253, 253]
+
+
+# Units --------------------------------------------------------------------------------------------
+
+
+def test_a_unit_is_just_above_the_largest_ratio_of_its_block():
+    rng = np.random.default_rng(7)
+    for size in (16, 48, 128, 400):
+        octaves = rng.uniform(-30, 30, (300, 1))
+        v = np.float32(2.0 ** (octaves + rng.uniform(-2, 2, (300, size))))
+        m = rng.standard_normal((300, size)) * np.sqrt(v) * 2.0 ** rng.uniform(-20, 4, (300, 1))
+        m = m.astype(np.float32)
+        largest = (np.abs(m) / np.sqrt(v.astype(np.float64))).max(axis=1)
+        found = 2.0 ** (np.asarray(unit(m, v)).astype(int) - 127)
+        assert (found > largest).all()
+        assert (found <= 2.5 * largest).all()
+
+
+def test_every_mantissa_fits_into_its_unit():
+    # The logarithm in the bits is linear within an octave: all pairs of what it makes of them.
+    part = np.arange(256) / 256
+    v = np.float32(np.concatenate([1 + part, 2 + 2 * part]))[:, None]
+    m = np.float32(np.concatenate([1 + part, [2 - 2.0**-22]]))[None]
+    m, v = (np.repeat(np.broadcast_to(x, (512, 257)).reshape(-1, 1), 16, 1) for x in (m, v))
+    r = (m / np.sqrt(v.astype(np.float64)))[:, 0]
+    found = 2.0 ** (np.asarray(unit(m, v)).astype(int) - 127)
+    assert (found > r).all()
+    assert (found <= 2.5 * r).all()
+
+
+def test_only_numbers_have_a_unit():
+    v, m = np.full((6, 128), 0.31, np.float32), np.full((6, 128), 0.1, np.float32)
+    m[0], v[1], m[2, 5], v[3, 5], v[4, 5], v[5, 5] = 0, 0, np.nan, np.inf, np.nan, 0
+    m[3, 5], m[4, 5], m[5, 5] = 1e30, 1e30, 1e30
+    assert np.asarray(unit(m, v)).tolist() == [0, 0, 125, 125, 125, 125]  # 0.18 is below 2**-2

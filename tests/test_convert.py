@@ -55,9 +55,15 @@ def octaves_below(v):
     return np.log2(rows.max(axis=1, keepdims=True) / rows).reshape(v.shape)
 
 
+def units(scales):
+    """That of the ratios of each block."""
+    return 2.0 ** ((np.asarray(scales).astype(int) >> 8) - 127)
+
+
 def test_full_to_8_bits_and_back_is_within_a_code():
     full = after(50)
-    back = converted(converted(full, "int8"), "full")
+    small = converted(full, "int8")
+    back = converted(small, "full")
     for name in PARAMS:
         v, m = (np.float64(x[name]) for x in (full.nu, full.mu))
         v_back, m_back = (np.float64(x[name]) for x in (back.nu, back.mu))
@@ -68,28 +74,31 @@ def test_full_to_8_bits_and_back_is_within_a_code():
         assert np.abs(error[near]).max() <= (1 + 1 / 32) ** 2 - 1
         assert np.abs(error[near].mean()) < 0.005
         assert np.abs(error[near]).mean() > 0.005
-        # A code of r is 1/128 up to 7/16, 1/64 up to 13/16, 1/16 up to 2.81.
-        ratio, w = np.abs(m) / np.sqrt(v), np.sqrt(v_back)
-        steps = np.select([ratio < 0.4, ratio < 0.75, ratio < 2.7], [1 / 128, 1 / 64, 1 / 16], 0.5)
-        # r is m over the stored w.
-        assert (np.abs(m_back - m) <= steps * w * 1.05 + 1e-12).all()
+        # What is kept of m is its ratio to the root, in codes 1/64 of the block's unit apart at
+        # most, and 1/256 up to 3/16 of it.
+        ratio, kept = m / np.sqrt(v), m_back / np.sqrt(v_back)
+        unit = np.repeat(units(small.nu_scale[name]), 128, axis=-1).reshape(m.shape)
+        steps = np.where(np.abs(ratio) < 0.18 * unit, 1 / 256, 1 / 64) * unit
+        assert (np.abs(kept - ratio) <= steps * 1.0001).all()
+        assert (np.abs(ratio) < unit).all()
         assert back.mu[name].dtype == back.nu[name].dtype == jnp.float32
     assert back.nu_scale is None
 
 
-def test_a_mean_far_below_its_block_is_kept_on_average_and_not_blown_up():
-    # 40 octaves of v below the largest, v is clamped up; m is relative to what v became.
+def test_what_is_clamped_up_keeps_its_direction():
+    # 36 octaves of v below the largest, v becomes the smallest there is, and m follows.
     params = {"w": jnp.ones((64, 128))}
-    m = np.full((64, 128), 3e-6, np.float32)
-    m[:, :4] = 0.7
+    m, large = np.full((64, 128), 3e-6, np.float32), [3, 12, 21, 30]  # in every quarter
+    m[:, large] = 0.7
     full = fa.init(params)._replace(
         count=jnp.int32(9), mu={"w": jnp.asarray(m)}, nu={"w": jnp.asarray((1.3 * m) ** 2)}
     )
     back = converted(converted(full, "int8", params), "full", params)
-    far = np.float64(back.mu["w"])[:, 4:]
-    smallest = 2.0**-13 * 1.3 * 0.7
-    assert far.max() <= smallest / 16
-    assert far.mean() == pytest.approx(3e-6, rel=0.1)
+    far, root = (np.delete(np.float64(x["w"]), large, axis=1) for x in (back.mu, back.nu))
+    root = np.sqrt(root)
+    assert root.min() > 10 * 1.3 * 3e-6
+    np.testing.assert_allclose(far / root, 1 / 1.3, rtol=1 / 64 / 0.75)
+    assert (far / root).mean() == pytest.approx(1 / 1.3, rel=0.002)
 
 
 def test_8_bits_to_full_is_what_the_codes_stand_for():
@@ -99,10 +108,11 @@ def test_8_bits_to_full_is_what_the_codes_stand_for():
     for name, x in PARAMS.items():
         scales = np.asarray(small.nu_scale[name])
         assert scales.shape == (*x.shape[:-1], x.shape[-1] // 64)
-        tables = np.stack([root_table(int(e)) for e in scales.ravel()])
+        tables = np.stack([root_table(int(e)) for e in scales.ravel() & 255])
         codes = np.asarray(small.nu[name]).reshape(-1, 64)
         w = np.take_along_axis(tables, codes.astype(int), axis=1).reshape(x.shape)
         r = ratios[np.asarray(small.mu[name]).astype(int) + 127]
+        r *= np.repeat(units(scales), 64, axis=-1)
         np.testing.assert_allclose(full.nu[name], w * w, rtol=1e-6)
         np.testing.assert_allclose(full.mu[name], r * w, rtol=1e-6)
     assert small.mu["w"].dtype == np.int8
