@@ -117,16 +117,16 @@ def unit(m: jax.Array, v: jax.Array) -> jax.Array:
 def _exponents(bits: jax.Array) -> jax.Array:
     """The largest biased exponents of finite numbers in each quarter of the blocks (..., length).
 
-    Of 32 lanes first, then of halves: maxima of vectors, where `max` would be one of numbers.
+    A quarter is every fourth element, since neighbours are often of a size. The maximum is of 32
+    lanes first, then of halves of them: vectors all, where one along a block would be of numbers.
     """
     lanes = math.gcd(bits.shape[-1], 2 * _LANES)
-    shape = (*bits.shape[:-1], bits.shape[-1] // lanes, 4, lanes // 4)
-    bits = jnp.where(bits < _INFINITE, bits, 0).reshape(shape)
-    largest = jnp.max(bits, axis=-3, initial=0) >> 23
-    while largest.shape[-1] > 1:
-        half = largest.shape[-1] // 2
-        largest = jnp.maximum(largest[..., :half], largest[..., half:])
-    return largest[..., 0]
+    shape = (*bits.shape[:-1], bits.shape[-1] // lanes, lanes // 4, 4)
+    largest = jnp.max(jnp.where(bits < _INFINITE, bits, 0).reshape(shape), axis=-3, initial=0) >> 23
+    while largest.shape[-2] > 1:
+        half = largest.shape[-2] // 2
+        largest = jnp.maximum(largest[..., :half, :], largest[..., half:, :])
+    return largest[..., 0, :]
 
 
 # ---- Roots ----

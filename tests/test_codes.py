@@ -301,7 +301,7 @@ def test_a_scale_is_the_octave_of_the_largest_of_a_fresh_block():
     v = np.exp(4 * rng.standard_normal((60, 128)) * rng.uniform(0, 2, (60, 1))).astype(np.float32)
     # One of the largest's size in every quarter, or it would be a spike.
     spot = v.argmax(axis=1)
-    for shift in (8, 16, 24):
+    for shift in (1, 2, 3):
         v[np.arange(60), (spot + shift) % 128] = v.max(axis=1)
     want = [exponent(row.max()) for row in v]
     np.testing.assert_array_equal(scale(v, jnp.zeros(60, jnp.uint8)), want)
