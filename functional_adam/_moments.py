@@ -151,12 +151,13 @@ class Int8:
     """Both moments in 8 bits, 2.02 bytes a parameter: what `moments="int8"` means.
 
     `nu` holds codes (uint8) of sqrt(v) on a piecewise linear logarithm over 27.5 octaves of v below
-    the end of the octave of the block's largest v; `nu_scale` that octave (uint8, a biased
-    exponent), one for each block along the last axis, of shape (*leading axes, blocks); short
-    trailing axes are merged first. `mu` holds codes (int8) of m / sqrt(v), which by Cauchy and
-    Schwarz is at most (1 - b1) / sqrt((1 - b2) (1 - b1**2 / b2)) (7.3 at the defaults) and here
-    never more than 10.3; -128 is NaN. Both are rounded stochastically. A spike that is far above
-    the rest of its block saturates, and its neighbours keep their precision. See docs/memory.md.
+    the end of the octave of the block's largest v. `mu` holds codes (int8) of m / sqrt(v), which by
+    Cauchy and Schwarz is at most (1 - b1) / sqrt((1 - b2) (1 - b1**2 / b2)) (7.3 at the defaults),
+    in a unit just above the block's largest; -128 is NaN. `nu_scale` holds both, octave and unit,
+    as biased exponents in the lower and the upper byte of a uint16, one for each block along the
+    last axis: its shape is (*leading axes, blocks); short trailing axes are merged first. Codes are
+    rounded stochastically. A spike that is far above the rest of its block saturates, and its
+    neighbours keep their precision. See docs/memory.md.
 
     Args:
         block_size: elements that share a scale, a multiple of 16; default 128.

@@ -129,7 +129,7 @@ def memory_report(tx: GradientTransformation, params: PyTree) -> MemoryReport:
         >>> params = {"w": jax.ShapeDtypeStruct((1024, 1024), jnp.bfloat16)}
         >>> report = fa.memory_report(fa.adamw(moments="int8", rounding="compensated"), params)
         >>> report.state_bytes / report.parameters
-        3.007816...
+        3.015628...
     """
     if not callable(getattr(tx, "init", None)):
         raise TypeError(

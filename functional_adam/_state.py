@@ -37,7 +37,7 @@ class AdamState(NamedTuple):
             moments="bfloat16" bfloat16, with "int8" int8 codes (see `Int8`).
         nu: second moment (the mean of |g|**2), likewise and always real; `nu_dtype` overrides. With
             moments="bfloat16" bfloat16, with "int8" uint8 codes.
-        nu_scale: None, or with moments="int8" a tree of uint8, one for each block of some 128.
+        nu_scale: None, or with moments="int8" a tree of uint16, one for each block of some 128.
         residual: None, or with rounding="compensated" a tree of int8, of its shape for each
             parameter of 16 bits and of shape (0,) for the others.
         extra: None, or a dict of the further trees that a variant keeps, each like the parameters:
