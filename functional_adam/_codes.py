@@ -100,16 +100,16 @@ def scale(v: jax.Array, old: jax.Array) -> jax.Array:
     return jnp.minimum(jnp.max(largest, axis=-1), bound).astype(jnp.uint8)
 
 
-def unit(m: jax.Array, v: jax.Array) -> jax.Array:
-    """The units of the blocks (..., length) of m / sqrt(v): beyond the largest, and by little.
+def unit(m: jax.Array, v: jax.Array, scales: jax.Array) -> jax.Array:
+    """The units of the blocks (..., length) of m / `divisor(sqrt(v))`: just beyond the largest.
 
     Bits are a logarithm: half those of v are the root's, and m's less these the quotient's, up to
     1/8 too large or 1/17 too small. Hence 1/8 of an octave is added.
     """
     size, square = bits_of(jnp.abs(m)), bits_of(v)
     known = (size > 0) & (size < _INFINITE) & (square > 0) & (square < _INFINITE)
-    ratio = size - (square >> 1) + np.int32((127 << 22) + (1 << 20))
-    ratio = jnp.where(known, ratio, 0)
+    root = jnp.maximum((square >> 1) + np.int32(127 << 22), _top(scales) - _DEEPEST)
+    ratio = jnp.where(known, size - root + np.int32((127 << 23) + (1 << 20)), 0)
     largest = jnp.max(_exponents(ratio), axis=-1)
     return jnp.where(largest > 0, largest + 1, 0).astype(jnp.uint8)
 
@@ -139,6 +139,7 @@ def _exponents(bits: jax.Array) -> jax.Array:
 # bits of w is so in w, and where a scale moves, the codes' values stay in place.
 _STEP = 18  # log2 of the smallest distance of codes, in bits of float32
 _BENDS = (128 << _STEP, (3 * 128 + 2 * 96) << _STEP)
+_DEEPEST = (254 << _STEP + 2) - _BENDS[1]  # of code 1
 
 
 def root_code(w: jax.Array, scales: jax.Array, random: jax.Array) -> jax.Array:
@@ -161,6 +162,11 @@ def root(code: jax.Array, scales: jax.Array) -> jax.Array:
     depth = jnp.maximum(steps, (steps << 1) - _BENDS[0])
     depth = jnp.maximum(depth, (steps << 2) - _BENDS[1])
     return jnp.where(code == 0, 0, from_bits(_top(scales) - depth))
+
+
+def divisor(w: jax.Array, scales: jax.Array) -> jax.Array:
+    """What m is kept relative to: w, or the smallest code if w is below it and will be that."""
+    return jnp.maximum(w, from_bits(_top(scales) - _DEEPEST))
 
 
 def _top(scales: jax.Array) -> jax.Array:

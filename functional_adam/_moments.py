@@ -235,9 +235,10 @@ class Int8:
         new, shape = undifferentiable(new), old.v.shape
         split = functools.partial(_codes.split, scales=old.scale.shape)
         m, v = (split(x.astype(jnp.float32)) for x in (new.m, new.v))
-        scales, units = _codes.scale(v, _codes.unpacked(old.scale)[0]), _codes.unit(m, v)
+        scales = _codes.scale(v, _codes.unpacked(old.scale)[0])
+        units = _codes.unit(m, v, scales)
         w = jnp.sqrt(v)
-        r = jnp.where(w > 0, m / jnp.where(w > 0, w, 1), m * 0)
+        r = jnp.where(w > 0, m, m * 0) / _codes.divisor(w, scales)
         bound = jnp.inf if s is None else largest_ratio(s.b1, s.b2, s.t).astype(jnp.float32)
         return old._replace(
             m=_codes.join(_codes.ratio_code(r, units, bound, split(bits.mu)), shape),

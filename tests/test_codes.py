@@ -21,6 +21,7 @@ ratio = jax.jit(_codes.ratio)
 ratio_code = jax.jit(_codes.ratio_code)
 scale = jax.jit(_codes.scale)
 unit = jax.jit(_codes.unit)
+divisor = jax.jit(_codes.divisor)
 
 
 def root_table(e):
@@ -381,7 +382,7 @@ def test_a_unit_is_just_above_the_largest_ratio_of_its_block():
         m = rng.standard_normal((300, size)) * np.sqrt(v) * 2.0 ** rng.uniform(-20, 4, (300, 1))
         m = m.astype(np.float32)
         largest = (np.abs(m) / np.sqrt(v.astype(np.float64))).max(axis=1)
-        found = 2.0 ** (np.asarray(unit(m, v)).astype(int) - 127)
+        found = 2.0 ** (np.asarray(unit(m, v, jnp.zeros(300, jnp.uint8))).astype(int) - 127)
         assert (found > largest).all()
         assert (found <= 2.5 * largest).all()
 
@@ -393,7 +394,7 @@ def test_every_mantissa_fits_into_its_unit():
     m = np.float32(np.concatenate([1 + part, [2 - 2.0**-22]]))[None]
     m, v = (np.repeat(np.broadcast_to(x, (512, 257)).reshape(-1, 1), 16, 1) for x in (m, v))
     r = (m / np.sqrt(v.astype(np.float64)))[:, 0]
-    found = 2.0 ** (np.asarray(unit(m, v)).astype(int) - 127)
+    found = 2.0 ** (np.asarray(unit(m, v, jnp.zeros(len(v), jnp.uint8))).astype(int) - 127)
     assert (found > r).all()
     assert (found <= 2.5 * r).all()
 
@@ -402,4 +403,19 @@ def test_only_numbers_have_a_unit():
     v, m = np.full((6, 128), 0.31, np.float32), np.full((6, 128), 0.1, np.float32)
     m[0], v[1], m[2, 5], v[3, 5], v[4, 5], v[5, 5] = 0, 0, np.nan, np.inf, np.nan, 0
     m[3, 5], m[4, 5], m[5, 5] = 1e30, 1e30, 1e30
-    assert np.asarray(unit(m, v)).tolist() == [0, 0, 125, 125, 125, 125]  # 0.18 is below 2**-2
+    got = np.asarray(unit(m, v, jnp.zeros(6, jnp.uint8)))
+    assert got.tolist() == [0, 0, 125, 125, 125, 125]  # 0.18 is below 2**-2
+
+
+def test_a_unit_counts_what_is_below_the_smallest_code_as_that():
+    e = 133
+    smallest = root_table(e)[1]
+    w = smallest * np.array([1e-4, 0.03, 0.9, 1.0, 1.7, 40.0])
+    got = np.asarray(divisor(np.float32(w)[None], jnp.uint8([e])))[0]
+    np.testing.assert_array_equal(got, np.maximum(np.float32(w), np.float32(smallest)))
+    v = np.float32(np.repeat(w[:, None] ** 2, 16, axis=1))
+    m = np.float32(0.83 * np.repeat(w[:, None], 16, axis=1))
+    r = m[:, 0] / np.maximum(w, smallest)
+    found = 2.0 ** (np.asarray(unit(m, v, jnp.full(6, e, jnp.uint8))).astype(int) - 127)
+    assert (found > r).all()
+    assert (found <= 2.5 * r).all()

@@ -85,8 +85,8 @@ def test_full_to_8_bits_and_back_is_within_a_code():
     assert back.nu_scale is None
 
 
-def test_what_is_clamped_up_keeps_its_direction():
-    # 36 octaves of v below the largest, v becomes the smallest there is, and m follows.
+def test_a_mean_far_below_its_block_is_kept_on_average_and_not_blown_up():
+    # 36 octaves of v below the largest, v is clamped up; m is relative to what v became.
     params = {"w": jnp.ones((64, 128))}
     m, large = np.full((64, 128), 3e-6, np.float32), [3, 12, 21, 30]  # in every quarter
     m[:, large] = 0.7
@@ -97,8 +97,8 @@ def test_what_is_clamped_up_keeps_its_direction():
     far, root = (np.delete(np.float64(x["w"]), large, axis=1) for x in (back.mu, back.nu))
     root = np.sqrt(root)
     assert root.min() > 10 * 1.3 * 3e-6
-    np.testing.assert_allclose(far / root, 1 / 1.3, rtol=1 / 64 / 0.75)
-    assert (far / root).mean() == pytest.approx(1 / 1.3, rel=0.002)
+    assert far.max() <= 4e-6
+    assert far.mean() == pytest.approx(3e-6, rel=0.1)
 
 
 def test_8_bits_to_full_is_what_the_codes_stand_for():

@@ -188,6 +188,35 @@ def test_a_spike_leaves_its_neighbours_their_steps(moments, at, spike):
         assert np.abs(own[1:]).max() <= np.abs(own[0])
 
 
+# Far below the block ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("b1", "b2"), [(0.99, 0.985), (0.95, 0.98), (0.9, 0.95), (0.9, 0.999)])
+def test_where_a_neighbour_rises_the_others_stand_still_and_do_not_run_on(b1, b2):
+    # Their v becomes the smallest code there is. Were m to rise with it, they would go on as they
+    # did before, against their gradients, for as long as v remembers.
+    grads = np.ones((700, 128), np.float32)
+    grads[300:] = -1
+    grads[300:, 0] = 1e7
+    (updates, _), _ = scanned(fa.adam(1.0, b1=b1, b2=b2, moments="int8"), grads)
+    truth = reference.adam(grads, learning_rate=1.0, b1=b1, b2=b2).updates
+    assert (np.abs(updates[320:, 1:]) < 0.5 * np.abs(truth[320:, 1:]).max(axis=0)).all()
+    # What is left of the old direction dies with b1.
+    onward = -updates[300:, 1:].sum(axis=0)
+    assert onward.max() < 0.3 / (1 - b1)
+
+
+@pytest.mark.parametrize(("b1", "b2"), [(0.5, 0.3), (0.99, 0.985), (0.9, 0.95), (0.9, 0.999)])
+def test_what_is_far_below_its_block_never_moves_more(b1, b2):
+    sizes = np.geomspace(5e-6, 2e-4, 128)
+    sizes[0] = 1
+    grads = np.float32(np.ones((900, 1)) * sizes)
+    (updates, _), _ = scanned(fa.adam(1.0, b1=b1, b2=b2, eps=0.0, moments="int8"), grads)
+    moved = np.abs(updates[600:]).mean(axis=0)
+    assert moved.max() < 1.06
+    assert moved[sizes > 1.5e-4].min() > 0.9
+
+
 # Plain streams ------------------------------------------------------------------------------------
 
 LENGTH, COORDINATES = 1500, 256
