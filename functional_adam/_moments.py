@@ -238,7 +238,7 @@ class Int8:
         scales = _codes.scale(v, _codes.unpacked(old.scale)[0])
         units = _codes.unit(m, v, scales)
         w = jnp.sqrt(v)
-        r = jnp.where(w > 0, m, m * 0) / _codes.divisor(w, scales)
+        r = jnp.where(w > 0, m / _codes.divisor(w, scales), m * 0)
         bound = jnp.inf if s is None else largest_ratio(s.b1, s.b2, s.t).astype(jnp.float32)
         return old._replace(
             m=_codes.join(_codes.ratio_code(r, units, bound, split(bits.mu)), shape),
