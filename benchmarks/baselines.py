@@ -70,7 +70,7 @@ class Contestant(NamedTuple):
             return jax.tree.map(lambda v: v.astype(jnp.float32), state.nu)
 
         def decode(nu: jax.Array, scale: jax.Array) -> jax.Array:
-            w = _codes.root(_codes.split(nu, scale.shape), scale)
+            w = _codes.root(_codes.split(nu, scale.shape), _codes.unpacked(scale)[0])
             return _codes.join(w * w, nu.shape)
 
         return jax.tree.map(decode, state.nu, state.nu_scale)
