@@ -364,9 +364,9 @@ def bytes_by_hand(weights, moments, residual):
     shapes += [(3, 32, 96), (3, 32, 32), (3, 32, 128), (3, 128, 32)]
     count = sum(math.prod(shape) for shape in shapes)
     assert count == 55_520
-    # With 8 bits a scale for each row: no last axis is longer than a block but that of 256.
-    scales = 256 + 64 + 2 * 32 + 1 + 3 + 3 + 3 * (32 + 32 + 32 + 128) if moments == 2 else 0
-    state = (moments + residual) * count + scales + 4  # 4: the counter
+    # With 8 bits two bytes for each row: no last axis is longer than a block but that of 256.
+    blocks = 256 + 64 + 2 * 32 + 1 + 3 + 3 + 3 * (32 + 32 + 32 + 128) if moments == 2 else 0
+    state = (moments + residual) * count + 2 * blocks + 4  # 4: the counter
     return [weights * count, weights * count, state], count
 
 
