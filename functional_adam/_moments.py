@@ -232,8 +232,8 @@ class Int8:
 
     def store(self, new: Moments, old: Stored, bits: Bits, s: Scalars | None) -> Stored:
         """w and m / w, each on average."""
-        new, shape = undifferentiable(new), old.v.shape
-        split = functools.partial(_codes.split, scales=old.scale.shape)
+        new = undifferentiable(new)
+        shape, split = old.v.shape, functools.partial(_codes.split, scales=old.scale.shape)
         m, v = (split(x.astype(jnp.float32)) for x in (new.m, new.v))
         scales = _codes.scale(v, _codes.unpacked(old.scale)[0])
         units = _codes.unit(m, v, scales)
