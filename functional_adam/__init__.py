@@ -9,12 +9,17 @@ from functional_adam._amsgrad import amsgrad, scale_by_amsgrad
 from functional_adam._apply import apply_updates, master_params
 from functional_adam._cautious import cautious
 from functional_adam._convert import convert_moments
+from functional_adam._extend import extend_state
+from functional_adam._from_optax import from_optax, to_optax
 from functional_adam._lamb import lamb
 from functional_adam._moments import BFloat16, Full, Int8
 from functional_adam._nadam import nadam, nadamw
 from functional_adam._radam import radam, scale_by_radam
 from functional_adam._report import memory_report
+from functional_adam._sharding import state_shardings
 from functional_adam._state import AdamState, init
+from functional_adam._state_dict import from_state_dict, to_state_dict
+from functional_adam._torch import from_torch, to_torch
 from functional_adam._types import GradientTransformation
 from functional_adam._update import update
 from functional_adam._yogi import scale_by_yogi, yogi
@@ -39,6 +44,10 @@ __all__ = [
     "apply_updates",
     "cautious",
     "convert_moments",
+    "extend_state",
+    "from_optax",
+    "from_state_dict",
+    "from_torch",
     "init",
     "lamb",
     "master_params",
@@ -54,6 +63,10 @@ __all__ = [
     "scale_by_belief",
     "scale_by_radam",
     "scale_by_yogi",
+    "state_shardings",
+    "to_optax",
+    "to_state_dict",
+    "to_torch",
     "update",
     "yogi",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,14 +12,27 @@ import numpy as np
 from jax.tree_util import keystr
 
 from functional_adam import _check
-from functional_adam._state import AdamState
+from functional_adam._state import is_ours, state_shapes
 from functional_adam._types import GradientTransformation, PyTree
 
 _PARTS = ("mu", "nu", "nu_scale", "residual", "extra")
 
 
 class LeafMemory(NamedTuple):
-    """The bytes of one parameter and of what is kept for it, by part of the state."""
+    """The bytes of one parameter and of what is kept for it, by part of the state.
+
+    Attributes:
+        path: as in error messages.
+        shape: the parameter's.
+        dtype: the parameter's.
+        parameter: bytes of the parameter itself, over all devices, as those below.
+        mu: of the first moment.
+        nu: of the second.
+        nu_scale: of its scales.
+        residual: of what rounding="compensated" keeps.
+        extra: of a variant's own trees.
+        per_device: of all parts of the state, on each device; None where no shardings were given.
+    """
 
     path: str
     shape: tuple[int, ...]
@@ -29,6 +43,7 @@ class LeafMemory(NamedTuple):
     nu_scale: int
     residual: int
     extra: int
+    per_device: int | None = None
 
     @property
     def state(self) -> int:
@@ -42,10 +57,12 @@ class MemoryReport(NamedTuple):
     Attributes:
         leaves: one `LeafMemory` a parameter.
         other: bytes of the state that belong to no parameter: counters, other transformations.
+        other_per_device: those of them on each device; None where no shardings were given.
     """
 
     leaves: tuple[LeafMemory, ...]
     other: int
+    other_per_device: int | None = None
 
     @property
     def parameters(self) -> int:
@@ -63,6 +80,13 @@ class MemoryReport(NamedTuple):
         return sum(leaf.state for leaf in self.leaves) + self.other
 
     @property
+    def state_bytes_per_device(self) -> int | None:
+        """What each device has of the state; None where no shardings were given."""
+        if self.other_per_device is None:
+            return None
+        return sum(leaf.per_device or 0 for leaf in self.leaves) + self.other_per_device
+
+    @property
     def float32_adam_bytes(self) -> int:
         """What the state of Adam with float32 moments would be: 8 a number, and the counter."""
         return 8 * self.parameters + 4
@@ -71,9 +95,14 @@ class MemoryReport(NamedTuple):
         """The table."""
         rows = [_row(leaf.path or "(params)", leaf.shape, leaf.dtype, leaf) for leaf in self.leaves]
         sums = [sum(column) for column in zip(*map(_sizes, self.leaves), strict=True)] or [0] * 6
-        total = LeafMemory("", (self.parameters,), "", *sums)
+        on_each, end = self.state_bytes_per_device, ""
+        if on_each is not None and self.other_per_device is not None:
+            end = f"; {on_each:,} on each device"
+            on_each -= self.other_per_device
+        total = LeafMemory("", (self.parameters,), "", *sums, per_device=on_each)
         rows.append(_row("total", (), "", total))
         head = ["leaf", "shape", "dtype", "parameter", *_PARTS, "state", "B/param"]
+        head += ["per device"] if on_each is not None else []
         widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
         texts = [
             "  ".join(
@@ -86,7 +115,7 @@ class MemoryReport(NamedTuple):
         share = self.state_bytes / self.float32_adam_bytes
         end = (
             f"{self.other:,} bytes besides; {self.state_bytes:,} in all, {share:.1%} of float32 "
-            f"Adam's {self.float32_adam_bytes:,}"
+            f"Adam's {self.float32_adam_bytes:,}{end}"
         )
         return "\n".join([texts[0], rule, *texts[1:-1], rule, texts[-1], end])
 
@@ -104,10 +133,13 @@ def _row(name: str, shape: tuple[int, ...], dtype: str, leaf: LeafMemory) -> lis
         dtype,
         *(f"{n:,}" for n in (*_sizes(leaf), leaf.state)),
         per,
+        *([] if leaf.per_device is None else [f"{leaf.per_device:,}"]),
     ]
 
 
-def memory_report(tx: GradientTransformation, params: PyTree) -> MemoryReport:
+def memory_report(
+    tx: GradientTransformation, params: PyTree, shardings: PyTree = None
+) -> MemoryReport:
     """The bytes that the state of `tx` takes for these parameters, leaf by leaf.
 
     Nothing is allocated: `tx.init` is evaluated in shapes alone.
@@ -116,13 +148,17 @@ def memory_report(tx: GradientTransformation, params: PyTree) -> MemoryReport:
         tx: a transformation of this package, alone or anywhere in one of Optax's (a chain,
             `masked`, `partition`, `inject_hyperparams`).
         params: a tree of arrays, or of `jax.ShapeDtypeStruct`s.
+        shardings: None (default), or what `state_shardings` returned for them: the report then says
+            what each device has, too.
 
     Returns:
         A `MemoryReport`: print it for a table, or read its fields. Float32 Adam is 8 bytes of state
         a number.
 
     Raises:
-        TypeError: `tx` has no `init`, or a leaf is not an array that it can train.
+        TypeError: `tx` has no `init`, a leaf is not an array that it can train, or one of
+            `shardings` is no sharding.
+        ValueError: `shardings` is not built like the state.
 
     Example:
         >>> import functional_adam as fa, jax, jax.numpy as jnp
@@ -131,38 +167,57 @@ def memory_report(tx: GradientTransformation, params: PyTree) -> MemoryReport:
         >>> report.state_bytes / report.parameters
         3.015628...
     """
-    if not callable(getattr(tx, "init", None)):
-        raise TypeError(
-            f"tx must be a gradient transformation with an init; got {_check.show(tx)}."
-        )
-    state = jax.eval_shape(tx.init, params)
-    whole = sum(_bytes(leaf) for leaf in jax.tree.leaves(state))
-    ours = [x for x in jax.tree.leaves(state, is_leaf=_is_ours) if _is_ours(x)]
-    paths_and_leaves = jax.tree_util.tree_leaves_with_path(params)
-    sizes = [_bytes_by_path(ours, name) for name in _PARTS]
+    state = state_shapes(tx, params)
+    whole = jax.tree.map(_bytes, state)
+    on_each = None if shardings is None else _on_each_device(state, shardings)
+    parts = [_bytes_by_path(whole, (name,)) for name in _PARTS]
+    mine = Counter[str]() if on_each is None else _bytes_by_path(on_each, _PARTS)
     rows: list[LeafMemory] = []
-    for path, leaf in paths_and_leaves:
-        parts = [of_part[keystr(path)] for of_part in sizes]
-        shape, dtype = np.shape(leaf), jax.dtypes.result_type(leaf)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        name, shape, dtype = keystr(path), np.shape(leaf), jax.dtypes.result_type(leaf)
+        sizes = [of_part[name] for of_part in parts]
         size = math.prod(shape) * dtype.itemsize
-        rows.append(LeafMemory(keystr(path), shape, dtype.name, size, *parts))
-    return MemoryReport(tuple(rows), whole - sum(row.state for row in rows))
-
-
-def _is_ours(x: Any) -> bool:
-    return isinstance(x, AdamState)
+        per_device = None if on_each is None else mine[name]
+        rows.append(LeafMemory(name, shape, dtype.name, size, *sizes, per_device=per_device))
+    other = sum(jax.tree.leaves(whole)) - sum(row.state for row in rows)
+    if on_each is None:
+        return MemoryReport(tuple(rows), other)
+    rest = sum(jax.tree.leaves(on_each)) - sum(row.per_device or 0 for row in rows)
+    return MemoryReport(tuple(rows), other, rest)
 
 
 def _bytes(leaf: Any) -> int:
     return math.prod(leaf.shape) * leaf.dtype.itemsize
 
 
-def _bytes_by_path(states: list[AdamState], name: str) -> Counter[str]:
-    """The bytes that the states have under `name` for the parameter at each path."""
-    sizes: Counter[str] = Counter()
-    for state in states:
-        tree = getattr(state, name)
-        for one in (tree or {}).values() if name == "extra" else [tree]:
-            for path, leaf in jax.tree_util.tree_leaves_with_path(one):
-                sizes[keystr(path)] += _bytes(leaf)
-    return sizes
+def _on_each_device(state: PyTree, shardings: PyTree) -> PyTree:
+    """The bytes of each leaf that one device has."""
+    given = _check.leaves_like("shardings", shardings, state, "the state")
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(state, is_leaf=_check.is_none)
+
+    def bytes_of(path: str, leaf: Any, sharding: Any) -> int | None:
+        if leaf is None:
+            return None
+        if not isinstance(sharding, jax.sharding.Sharding):
+            raise TypeError(
+                f"shardings{path} must be a sharding, as state_shardings returns it; got "
+                f"{_check.show(sharding)}."
+            )
+        return math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+
+    return treedef.unflatten(
+        bytes_of(keystr(path), leaf, sharding)
+        for (path, leaf), sharding in zip(leaves, given, strict=True)
+    )
+
+
+def _bytes_by_path(sizes: PyTree, names: Sequence[str]) -> Counter[str]:
+    """The bytes that states of this package have under `names` for the parameter at each path."""
+    sums: Counter[str] = Counter()
+    for state in filter(is_ours, jax.tree.leaves(sizes, is_leaf=is_ours)):
+        for name in names:
+            tree = getattr(state, name)
+            for one in (tree or {}).values() if name == "extra" else [tree]:
+                for path, size in jax.tree_util.tree_leaves_with_path(one):
+                    sums[keystr(path)] += size
+    return sums

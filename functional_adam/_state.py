@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jax.tree_util import keystr
 from jax.typing import DTypeLike
 
@@ -106,34 +107,122 @@ def fresh(params: PyTree, moments: Format, rounding: Rounding) -> AdamState:
     """`init`, its arguments checked."""
     paths_and_leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
     stored = [moments.fresh("params" + keystr(path), leaf) for path, leaf in paths_and_leaves]
+    lies = [_sharding_of(leaf) for _, leaf in paths_and_leaves]
     state = AdamState(
-        count=_fresh_count(params),
+        count=_zeros((), jnp.int32, replicated(next(filter(None, lies), None), 0)),
         mu=treedef.unflatten(leaf.m for leaf in stored),
         nu=treedef.unflatten(leaf.v for leaf in stored),
     )
     if moments.keeps_scale:
-        state = state._replace(nu_scale=treedef.unflatten(leaf.scale for leaf in stored))
+        scales = [_no_scale(leaf, s) for leaf, s in zip(stored, lies, strict=True)]
+        state = state._replace(nu_scale=treedef.unflatten(scales))
     if rounding.keeps_error:
-        state = state._replace(residual=jax.tree.map(_no_error, params))
+        residual = [_no_error(leaf, s) for (_, leaf), s in zip(paths_and_leaves, lies, strict=True)]
+        state = state._replace(residual=treedef.unflatten(residual))
     return state
 
 
-def _no_error(leaf: Any) -> jax.Array:
+def _no_scale(stored: Stored, sharding: NamedSharding | None) -> jax.Array:
+    """The scales of a moment of zeros."""
+    shape = stored.scale.shape
+    return _zeros(shape, stored.scale.dtype, scale_sharding(sharding, stored.v.shape, shape))
+
+
+def _no_error(leaf: Any, sharding: NamedSharding | None) -> jax.Array:
     """The residual of a parameter that is what it should be."""
     if is_short(jnp.result_type(leaf)):
         return jnp.zeros_like(leaf, dtype=jnp.int8)
-    return jnp.zeros((0,), jnp.int8)
+    return _zeros((0,), jnp.int8, replicated(sharding, 1))
 
 
-def _fresh_count(params: PyTree) -> jax.Array:
-    """0; on the mesh of sharded parameters, or the second step would be compiled anew."""
-    count = jnp.zeros((), jnp.int32)
-    for leaf in jax.tree.leaves(params):
-        if isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer):
-            if isinstance(leaf.sharding, NamedSharding):
-                return jax.device_put(count, NamedSharding(leaf.sharding.mesh, PartitionSpec()))
-            break
-    return count
+# ---- In others ----
+
+
+def is_ours(x: Any) -> bool:
+    """For `is_leaf=`: finds this package's states among those of other transformations."""
+    return isinstance(x, AdamState)
+
+
+def state_shapes(tx: Any, params: PyTree) -> PyTree:
+    """What `tx.init` gives, in shapes alone."""
+    if not callable(getattr(tx, "init", None)):
+        raise TypeError(
+            f"tx must be a gradient transformation with an init; got {_check.show(tx)}."
+        )
+    return jax.eval_shape(tx.init, params)
+
+
+# ---- Where it lies ----
+
+# Whatever of a fresh state does not lie on the parameters' mesh, just as an update returns it, has
+# the second step compiled anew. `zeros_like` sees to the moments; the rest is placed here.
+
+
+def _sharding_of(leaf: Any) -> NamedSharding | None:
+    """Where a leaf lies on a mesh, as far as that is known; a trace knows explicit axes alone."""
+    traced = isinstance(leaf, Tracer)
+    sharding = getattr(jax.typeof(leaf) if traced else leaf, "sharding", None)
+    if not isinstance(sharding, NamedSharding) or (traced and not _is_explicit(sharding)):
+        return None
+    return sharding
+
+
+def _is_explicit(sharding: NamedSharding) -> bool:
+    return AxisType.Explicit in sharding.mesh.axis_types
+
+
+def _zeros(shape: tuple[int, ...], dtype: DTypeLike, sharding: NamedSharding | None) -> jax.Array:
+    return jnp.zeros(shape, dtype, device=sharding)
+
+
+def replicated(sharding: NamedSharding | None, rank: int) -> NamedSharding | None:
+    """All of an array on each device of the mesh."""
+    return sharding and divided(sharding, [()] * rank)
+
+
+def divided(
+    like: NamedSharding, axes: Sequence[tuple[str, ...]], *, in_full: bool = False
+) -> NamedSharding:
+    """A sharding that divides the dimensions of an array over these axes of the mesh of `like`.
+
+    JAX compiles anew for P("x") after P("x", None): it must be written as an update's results are,
+    with explicit axes in full.
+    """
+    entries = [names[0] if len(names) == 1 else names or None for names in axes]
+    if not (in_full or _is_explicit(like)):
+        while entries and entries[-1] is None:
+            entries.pop()
+    return NamedSharding(like.mesh, PartitionSpec(*entries), memory_kind=like.memory_kind)
+
+
+def dimensions(sharding: NamedSharding, rank: int) -> list[tuple[str, ...]]:
+    """The mesh axes over which each dimension of an array is divided."""
+    named = [() if x is None else (x,) if isinstance(x, str) else tuple(x) for x in sharding.spec]
+    return [*named, *[()] * (rank - len(named))]
+
+
+def ways(sharding: NamedSharding, axes: tuple[str, ...]) -> int:
+    """Into how many parts these mesh axes divide a dimension."""
+    return math.prod(sharding.mesh.shape[axis] for axis in axes)
+
+
+def scale_sharding(
+    sharding: NamedSharding | None, shape: tuple[int, ...], scales: tuple[int, ...]
+) -> NamedSharding | None:
+    """Where the scales of a leaf lie: blocks are divided as the axis along which they lie.
+
+    Where that does not divide their number, or of several merged axes an inner one is divided,
+    they are not.
+    """
+    if sharding is None:
+        return None
+    axes, lead = dimensions(sharding, len(shape)), len(scales) - 1
+    along, *inner = axes[lead:] or [()]
+    if any(inner) or scales[-1] % ways(sharding, along):
+        along = ()
+    mine = [*axes[:lead], along]
+    same = mine == axes and len(sharding.spec) == len(shape)
+    return divided(sharding, mine, in_full=same)
 
 
 def check_count(state: Any) -> None:

@@ -28,6 +28,7 @@ SCRIPTS = [
     "compare_variants.py",
     "learn_the_learning_rate.py",
     "train_small_memory.py",
+    "train_sharded.py",
 ]
 # 30 steps: an epoch of 22 and a part. Neither stop nor checkpoint falls on the epoch's end.
 SETTINGS = {"steps": 30, "batch_size": 64, "learning_rate": 0.003, "weight_decay": 0.2, "seed": 3}
@@ -304,7 +305,7 @@ def test_a_short_comparison_draws_and_prints(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["v.png"]
 
 
-@pytest.mark.parametrize("script", SCRIPTS[2:])
+@pytest.mark.parametrize("script", SCRIPTS[2:5])  # those that draw
 def test_a_picture_needs_an_existing_directory(script, exit_of, monkeypatch, tmp_path, capsys):
     monkeypatch.syspath_prepend(EXAMPLES)
     assert exit_of(EXAMPLES / script, "--output", "missing/a.png", cwd=tmp_path) == 2
@@ -414,4 +415,49 @@ def test_small_memory_trains_like_float32(tmp_path):
 def test_small_memory_names_bad_values(args, message, exit_of, monkeypatch, tmp_path, capsys):
     monkeypatch.syspath_prepend(EXAMPLES)
     assert exit_of(EXAMPLES / "train_small_memory.py", *args, cwd=tmp_path) == 2
+    assert message in capsys.readouterr().err
+
+
+def values_of(output):
+    """{what: value} of the table that train_sharded.py prints."""
+    rows = re.findall(r"│ (.+?) +│ +([\d.,]+) │", output)
+    return {name: float(value.replace(",", "")) for name, value in rows}
+
+
+def test_devices_hold_their_part_and_train_alike(tmp_path):
+    args = ["--devices", 4, "--steps", 20, "--width", 32]
+    runs = {
+        name: values_of(run("train_sharded.py", *args, *more, cwd=tmp_path))
+        for name, more in {
+            "whole": [],
+            "divided": ["--zero"],
+            "int8": ["--zero", "--moments", "int8"],
+        }.items()
+    }
+    (_, _, state), count = bytes_by_hand(4, 8, 0)
+    # The first axis of every leaf is a multiple of 4, or the next one is.
+    assert runs["whole"]["on a device, found"] == state
+    assert runs["divided"]["on a device, found"] == 8 * count / 4 + 4
+    for values in runs.values():
+        assert values["on a device, computed"] == values["on a device, found"]
+        assert values["parameters"] == count
+        assert values["loss of the last steps"] < values["loss of the first steps"] - 0.5
+    last = [values["loss of the last steps"] for values in runs.values()]
+    assert last[1] == pytest.approx(last[0], abs=2e-4)
+    assert last[2] == pytest.approx(last[0], abs=0.01)
+    # Two bytes a number and two for each block of a row, 32 wide but in three leaves.
+    assert 2 * count / 4 < runs["int8"]["on a device, found"] < 2.1 * count / 4
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--devices", "3"], "--batch-size: must be a multiple of 3, not 16"),
+        (["--width", "130"], "--width: must be a multiple of 4, not 130"),
+        (["--moments", "int4"], "invalid choice: 'int4'"),
+    ],
+)
+def test_sharded_names_bad_values(args, message, exit_of, monkeypatch, tmp_path, capsys):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    assert exit_of(EXAMPLES / "train_sharded.py", *args, cwd=tmp_path) == 2
     assert message in capsys.readouterr().err

@@ -52,9 +52,9 @@ def test_sums_are_the_bytes_that_init_allocates(name):
 def test_bytes_of_each_part_of_a_leaf():
     tx = fa.amsgrad(moments="bfloat16", rounding="compensated")
     (leaf,) = fa.memory_report(tx, jnp.ones((6, 50), jnp.float16)).leaves
-    assert leaf[3:] == (600, 600, 600, 0, 300, 600)
+    assert leaf[3:9] == (600, 600, 600, 0, 300, 600)
     (leaf,) = fa.memory_report(fa.adam(moments="int8"), jnp.ones((6, 300))).leaves
-    assert leaf[3:] == (7200, 1800, 1800, 36, 0, 0)
+    assert leaf[3:9] == (7200, 1800, 1800, 36, 0, 0)
 
 
 def test_nothing_is_allocated():
@@ -136,6 +136,35 @@ def test_what_is_not_this_packages_counts_as_other(tx):
 def test_what_has_no_init_is_refused(tx):
     with pytest.raises(TypeError, match="tx must be a gradient transformation with an init; got"):
         fa.memory_report(tx, PARAMS)
+
+
+def test_without_shardings_nothing_is_said_of_devices():
+    report = fa.memory_report(INT8, PARAMS)
+    assert report.state_bytes_per_device is report.other_per_device is None
+    assert {leaf.per_device for leaf in report.leaves} == {None}
+    assert "device" not in str(report)
+
+
+def test_one_device_has_it_all():  # more of them: sharded_cases.py
+    tx, mesh = TRANSFORMATIONS["int8"], jax.make_mesh((1,), ("x",))
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    shardings = jax.tree.map(lambda x: everywhere, jax.eval_shape(tx.init, PARAMS))
+    report = fa.memory_report(tx, PARAMS, shardings)
+    assert report.state_bytes_per_device == report.state_bytes == allocated(tx.init(PARAMS))
+    assert all(leaf.per_device == leaf.state for leaf in report.leaves)
+    empty = fa.memory_report(tx, {}, shardings._replace(mu={}, nu={}, nu_scale={}, residual={}))
+    assert (empty.state_bytes_per_device, empty.other_per_device) == (4, 4)
+    assert "4 on each device" in str(empty)
+
+
+def test_shardings_of_another_state_are_refused():
+    tx, mesh = TRANSFORMATIONS["int8"], jax.make_mesh((1,), ("x",))
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    shardings = jax.tree.map(lambda x: everywhere, jax.eval_shape(tx.init, PARAMS))
+    with pytest.raises(ValueError, match="shardings must have the structure of the state: shard"):
+        fa.memory_report(fa.adam(), PARAMS, shardings)
+    with pytest.raises(TypeError, match=r"shardings\.count must be a sharding, as state_shardings"):
+        fa.memory_report(tx, PARAMS, shardings._replace(count=3))
 
 
 def test_leaves_that_cannot_be_trained_are_refused():

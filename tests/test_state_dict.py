@@ -1,0 +1,569 @@
+"""A tree as a flat dict: every bit back through every store, and nothing else taken for it."""
+
+import functools
+import hashlib
+import io
+import json
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import safetensors.flax
+import safetensors.numpy
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import functional_adam as fa
+
+HEADER, DIGEST = "functional_adam.header", "functional_adam.sha256"
+RATES = {"b1": 0.83, "b2": 0.971, "eps": 0.02}
+
+
+# ---- Stores ----
+
+
+def npz(flat, save=np.savez):
+    file = io.BytesIO()
+    save(file, **flat)
+    return file.getvalue()
+
+
+def read_npz(data):
+    return np.load(io.BytesIO(data), allow_pickle=False)
+
+
+STORES = {
+    "dict": (dict, dict),
+    "npz": (npz, read_npz),
+    "npz_compressed": (functools.partial(npz, save=np.savez_compressed), read_npz),
+    "safetensors": (safetensors.numpy.save, safetensors.numpy.load),
+    "safetensors_flax": (safetensors.flax.save, safetensors.flax.load),
+}
+all_stores = pytest.mark.parametrize("store", STORES)
+
+
+def through(store, tree, target=None):
+    save, load = STORES[store]
+    return fa.from_state_dict(
+        load(save(fa.to_state_dict(tree))), tree if target is None else target
+    )
+
+
+def bits(x):
+    x = np.asarray(x)
+    return x.dtype, x.shape, x.tobytes()
+
+
+def assert_same_bits(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert bits(x) == bits(y)
+
+
+# ---- Trees ----
+
+
+def params_of(*dtypes):
+    """One leaf of each dtype, and of the last ones of no axis and of no element."""
+    leaves = [((3, 130), dtype) for dtype in dtypes] + [((), dtypes[-1]), ((0, 4), dtypes[-1])]
+    rng = np.random.default_rng(7)
+    return {
+        f"{np.dtype(dtype).name}/{i}": jnp.asarray(rng.standard_normal(shape), dtype)
+        for i, (shape, dtype) in enumerate(leaves)
+    } | {"frozen": None}
+
+
+def after_two_steps(tx, params):
+    """A state in mid-run, with no moment at a special value."""
+    tree = {"params": params, "state": tx.init(params)}
+    for scale in (0.7, -1.3):
+        tree = step(tx, tree, scale)
+    return tree
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def step(tx, tree, scale):
+    grads = jax.tree.map(lambda p: (p * scale + scale).astype(p.dtype), tree["params"])
+    updates, state = tx.update(grads, tree["state"], tree["params"])
+    return {"params": fa.apply_updates(tree["params"], updates), "state": state}
+
+
+SHORT = (jnp.bfloat16, jnp.float16, jnp.float32)
+RUNS = {
+    "full": (fa.adamw(0.03, **RATES), SHORT),
+    "short mu": (fa.adam(0.03, **RATES, mu_dtype="bfloat16"), (jnp.float32,)),
+    "bfloat16": (fa.adam(0.03, **RATES, moments="bfloat16"), SHORT),
+    "int8": (fa.adam(0.03, **RATES, moments="int8"), SHORT),
+    "residual": (fa.adam(0.03, **RATES, moments="int8", rounding="compensated"), SHORT),
+    "complex": (fa.adam(0.03, **RATES), (jnp.complex64,)),
+    "amsgrad": (fa.amsgrad(0.03, **RATES, moments="bfloat16"), SHORT),
+    "ademamix": (fa.ademamix(0.03), (jnp.float32,)),
+    "optax": (
+        optax.chain(
+            optax.clip_by_global_norm(1.7),
+            optax.inject_hyperparams(fa.adamw)(lambda count: 0.1 / (1 + count), **RATES),
+        ),
+        (jnp.float32,),
+    ),
+    "masked": (
+        optax.masked(fa.adam(0.03), lambda p: {k: k.endswith("0") for k in p}),
+        (jnp.float32,),
+    ),
+}
+
+
+@functools.cache
+def run(name):
+    tx, dtypes = RUNS[name]
+    return tx, after_two_steps(tx, params_of(*dtypes))
+
+
+# ---- The same in every bit ----
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_comes_back_in_every_bit(name):
+    tx, tree = run(name)
+    shapes = {"params": tree["params"], "state": jax.eval_shape(tx.init, tree["params"])}
+    for store in STORES:
+        for target in (tree, shapes):
+            assert_same_bits(through(store, tree, target), tree)
+
+
+@all_stores
+@pytest.mark.usefixtures("x64")
+def test_64_bits_come_back_in_every_bit(store):
+    tree = after_two_steps(fa.adam(0.03, **RATES), params_of(jnp.float64, jnp.complex128))
+    assert {x.dtype.name for x in jax.tree.leaves(tree)} == {"float64", "complex128", "int32"}
+    assert_same_bits(through(store, tree), tree)
+
+
+@all_stores
+def test_every_pattern_of_16_bits_comes_back(store):
+    patterns = np.arange(2**16, dtype=np.uint16)  # NaNs, infinities and subnormals among them
+    dtypes = ("bfloat16", "float16", "uint16", "int16")
+    tree = {name: patterns.view(jnp.dtype(name)) for name in dtypes}
+    tree |= {"int8": patterns.view(np.int8), "uint8": patterns.view(np.uint8)}
+    restored = through(store, tree)
+    assert_same_bits(restored, tree)
+    assert all(isinstance(x, jax.Array) for x in restored.values())
+
+
+@all_stores
+def test_random_patterns_of_wide_numbers_come_back(store):
+    raw = np.random.default_rng(3).integers(0, 2**32, 4096, dtype=np.uint32)
+    raw[:2] = 0x7F800001, 0xFFC12345  # a signalling NaN, and one with a payload
+    dtypes = ("float32", "int32", "uint32", "complex64")
+    tree = {name: raw.view(name) for name in dtypes} | {"bool": raw % 2 == 0}
+    assert_same_bits(through(store, tree), tree)
+
+
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2", "int4", "uint4"])
+def test_other_small_dtypes_come_back(dtype):
+    tree = [jnp.asarray(np.arange(7), dtype), jnp.asarray(3, dtype)]
+    assert_same_bits(through("npz", tree), tree)
+
+
+@all_stores
+def test_typed_scalars_and_a_bare_array(store):
+    tree = (np.float32(0.1), np.int8(-3), jnp.asarray(2.5, jnp.bfloat16), np.True_, None, {})
+    assert_same_bits(through(store, tree), tree)
+    bare = jnp.arange(3.0)
+    assert_same_bits(through(store, bare), bare)
+
+
+def test_arrays_in_any_layout_and_byte_order():
+    x = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+    tree = {"F": np.asfortranarray(x), "part": x[:, ::2, 1], "big": x.astype(">f4")}
+    for store in STORES:
+        restored = through(store, tree)
+        for name, wanted in tree.items():
+            np.testing.assert_array_equal(restored[name], wanted)
+
+
+@pytest.mark.parametrize("name", ["full", "int8", "residual"])
+def test_a_run_goes_on_from_what_came_back_bit_for_bit(name):
+    tx, tree = run(name)
+
+    def go_on(tree):
+        for scale in (0.4, -0.9, 2.1):
+            tree = step(tx, tree, scale)
+        return tree
+
+    assert_same_bits(go_on(through("npz", tree)), go_on(tree))
+
+
+def test_weak_types_and_so_compilations_stay():
+    tree = {"weak": [jnp.full(3, 0.7), jnp.asarray(2), jnp.asarray(1j)], "strong": jnp.ones(3)}
+    traced = []
+    f = jax.jit(lambda tree: traced.append(0) or tree)
+    f(tree)
+    restored = through("npz", tree)
+    f(restored)
+    assert traced == [0]
+    assert [x.weak_type for x in restored["weak"]] == [True] * 3
+    assert not restored["strong"].weak_type
+    assert_same_bits(restored, tree)
+
+
+def test_leaves_go_where_the_target_is():
+    mesh = jax.make_mesh((1,), ("data",))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    tree = {"on": jax.device_put(jnp.arange(4.0), sharding), "free": jnp.arange(4.0)}
+    restored = through("npz", tree)
+    assert restored["on"].sharding == sharding
+    assert restored["on"].committed
+    assert not restored["free"].committed
+    described = jax.ShapeDtypeStruct((4,), jnp.float32, sharding=sharding)
+    restored = through("npz", tree, {"on": described, "free": described})
+    assert restored["free"].sharding == sharding
+
+
+def test_a_target_with_axes_but_no_devices_is_on_the_default_device():
+    explicit = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
+    sharding = jax.sharding.NamedSharding(explicit, jax.sharding.PartitionSpec("data"))
+    array = jax.device_put(jnp.arange(4.0), sharding)
+    target = jax.eval_shape(lambda x: x, array)
+    assert isinstance(target.sharding.mesh, jax.sharding.AbstractMesh)
+    restored = through("npz", array, target)
+    np.testing.assert_array_equal(restored, np.arange(4))
+    assert not restored.committed
+
+
+def test_a_state_over_four_devices():
+    code = """if True:
+        import jax, jax.numpy as jnp, numpy as np, functional_adam as fa
+        from jax.sharding import NamedSharding, PartitionSpec as P
+        mesh = jax.make_mesh((4,), ("d",))
+        rows, columns = NamedSharding(mesh, P("d")), NamedSharding(mesh, P(None, "d"))
+        params = {"w": jax.device_put(jnp.ones((8, 4)), rows)}
+        tx = fa.adam(0.1)
+        _, state = tx.update(params, tx.init(params), params)
+        flat = fa.to_state_dict(state)
+        same = fa.from_state_dict(flat, state)
+        print(same.mu["w"].sharding == state.mu["w"].sharding, same.count.sharding)
+        moved = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
+        moved.nu["w"] = jax.ShapeDtypeStruct((8, 4), jnp.float32, sharding=columns)
+        moved = fa.from_state_dict(flat, moved)
+        print(moved.nu["w"].sharding == columns, np.array_equal(moved.nu["w"], state.nu["w"]))
+    """
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "JAX_PLATFORMS": "cpu",
+    }
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    first, second = done.stdout.splitlines()
+    assert first.startswith("True NamedSharding")
+    assert second == "True True"
+
+
+# ---- Copies ----
+
+
+def test_the_dict_is_a_copy():
+    source, array = np.arange(4.0, dtype=np.float32), jnp.arange(1024.0)
+    flat = fa.to_state_dict({"numpy": source, "jax": array})
+    source[:] = 9
+    jax.jit(lambda x: x + 1, donate_argnums=0)(array).block_until_ready()
+    np.testing.assert_array_equal(flat["['numpy']"], np.arange(4))
+    np.testing.assert_array_equal(flat["['jax']"], np.arange(1024))
+
+
+@pytest.mark.parametrize("committed", [False, True])
+def test_the_restored_tree_is_a_copy(committed):
+    array = jnp.arange(2.0**16)  # large enough for JAX to share memory, or to copy it later
+    target = jax.device_put(array, jax.devices()[0]) if committed else array
+    for _ in range(20):
+        flat = fa.to_state_dict(array)
+        restored = fa.from_state_dict(flat, target)
+        flat[""][:] = 9
+        np.testing.assert_array_equal(restored, np.arange(2**16))
+
+
+# ---- The format ----
+
+
+def test_names_are_paths():
+    tree = {"params": {"dense": {"kernel": jnp.ones(2)}}, "state": (fa.init(jnp.ones(2)),)}
+    names = ["['params']['dense']['kernel']", "['state'][0].count", "['state'][0].mu"]
+    assert list(fa.to_state_dict(tree)) == [*names, "['state'][0].nu", HEADER, DIGEST]
+
+
+def test_the_header_says_dtype_shape_and_digest_of_each_leaf():
+    x = np.array([[1.5, -2.0, 0.25]], jnp.bfloat16)  # 0x3fc0, 0xc000, 0x3e80
+    flat = fa.to_state_dict({"w": x})
+    raw = bytes.fromhex("c03f00c0803e")
+    assert flat["['w']"].dtype == np.uint16
+    assert flat["['w']"].tobytes() == raw
+    header = flat[HEADER].tobytes()
+    digest = hashlib.sha256(raw).hexdigest()
+    assert json.loads(header) == {
+        "version": 1,
+        "leaves": {"['w']": ["bfloat16", [1, 3], digest]},
+    }
+    assert flat[DIGEST].tobytes() == hashlib.sha256(header).digest()
+
+
+def test_version_1_stays_readable():
+    # Written out by hand: what was saved once must be read for ever.
+    raw = np.array([0x3FC0, 0xC000], np.uint16)
+    one = hashlib.sha256(b"\xc0\x3f\x00\xc0").hexdigest()
+    two = hashlib.sha256(b"\x07\x00\x00\x00").hexdigest()
+    header = (
+        f'{{"leaves": {{".count": ["int32", [], "{two}"], '
+        f'".mu[\'w\']": ["bfloat16", [2], "{one}"]}}, "version": 1}}'
+    ).encode()
+    flat = {
+        ".mu['w']": raw,
+        ".count": np.array(7, np.int32),
+        HEADER: np.frombuffer(header, np.uint8),
+        DIGEST: np.frombuffer(hashlib.sha256(header).digest(), np.uint8),
+    }
+    target = fa.AdamState(jnp.int32(0), {"w": jnp.zeros(2, jnp.bfloat16)}, None)
+    restored = fa.from_state_dict(flat, target)
+    assert int(restored.count) == 7
+    np.testing.assert_array_equal(restored.mu["w"], np.array([1.5, -2], jnp.bfloat16))
+    ours = fa.to_state_dict(restored)
+    assert ours[HEADER].tobytes() == header
+
+
+keys = st.text(max_size=6) | st.integers() | st.sampled_from(["a", "a']['b", '"', "'\"]", "/", "."])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.dictionaries(keys.map(str), st.dictionaries(keys.map(str), st.just(0), max_size=4)))
+def test_no_key_makes_two_names_one(tree):
+    count = iter(range(1000))
+    tree = {k: {j: np.int32(next(count)) for j in sub} for k, sub in tree.items()}
+    flat = fa.to_state_dict(tree)
+    assert len(flat) == 2 + len(jax.tree.leaves(tree))
+    for store in ("npz", "safetensors"):
+        assert_same_bits(through(store, tree), tree)
+
+
+class Colliding:
+    """A key that says of itself what another says."""
+
+    def __repr__(self):
+        return "'k'"
+
+    def __lt__(self, other):
+        return id(self) < id(other)
+
+
+def test_two_leaves_of_one_name_are_refused():
+    with pytest.raises(ValueError, match=r"tree\['k'\] is the path of two leaves"):
+        fa.to_state_dict({Colliding(): jnp.ones(1), Colliding(): jnp.ones(1)})
+
+
+# ---- Errors ----
+
+
+SAVED = fa.AdamState(
+    jnp.int32(3),
+    {"a": jnp.arange(3.0), "b": jnp.arange(3.0) + 1},
+    {"a": jnp.ones(3, jnp.bfloat16), "b": None},
+)
+
+
+def edited(**edits):
+    """A dict with arrays put in, or taken out (None)."""
+    flat = {**fa.to_state_dict(SAVED), **edits}
+    return {name: x for name, x in flat.items() if x is not None}
+
+
+A, B, NU = ".mu['a']", ".mu['b']", ".nu['a']"
+FLAT = fa.to_state_dict(SAVED)
+newer = json.dumps({"version": 2, "leaves": {}}).encode()
+EDITS = {
+    "swapped arrays": ({A: FLAT[B], B: FLAT[A]}, r"\.mu\['a'\].* SHA-256 is now \w{64}, but was"),
+    "one bit": ({A: FLAT[A] + np.float32(2.0**-24)}, r"\.mu\['a'\].* SHA-256 is now"),
+    "negative zero": ({A: FLAT[A] * np.float32([-1, 1, 1])}, r"\.mu\['a'\].* SHA-256 is now"),
+    "same bits, other dtype": (
+        {A: FLAT[A].view(np.int32)},
+        r"\.mu\['a'\].* is now int32 of shape \(3,\), but was float32 of shape \(3,\)",
+    ),
+    "same bits, other shape": (
+        {A: FLAT[A].reshape(3, 1)},
+        r"\.mu\['a'\].* is now float32 of shape \(3, 1\), but was float32 of shape \(3,\)",
+    ),
+    "widened": ({NU: FLAT[NU].astype(np.uint32)}, r"\.nu\['a'\].* is now uint32"),
+    "a leaf less": ({B: None}, r"flat has no \".mu\['b'\]\", which to_state_dict put there"),
+    "a leaf more": ({"more": FLAT[A]}, "flat has 'more', which to_state_dict did not put there"),
+    "renamed": ({B: None, ".mu['c']": FLAT[B]}, r"flat has no \".mu\['b'\]\""),
+    "no header": ({HEADER: None}, "flat has no 'functional_adam.header': it was not made by"),
+    "no digest": ({DIGEST: None}, "flat has no 'functional_adam.sha256': it was not made by"),
+    "other digest": ({DIGEST: FLAT[DIGEST] ^ np.uint8(1)}, "functional_adam.header'.* was changed"),
+    "edited header": (
+        {HEADER: np.frombuffer(FLAT[HEADER].tobytes().replace(b"float32", b"float64"), np.uint8)},
+        "functional_adam.header'.* was changed",
+    ),
+    "newer": (
+        {
+            HEADER: np.frombuffer(newer, np.uint8),
+            DIGEST: np.frombuffer(hashlib.sha256(newer).digest(), np.uint8),
+        },
+        "format version 2, but this functional_adam reads 1",
+    ),
+    "header of another type": ({HEADER: np.float32(1)}, "functional_adam.header'.* was changed"),
+}
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_what_was_changed_is_refused(name):
+    edits, message = EDITS[name]
+    assert_same_bits(fa.from_state_dict(edited(), SAVED), SAVED)
+    with pytest.raises(ValueError, match=message):
+        fa.from_state_dict(edited(**edits), SAVED)
+
+
+TARGETS = {
+    "dtype": (
+        SAVED._replace(mu={"a": jnp.zeros(3, jnp.bfloat16), "b": jnp.zeros(3)}),
+        r"target\.mu\['a'\] is bfloat16, but flat holds float32",
+    ),
+    "the stand-in's dtype": (
+        SAVED._replace(nu={"a": jnp.zeros(3, jnp.uint16), "b": None}),
+        r"target\.nu\['a'\] is uint16, but flat holds bfloat16",
+    ),
+    "shape": (
+        SAVED._replace(mu={"a": jnp.zeros((3, 1)), "b": jnp.zeros(3)}),
+        r"target\.mu\['a'\] has shape \(3, 1\), but flat holds shape \(3,\)",
+    ),
+    "missing": (
+        SAVED._replace(nu={"a": jnp.zeros(3, jnp.bfloat16), "b": jnp.zeros(3)}),
+        r"target\.nu\['b'\] is not in flat, which holds \.count, .*, \.\.\.\. Pass",
+    ),
+    "unexpected": (
+        SAVED._replace(nu={"a": None, "b": None}),
+        r"flat holds \.nu\['a'\], which is not in target, with its \.count, ",
+    ),
+    "nothing": (None, r"flat holds \.count, which is not in target, with its no leaf"),
+}
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_another_target_is_refused(name):
+    target, message = TARGETS[name]
+    with pytest.raises(ValueError, match=message):
+        fa.from_state_dict(FLAT, target)
+
+
+def test_64_bits_need_64_bit_mode():
+    tree = {"w": np.arange(3.0)}
+    with pytest.raises(ValueError, match=r"target\['w'\] is float64, which needs 64-bit mode"):
+        fa.from_state_dict(fa.to_state_dict(tree), tree)
+
+
+@pytest.mark.parametrize(
+    ("leaf", "message"),
+    [
+        (lambda: "text", r"must be an array of numbers; got 'text' of type str"),
+        (lambda: 0.5, r"got 0.5 of type float. Make numbers arrays with jnp.asarray"),
+        (lambda: np.array(["a"]), "must be an array of numbers"),
+        (lambda: np.array([None]), "must be an array of numbers"),
+        (lambda: np.array([1], "datetime64[s]"), "must be an array of numbers"),
+        (lambda: np.ones(1, np.longdouble), "must be an array of numbers"),
+        (lambda: np.zeros(2, jax.dtypes.float0), "must be an array of numbers"),
+        (lambda: jax.random.key(0), r"Keep jax.random.key_data\(key\)"),
+        (lambda: jnp.dtype("float32").type, "must be an array of numbers"),
+        (lambda: SimpleNamespace(dtype=np.dtype("float32")), "must be an array of numbers"),
+    ],
+)
+def test_leaves_that_are_no_numbers_are_refused(leaf, message):
+    tree = {"fine": jnp.ones(1), "leaf": leaf()}
+    with pytest.raises(TypeError, match=r"tree\['leaf'\] .*" + message):
+        fa.to_state_dict(tree)
+    flat = fa.to_state_dict({"fine": jnp.ones(1), "leaf": jnp.ones(1)})
+    with pytest.raises(TypeError, match=r"target\['leaf'\] .*" + message):
+        fa.from_state_dict(flat, tree)
+
+
+def test_leaves_without_values_are_refused():
+    with pytest.raises(TypeError, match=r"tree\['w'\] has no values; .* outside jit"):
+        jax.jit(fa.to_state_dict)({"w": jnp.ones(1)})
+    with pytest.raises(TypeError, match=r"tree\.count has no values"):
+        fa.to_state_dict(jax.eval_shape(fa.init, jnp.ones(1)))
+    donated = jnp.ones(3)
+    donated.delete()
+    with pytest.raises(ValueError, match=r"tree\['w'\] has been deleted"):
+        fa.to_state_dict({"w": donated})
+
+
+@pytest.mark.parametrize("flat", [[], None, "file.npz"])
+def test_flat_must_be_a_mapping(flat):
+    with pytest.raises(TypeError, match="flat must be a mapping from names to arrays"):
+        fa.from_state_dict(flat, jnp.ones(1))
+
+
+# ---- Damaged files ----
+
+
+class Outcome(NamedTuple):
+    refused: int
+    identical: int
+
+
+def outcome(store, damaged, tree):
+    """How many of these files are refused, and how many give every bit back."""
+    load = STORES[store][1]
+    refused = identical = 0
+    for data in damaged:
+        try:
+            restored = fa.from_state_dict(load(data), tree)
+        except Exception:
+            refused += 1
+        else:
+            assert_same_bits(restored, tree)
+            identical += 1
+    return Outcome(refused, identical)
+
+
+def flipped(data, bit):
+    damaged = bytearray(data)
+    damaged[bit // 8] ^= 1 << bit % 8
+    return bytes(damaged)
+
+
+SMALL = fa.AdamState(
+    np.int32(3), {"w": np.float32([0.1, -2])}, {"w": np.array([3, 0.5], jnp.bfloat16)}
+)
+FILES = {store: STORES[store][0](fa.to_state_dict(SMALL)) for store in ("npz", "safetensors")}
+
+
+@pytest.mark.parametrize("store", FILES)
+def test_no_flipped_bit_is_taken_for_the_state(store):
+    data = FILES[store]
+    some = np.random.default_rng(5).choice(8 * len(data), 700, replace=False)
+    found = outcome(store, (flipped(data, int(bit)) for bit in some), SMALL)
+    assert sum(found) == 700
+    # A zip file has time stamps and the like, which no one reads.
+    assert found.refused >= (700 if store == "safetensors" else 500)
+
+
+@pytest.mark.parametrize("store", FILES)
+def test_no_truncated_file_is_taken_for_the_state(store):
+    data = FILES[store]
+    lengths = np.linspace(0, len(data) - 1, 150).astype(int)
+    found = outcome(store, (data[:length] for length in lengths), SMALL)
+    assert found == Outcome(refused=150, identical=0)
+
+
+def test_the_digests_alone_refuse_every_flipped_bit_of_every_array():
+    flat = fa.to_state_dict(SMALL)
+    tried = 0
+    for name, array in flat.items():
+        for bit in range(8 * array.nbytes):
+            raw = np.frombuffer(flipped(array.tobytes(), bit), array.dtype).reshape(array.shape)
+            with pytest.raises(ValueError, match="was changed after to_state_dict"):
+                fa.from_state_dict({**flat, name: raw}, SMALL)
+            tried += 1
+    assert tried == 8 * (4 + 8 + 4 + flat[HEADER].nbytes + 32)
