@@ -56,8 +56,11 @@ def state_shardings(
     arrays like this by itself, where the parameters lie on a mesh.
 
     Where a device holds no whole number of blocks, an update with moments="int8" exchanges their
-    ends, and without `out_shardings` XLA may give the next state another place. With explicit mesh
-    axes JAX refuses to divide such a leaf where it does not divide the number of blocks either.
+    ends, and without `out_shardings` XLA may give the next state another place.
+
+    Explicit mesh axes move nothing unasked. With `zero_axis`, `jax.sharding.reshard` gradients and
+    parameters like `mu` before an update, and the updates back. An int8 update raises where an
+    axis divides a leaf's last dimension but not its number of blocks.
 
     Args:
         tx: a transformation of this package, alone or anywhere in one of Optax's (`chain`,
