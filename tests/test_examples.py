@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from names import OF_STATES
 
 import functional_adam as fa
 
@@ -223,7 +224,7 @@ def rows_of(output):
 
 def test_every_variant_is_compared(example):
     others = {"init", "update", "apply_updates", "adamaxw", "nadamw"}  # the last two: see adamw
-    others |= {"convert_moments", "master_params", "memory_report"}
+    others |= OF_STATES
     public = {name for name in fa.__all__ if name.islower()} - others
     factories = {name for name in public if not name.startswith(("_", "scale_by_"))}
     compared = [re.match(r"\w+", name)[0] for name in example("compare_variants").VARIANTS]

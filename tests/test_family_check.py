@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from names import OF_STATES
 
 import functional_adam as fa
 
@@ -25,7 +26,7 @@ FACTORIES = {
     for name in fa.__all__
     if inspect.isfunction(getattr(fa, name))
     and name not in ("init", "update", "apply_updates", "cautious")
-    and name not in ("convert_moments", "master_params", "memory_report")
+    and name not in OF_STATES
 }
 # Calls that bind arguments as a factory does, `update` among them.
 CALLS = FACTORIES | {"update": lambda **hyper: fa.update(X, fa.init(X), X, **hyper)}

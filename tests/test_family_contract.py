@@ -21,6 +21,7 @@ import optax.contrib
 import pytest
 import reference
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from names import OF_STATES
 
 import functional_adam as fa
 
@@ -70,8 +71,6 @@ START = {"initial_accumulator_value": 0.07}
 UNCORRECTED = {"bias_correction_mu": False, "bias_correction_nu": False}
 MAXIMUM = {"maximum": "before_correction"}
 UPWARDS = {"learning_rate": -1.0}  # a direction alone is neither scaled nor signed
-
-OF_STATES = {"convert_moments", "master_params", "memory_report"}  # no factories
 
 MEMBERS = [
     Member("adam_l2", fa.adam, "adam", ALPHA | ROOTED | COUPLED),
