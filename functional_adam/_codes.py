@@ -2,8 +2,8 @@
 
 A second moment v is one byte, the place of w = sqrt(v) on a piecewise linear logarithm below a
 power of two for each block of some 128 elements. A first moment m is one byte too, which holds
-r = m / w with w as decoded: Adam's own direction, and therefore bounded. As the two cannot come
-apart, no update can explode. `docs/memory.md` derives and measures.
+r = m / w, Adam's own direction and therefore bounded, and is read back times w as decoded. As the
+two cannot come apart, no update can explode. `docs/memory.md` derives and measures.
 """
 
 from __future__ import annotations
