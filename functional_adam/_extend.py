@@ -11,6 +11,7 @@ import numpy as np
 from jax.tree_util import keystr
 
 from functional_adam import _check
+from functional_adam._state import check_init
 from functional_adam._types import GradientTransformation, PyTree
 
 
@@ -72,10 +73,7 @@ def extend_state(
         >>> int(state.count), {name: float(m[0]) for name, m in state.mu.items()}
         (1, {'b': 0.0, 'w': 0.10000000149011612})
     """
-    if not callable(getattr(tx, "init", None)):
-        raise TypeError(
-            f"tx must be a gradient transformation with an init; got {_check.show(tx)}."
-        )
+    check_init(tx)
     old, new = (_by_path(tree, "params") for tree in (old_params, new_params))
     anew = _restarted(restart, new) | (new.keys() - old.keys())
     for path, leaf in new.items():

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.tree_util import SequenceKey, keystr
 
 from functional_adam import _check
-from functional_adam._state import AdamState
+from functional_adam._state import is_ours
 from functional_adam._types import PyTree
 
 # Fields of Optax's states that ours have under another name; AdEMAMix counts twice.
@@ -68,7 +68,7 @@ def from_optax(opt_state: PyTree, like: PyTree) -> PyTree:
         >>> int(state[1].count), state[1].mu["w"].round(3)
         (1, Array([0.1, 0.1, 0.1], dtype=float32))
     """
-    return _carried(_Side("opt_state", opt_state, _is_theirs), _Side("like", like, _is_ours))
+    return _carried(_Side("opt_state", opt_state, _is_theirs), _Side("like", like, is_ours))
 
 
 def to_optax(state: PyTree, like: PyTree) -> PyTree:
@@ -97,7 +97,7 @@ def to_optax(state: PyTree, like: PyTree) -> PyTree:
         >>> int(adam_state.count), int(schedule_state.count)
         (1, 1)
     """
-    return _carried(_Side("state", state, _is_ours), _Side("like", like, _is_theirs))
+    return _carried(_Side("state", state, is_ours), _Side("like", like, _is_theirs))
 
 
 class _Side(NamedTuple):
@@ -124,10 +124,6 @@ class _Piece(NamedTuple):
 def _fields(x: Any) -> set[str]:
     fields: tuple[str, ...] = getattr(x, "_fields", ()) if isinstance(x, tuple) else ()
     return set(fields)
-
-
-def _is_ours(x: Any) -> bool:
-    return isinstance(x, AdamState)
 
 
 def _is_theirs(x: Any) -> bool:
@@ -168,7 +164,7 @@ def _pieces(side: _Side) -> tuple[list[_Piece], Any]:
     if not any(piece.kind == _ADAM for piece in pieces):
         wanted = (
             "an AdamState: give a state of this package, from the `init` of a transformation"
-            if side.is_adam is _is_ours
+            if side.is_adam is is_ours
             else "an Adam state of Optax, a NamedTuple with the fields count, mu and nu. (A "
             "checkpoint restored without a target has lost them: restore it into the optimizer's "
             "`init(params)`.)"
@@ -225,7 +221,7 @@ def _adam(source: _Piece, target: _Piece) -> Any:
     count = source.value.count
     old: Any = target.value
     fields: tuple[str, ...] = old._fields
-    if _is_ours(old):
+    if is_ours(old):
         extra = {name: new[name] for name in old.extra or {}} or None
         residual = jax.tree.map(jnp.zeros_like, old.residual)
         new = {"mu": new["mu"], "nu": new["nu"], "extra": extra, "residual": residual}
@@ -238,7 +234,7 @@ def _adam(source: _Piece, target: _Piece) -> Any:
 def _trees(adam: _Piece) -> dict[str, PyTree]:
     """The moments of an Adam state by our names."""
     state: Any = adam.value
-    if not _is_ours(state):
+    if not is_ours(state):
         fields: dict[str, PyTree] = state._asdict()
         return {_OURS.get(name, name): x for name, x in fields.items() if "count" not in name}
     if state.nu_scale is not None:

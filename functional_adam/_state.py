@@ -143,12 +143,17 @@ def is_ours(x: Any) -> bool:
     return isinstance(x, AdamState)
 
 
-def state_shapes(tx: Any, params: PyTree) -> PyTree:
-    """What `tx.init` gives, in shapes alone."""
+def check_init(tx: Any) -> None:
+    """`tx` can make a state."""
     if not callable(getattr(tx, "init", None)):
         raise TypeError(
             f"tx must be a gradient transformation with an init; got {_check.show(tx)}."
         )
+
+
+def state_shapes(tx: Any, params: PyTree) -> PyTree:
+    """What `tx.init` gives, in shapes alone."""
+    check_init(tx)
     return jax.eval_shape(tx.init, params)
 
 

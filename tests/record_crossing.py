@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from record_torch import torch_default
+from record_torch import read, torch_default
 
 import functional_adam as fa
 
@@ -213,15 +213,7 @@ def record():
 
 def load():
     """What `record` wrote; the state dicts by name, dtype and step."""
-    tree = {}
-    with np.load(RECORDING) as file:
-        for key in file.files:
-            *path, last = key.split("/")
-            node = tree
-            for part in path:
-                node = node.setdefault(part, {})
-            node[last] = file[key]
-    about = json.loads(str(tree.pop("about")))
+    tree, about = read(RECORDING)
     for name, groups in about["groups"].items():
         for run in tree[name].values():
             for steps in (HALF, STEPS):

@@ -181,17 +181,22 @@ def record():
 
 def load():
     """What `record` wrote: {"cases", "torch", "grads", "params", "runs": {name: {dtype: run}}}."""
+    tree, about = read(RECORDING)
+    cases = {name: Case(**fields) for name, fields in about["cases"].items()}
+    return tree | {"torch": about["torch"], "cases": cases}
+
+
+def read(recording):
+    """The arrays of a recording as a tree (`/` parts a name's keys), and what is said of them."""
     tree = {}
-    with np.load(RECORDING) as file:
+    with np.load(recording) as file:
         for key in file.files:
             *path, last = key.split("/")
             node = tree
             for part in path:
                 node = node.setdefault(part, {})
             node[last] = file[key]
-    about = json.loads(str(tree.pop("about")))
-    cases = {name: Case(**fields) for name, fields in about["cases"].items()}
-    return tree | {"torch": about["torch"], "cases": cases}
+    return tree, json.loads(str(tree.pop("about")))
 
 
 def _flat(tree, prefix=""):

@@ -406,16 +406,19 @@ def test_small_memory_trains_like_float32(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("args", "message"),
+    ("script", "args", "message"),
     [
-        (["--steps", "30"], "--steps: must be a multiple of 20, not 30"),
-        (["--width", "130"], "--width: must be a multiple of 4, not 130"),
-        (["--settings", "int4"], "invalid choice: 'int4'"),
+        ("train_small_memory.py", ["--steps", "30"], "--steps: must be a multiple of 20, not 30"),
+        ("train_small_memory.py", ["--width", "130"], "--width: must be a multiple of 4, not 130"),
+        ("train_small_memory.py", ["--settings", "int4"], "invalid choice: 'int4'"),
+        ("train_sharded.py", ["--devices", "3"], "--batch-size: must be a multiple of 3, not 16"),
+        ("train_sharded.py", ["--width", "130"], "--width: must be a multiple of 4, not 130"),
+        ("train_sharded.py", ["--moments", "int4"], "invalid choice: 'int4'"),
     ],
 )
-def test_small_memory_names_bad_values(args, message, exit_of, monkeypatch, tmp_path, capsys):
+def test_bad_values_are_named(script, args, message, exit_of, monkeypatch, tmp_path, capsys):
     monkeypatch.syspath_prepend(EXAMPLES)
-    assert exit_of(EXAMPLES / "train_small_memory.py", *args, cwd=tmp_path) == 2
+    assert exit_of(EXAMPLES / script, *args, cwd=tmp_path) == 2
     assert message in capsys.readouterr().err
 
 
@@ -448,17 +451,3 @@ def test_devices_hold_their_part_and_train_alike(tmp_path):
     assert last[2] == pytest.approx(last[0], abs=0.01)
     # Two bytes a number and two for each block of a row, 32 wide but in three leaves.
     assert 2 * count / 4 < runs["int8"]["on a device, found"] < 2.1 * count / 4
-
-
-@pytest.mark.parametrize(
-    ("args", "message"),
-    [
-        (["--devices", "3"], "--batch-size: must be a multiple of 3, not 16"),
-        (["--width", "130"], "--width: must be a multiple of 4, not 130"),
-        (["--moments", "int4"], "invalid choice: 'int4'"),
-    ],
-)
-def test_sharded_names_bad_values(args, message, exit_of, monkeypatch, tmp_path, capsys):
-    monkeypatch.syspath_prepend(EXAMPLES)
-    assert exit_of(EXAMPLES / "train_sharded.py", *args, cwd=tmp_path) == 2
-    assert message in capsys.readouterr().err
