@@ -9,13 +9,13 @@ import functools
 import math
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import orbax.checkpoint as ocp
+from checkpoints import CheckpointError, Checkpoints, leave
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
@@ -28,6 +28,11 @@ import functional_adam as fa
 LAYERS = (64, 256, 256, 10)
 EPOCHS = 40
 GOAL = 0.97  # held-out accuracy that a full run of AdamW must reach
+WATCHED = {  # of `fa.diagnostics`
+    "direction_rms": "rms of m̂ / (√v̂ + ε)",
+    "learning_rate": "learning rate",
+    "update_to_param": "‖update‖ / ‖parameters‖",
+}
 NOTE = """\
 SGD has no momentum and no weight decay. Both default peak rates were chosen the
 same way, by the lowest training loss at the end, mean of seeds 0 to 3: AdamW's
@@ -49,6 +54,7 @@ class Measure(NamedTuple):
     train_loss: float
     train_accuracy: float
     held_out_accuracy: float
+    watched: dict[str, float] | None = None  # of the next step, where it is one of Adam's
 
 
 def load() -> tuple[Digits, Digits]:
@@ -88,7 +94,7 @@ def train_step(tx, params, state, images, labels):
     """One step of any Optax-style transformation; `fa.adamw` is one."""
     grads = jax.grad(loss_of)(params, images, labels)
     updates, state = tx.update(grads, state, params)
-    return fa.apply_updates(params, updates), state
+    return fa.apply_updates(params, updates), state, updates
 
 
 @jax.jit
@@ -125,56 +131,38 @@ def matrices(params):
     return jax.tree.map(lambda p: p.ndim > 1, params)
 
 
-class Checkpoints:
-    """A directory of Orbax checkpoints: parameters, `AdamState`, measures and settings."""
-
-    def __init__(self, directory: Path, settings: dict[str, Any]):
-        options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
-        # Orbax refuses relative paths.
-        self.manager = ocp.CheckpointManager(directory.resolve(), options=options)
-        self.settings = settings
-
-    def save(self, step: int, params, state: fa.AdamState, history: list[Measure]) -> None:
-        """Write a checkpoint; one that is cut short is never taken for a whole one."""
-        arrays = ocp.args.StandardSave((params, state))
-        notes = ocp.args.JsonSave({"settings": self.settings, "history": history})
-        self.manager.save(step, args=ocp.args.Composite(arrays=arrays, notes=notes))
-
-    def restore(self, params, state: fa.AdamState):
-        """The newest checkpoint as (step, params, state, history); at step 0, the arguments."""
-        step = self.manager.latest_step()
-        if step is None:
-            return 0, params, state, []
-        # Without a target Orbax returns plain dicts and lists; with one, an AdamState.
-        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, (params, state))
-        arrays, notes = ocp.args.StandardRestore(target), ocp.args.JsonRestore()
-        saved = self.manager.restore(step, args=ocp.args.Composite(arrays=arrays, notes=notes))
-        if saved.notes["settings"] != self.settings:
-            sys.exit(f"The checkpoint needs its own settings: {saved.notes['settings']}")
-        return step, *saved.arrays, [Measure(*row) for row in saved.notes["history"]]
-
-
-def fit(name: str, tx, train: Digits, held_out: Digits, args, progress, checkpoints=None):
+def fit(name: str, tx, data, args, progress, checkpoints=None, watch=None):
     """Train to the last step, or to `args.stop_after` as if interrupted there.
 
-    Returns the parameters and the measures taken before each epoch and at the end.
+    Returns the parameters and the measures taken before each epoch and at the end. `watch`, if
+    given, says more about each epoch's first step.
     """
+    train, held_out = data
     params = init_params(args.seed)
     state = tx.init(params)
     start, history = 0, []
-    if checkpoints:
-        start, params, state, history = checkpoints.restore(params, state)
+    if checkpoints and (saved := checkpoints.restore((params, state))):
+        print(f"Resuming from step {saved.step}, the newest checkpoint in {args.checkpoint}.")
+        start, (params, state) = saved.step, saved.tree
+        history = [Measure(*row) for row in saved.notes["history"]]
     task = progress.add_task(name, total=args.steps, completed=start)
     size = len(train.labels)
     end = min(args.steps, args.stop_after or args.steps)
     for step in range(start, end):
-        if step % (size // args.batch_size) == 0:
+        begins = step % (size // args.batch_size) == 0
+        if begins:
             history.append(measure(step, params, train, held_out))
         batch = batch_at(step, args.seed, size, args.batch_size)
-        params, state = train_step(tx, params, state, train.images[batch], train.labels[batch])
+        images, labels = train.images[batch], train.labels[batch]
+        params, state, updates = train_step(tx, params, state, images, labels)
+        if begins and watch:
+            watched = {name: float(x) for name, x in watch(updates, state, params).items()}
+            history[-1] = history[-1]._replace(watched=watched)
         if checkpoints and ((step + 1) % args.save_every == 0 or step + 1 == args.steps):
-            checkpoints.save(step + 1, params, state, history)
+            checkpoints.save(step + 1, (params, state), {"history": history})
         progress.advance(task)
+    if checkpoints:
+        checkpoints.finish()
     return params, [*history, measure(end, params, train, held_out)]
 
 
@@ -182,14 +170,14 @@ def table_of(histories: dict[str, list[Measure]], peaks: list[float]) -> Table:
     """The numbers each run ends on."""
     table = Table("run", "peak rate", "training loss", "training accuracy", "held-out accuracy")
     for (name, history), peak in zip(histories.items(), peaks, strict=True):
-        _, loss, accuracy, held_out = history[-1]
+        _, loss, accuracy, held_out, _ = history[-1]
         table.add_row(name, f"{peak:g}", f"{loss:.5f}", f"{accuracy:.2%}", f"{held_out:.2%}")
     return table
 
 
 def draw(path: Path, histories, epoch: int, params, held_out: Digits) -> None:
     """The picture: curves above, misread digits below."""
-    figure = Figure(figsize=(9, 6.5), layout="constrained")  # draws with Agg: no display needed
+    figure = Figure(figsize=(12, 6.5), layout="constrained")  # draws with Agg: no display needed
     top, bottom = figure.subfigures(2, 1, height_ratios=(3, 1.2))
     draw_curves(top, histories, epoch)
     draw_misread(bottom, params, held_out)
@@ -197,8 +185,8 @@ def draw(path: Path, histories, epoch: int, params, held_out: Digits) -> None:
 
 
 def draw_curves(figure, histories: dict[str, list[Measure]], epoch: int) -> None:
-    """Training loss and held-out accuracy by epoch (of `epoch` steps)."""
-    left, right = figure.subplots(1, 2)
+    """Training loss, held-out accuracy and Adam's steps by epoch (of `epoch` steps)."""
+    left, right, steps = figure.subplots(1, 3)
     for (name, history), line in zip(histories.items(), ("-", "--"), strict=True):
         epochs = [row.step / epoch for row in history]
         held_out = [100 * row.held_out_accuracy for row in history]
@@ -208,7 +196,12 @@ def draw_curves(figure, histories: dict[str, list[Measure]], epoch: int) -> None
     right.set(title="Held-out accuracy", xlabel="epoch", ylabel="digits read correctly (%)")
     if all(history[-1].held_out_accuracy > 0.9 for history in histories.values()):
         right.set_ylim(90, 100)  # where the two differ
-    for axes in (left, right):
+    seen = [row for row in histories["AdamW"] if row.watched]
+    for name, label in WATCHED.items():
+        values = [row.watched[name] or math.nan for row in seen]  # no 0 on a logarithmic axis
+        steps.semilogy([row.step / epoch for row in seen], values, label=label)
+    steps.set(title="AdamW's steps", xlabel="epoch", ylabel="see the names (no unit)")
+    for axes in (left, right, steps):
         axes.grid(alpha=0.3)
         axes.legend()
 
@@ -287,22 +280,27 @@ def main() -> str | None:
     if args.checkpoint:
         names = ("steps", "batch_size", "learning_rate", "weight_decay", "seed")
         checkpoints = Checkpoints(args.checkpoint, {name: getattr(args, name) for name in names})
-        if (step := checkpoints.manager.latest_step()) is not None:
-            print(f"Resuming from step {step}, the newest checkpoint in {args.checkpoint}.")
 
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        params, adam_history = fit("AdamW", adam, train, held_out, args, progress, checkpoints)
+        watch = jax.jit(functools.partial(fa.diagnostics, learning_rate=adam_schedule))
+        data = train, held_out
+        try:
+            params, adam_history = fit("AdamW", adam, data, args, progress, checkpoints, watch)
+        except CheckpointError as error:
+            return str(error)
         if args.stop_after and args.stop_after < args.steps:
             print("Stopped early, as asked; the same command without --stop-after resumes.")
             return None
-        _, sgd_history = fit("SGD", sgd, train, held_out, args, progress)
+        _, sgd_history = fit("SGD", sgd, data, args, progress)
 
     histories = {"AdamW": adam_history, "SGD": sgd_history}
     console.print(table_of(histories, [args.learning_rate, args.sgd_learning_rate]))
     print(NOTE)
     draw(args.output, histories, epoch, params, held_out)
     print(f"Wrote {args.output}")
+    if checkpoints and checkpoints.failed:
+        leave(f"Saved: {checkpoints.left()}, of {args.steps}.", int(checkpoints.good != args.steps))
     reached = adam_history[-1].held_out_accuracy
     if args.steps >= EPOCHS * epoch and reached < GOAL:
         return f"AdamW's held-out accuracy is {reached:.2%}, below {GOAL:.0%}."

@@ -9,6 +9,7 @@ from functional_adam._amsgrad import amsgrad, scale_by_amsgrad
 from functional_adam._apply import apply_updates, master_params
 from functional_adam._cautious import cautious
 from functional_adam._convert import convert_moments
+from functional_adam._diagnostics import diagnostics
 from functional_adam._extend import extend_state
 from functional_adam._from_optax import from_optax, to_optax
 from functional_adam._lamb import lamb
@@ -44,6 +45,7 @@ __all__ = [
     "apply_updates",
     "cautious",
     "convert_moments",
+    "diagnostics",
     "extend_state",
     "from_optax",
     "from_state_dict",

@@ -231,3 +231,11 @@ def ratio(code: jax.Array, units: jax.Array) -> jax.Array:
 def _power(exponents: jax.Array) -> jax.Array:
     """2**(exponents - 127), 0 for an exponent of 0."""
     return from_bits(exponents << 23)
+
+
+def at_end(mu: jax.Array, nu: jax.Array) -> jax.Array:
+    """How many codes, of both moments, have nothing beyond them: ratios of `_CODES`, roots of 255.
+
+    NaN, whose code is beyond, is one of them.
+    """
+    return jnp.sum(jnp.abs(mu.astype(jnp.int32)) >= _CODES) + jnp.sum(nu == 255)

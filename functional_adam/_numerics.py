@@ -8,10 +8,11 @@ the tests hold each against its plain form.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 class Rate(NamedTuple):
@@ -145,6 +146,11 @@ def abs_squared(g: jax.Array) -> jax.Array:
     if jnp.iscomplexobj(g):
         return g.real * g.real + g.imag * g.imag
     return g * g
+
+
+def widened(real: np.dtype[Any], x: jax.Array) -> jax.Array:
+    """x in the arithmetic's precision: `real`, or its complex counterpart."""
+    return x.astype(np.promote_types(real, np.complex64) if jnp.iscomplexobj(x) else real)
 
 
 def times(c: jax.Array, x: jax.Array) -> jax.Array:

@@ -15,17 +15,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import keystr
 
-from functional_adam import _check
+from functional_adam import _check, _hints
 from functional_adam import _formulas as F
 from functional_adam._chunks import in_chunks
 from functional_adam._family import Variant
 from functional_adam._moments import Format, Stored
-from functional_adam._numerics import over, times
+from functional_adam._numerics import over, times, widened
 from functional_adam._operands import Scalars
 from functional_adam._rounding import Draw, Rounding, bits, draw, is_short, land, late_keys, master
 from functional_adam._scalars import at, is_zero, scalars
 from functional_adam._settings import Settings
-from functional_adam._state import AdamState, check_state
+from functional_adam._state import AdamState, check_state, is_ours
 from functional_adam._types import PyTree, arithmetic_dtype, real_dtype
 
 
@@ -36,12 +36,15 @@ class Once(NamedTuple):
     scalars: Callable[[np.dtype[Any]], Scalars]
     draw: Draw | None
     keys: dict[str, jax.Array]
+    advice: str  # for a gradient of another shape
 
 
 def step(
     settings: Settings, grads: PyTree, state: AdamState, params: PyTree | None
 ) -> tuple[PyTree, AdamState]:
     """Updates and the next state: the one loop over leaves."""
+    if not is_ours(state):  # `check_state` would say so too, without knowing what else was passed
+        raise TypeError(_hints.not_a_state(state, grads, params))
     check_state(
         state,
         settings.variant.name,
@@ -62,6 +65,7 @@ def step(
         functools.cache(functools.partial(scalars, settings, count)),
         draw(count) if random else None,
         dict(zip(paths, late_keys(paths, count), strict=True)) if random else {},
+        "" if params is None else _hints.ONE_MODEL,
     )
     stepped = [
         _leaf(once, path, g, old, theta)
@@ -165,7 +169,7 @@ def _leaf(once: Once, path: str, g: Any, stored: Stored, theta: Theta) -> tuple[
             stored.more[name],
             stored.m if like == "mu" else stored.v,
         )
-    g = _check.leaf_like("grads" + path, g, stored.m, "state.mu" + path)
+    g = _check.leaf_like("grads" + path, g, stored.m, "state.mu" + path, advice=once.advice)
     s = once.scalars(real_dtype(arithmetic_dtype(dtype, g.dtype)))
     rounding = settings.rounding if _rounds(settings.rounding, path, stored, theta) else None
     kind = Kind(settings.variant, settings.moments, rounding, theta.decays)
@@ -212,7 +216,7 @@ def _arithmetic(
     """Load, through the formulas, store, round: (update, what is stored), dtypes as they were."""
     variant, moments, rounding, decays = kind
     random: Any = None if draw is None else bits(draw, key, g.shape)
-    wide = functools.partial(_wide, s.eps.dtype)
+    wide = functools.partial(widened, s.eps.dtype)
     x, old = jax.tree.map(wide, (g, moments.load(stored)))
     weights: Any = _weights(rounding, stored, theta, wide)
     x, new = variant.advance(s, F.coupled_decay(s, x, weights), old)
@@ -233,8 +237,3 @@ def _weights(rounding: Rounding | None, stored: Stored, theta: Any, wide: Any) -
     if rounding is None or not rounding.keeps_error:
         return jax.tree.map(wide, theta)
     return master(theta, stored.residual)
-
-
-def _wide(real: np.dtype[Any], x: jax.Array) -> jax.Array:
-    """x in the arithmetic's precision: `real`, or its complex counterpart."""
-    return x.astype(np.promote_types(real, np.complex64) if jnp.iscomplexobj(x) else real)

@@ -1,6 +1,13 @@
 """Public functions that are no factories."""
 
 OF_STATES = {
-    *("convert_moments", "extend_state", "master_params", "memory_report", "state_shardings"),
+    *(
+        "convert_moments",
+        "diagnostics",
+        "extend_state",
+        "master_params",
+        "memory_report",
+        "state_shardings",
+    ),
     *("from_optax", "from_state_dict", "from_torch", "to_optax", "to_state_dict", "to_torch"),
 }

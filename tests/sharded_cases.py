@@ -550,3 +550,36 @@ def test_mistakes_say_what_would_be_right():
     free = NamedSharding(mesh_of("2x4"), P(P.UNCONSTRAINED))
     refused(ValueError, r"\['b'\] is .*Use None for a dimension", INT8, {"b": np.ones(8)}, free)
     refused(ValueError, "params has no leaf that says on which mesh", INT8, {"a": None})
+
+
+# ---- Bad numbers ----
+
+
+@pytest.mark.parametrize("zero", [None, "data"], ids=["plain", "zero"])
+@pytest.mark.parametrize("mode", ["full stochastic", "bfloat16 compensated", "int8 nearest"])
+def test_a_bad_step_leaves_no_trace_on_any_device(mode, zero):
+    # One element is bad, so that one device alone holds it: all must skip the step.
+    tx, places = optax.apply_if_finite(MODES[mode], 3), places_on(mesh_of("2x4"))
+    start = jax.device_put(numbers(0), places)
+    shardings = fa.state_shardings(tx, start, zero_axis=zero)
+    step = jax.jit(functools.partial(one_step, tx), out_shardings=(places, shardings))
+    params, state = start, jax.jit(tx.init, out_shardings=shardings)(start)
+    theta, clean = params, state  # the run without bad steps
+    plan = {0: ("matrix", np.nan), 3: ("vector", np.inf), 4: ("half", -np.inf), 6: ("half", np.nan)}
+    for i in range(7):
+        # In float32, as updates of rounded parameters are.
+        grads = {name: g.astype(np.float32) for name, g in numbers(1 + i).items()}
+        if i in plan:
+            name, value = plan[i]
+            grads[name].flat[-777] = value
+        before = params, state.inner_state
+        params, state = step(params, state, jax.device_put(grads, places))
+        assert lies_as((params, state), (places, shardings))
+        if i in plan:
+            assert differing((params, state.inner_state), before) == {}
+        else:
+            assert state.inner_state.count == before[1].count + 1
+            theta, clean = step(theta, clean, jax.device_put(grads, places))
+    assert (state.total_notfinite, clean.total_notfinite) == (len(plan), 0)
+    assert differing((params, state.inner_state), (theta, clean.inner_state)) == {}
+    assert step._cache_size() == 1

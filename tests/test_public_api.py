@@ -50,6 +50,7 @@ def test_the_public_names_are_exactly_these():
         "init",
         "lamb",
         "master_params",
+        "diagnostics",
         "memory_report",
         "nadam",
         "nadamw",

@@ -1,0 +1,201 @@
+"""Checkpoints that a run may trust: written by Orbax, verified by `to_state_dict`'s digest.
+
+Orbax writes without keeping training waiting and never takes a half-written checkpoint for a
+whole one. It does not notice a bit that changed on the disk, or fall back from a damaged newest
+checkpoint to the one before: that is done here. The directory must be one that all processes see.
+"""
+
+import functools
+import hashlib
+import json
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+import functional_adam as fa
+
+
+def _say_unless_late(say: Callable[[Any], None], what: Any) -> None:
+    """Print what was raised where nobody could catch it, but for one kind."""
+    # What TensorStore reads on after a read has failed finds no event loop to report to.
+    if "Event loop is closed" not in str(what.exc_value):
+        say(what)
+
+
+sys.unraisablehook = functools.partial(_say_unless_late, sys.unraisablehook)
+KEPT = 3  # checkpoints, so that two may be damaged
+
+
+class CheckpointError(Exception):
+    """The directory holds checkpoints, but none to go on from; the message says why."""
+
+
+class Saved(NamedTuple):
+    """What a checkpoint holds."""
+
+    step: int
+    tree: Any
+    notes: dict[str, Any]
+
+
+def whole(tree: Any) -> Any:
+    """The tree's numbers on this host, also where its arrays lie on several processes."""
+    return jax.tree.map(np.asarray, multihost_utils.process_allgather(tree, tiled=True))
+
+
+def digest_of(tree: Any, notes: dict[str, Any]) -> str:
+    """SHA-256 over every number's bits, dtype, shape and name, and over the notes."""
+    bits = fa.to_state_dict(tree)["functional_adam.sha256"].tobytes()
+    return hashlib.sha256(bits + json.dumps(notes, sort_keys=True).encode()).hexdigest()
+
+
+def reason_of(error: Exception) -> str:
+    """The error's last words, where TensorStore and the system say what was wrong."""
+    text = re.sub(r"\[tensorstore_spec=.*|\[os_error_code.*", "", " ".join(str(error).split()))
+    return text.rstrip(" .") if len(text) < 160 else f"... {text[-150:].rstrip(' .')}"
+
+
+def leave(message: str, status: int) -> NoReturn:
+    """End this process now.
+
+    An ordinary exit would wait for processes that may be dead, and minutes for a failed save.
+    """
+    print(message, file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    os._exit(status)
+
+
+class Checkpoints:
+    """A directory of checkpoints: a tree of arrays each, and notes, which JSON can hold.
+
+    Each process reads and verifies for itself; saving is one act of all of them.
+    """
+
+    def __init__(
+        self, directory: Path, settings: dict[str, Any], say: Callable[[str], Any] = print
+    ):
+        self.directory = directory.resolve()  # Orbax refuses relative paths
+        self.settings = settings
+        self.say = say
+        self.good: int | None = None  # the newest step known to be whole
+        self.failed: int | None = None  # the newest step that could not be saved
+        self.pending: int | None = None
+        self.manager: ocp.CheckpointManager | None = None
+        for name in ("absl", "asyncio"):  # Orbax logs the stack of what is said here in a line
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+
+    def restore(self, target: Any) -> Saved | None:
+        """The newest good checkpoint, in NumPy arrays; None where there has been none at all.
+
+        Damaged ones are put aside. `target` says what to expect: a tree of arrays or shapes.
+        """
+        steps = [int(path.name) for path in self._listed() if path.name.isdigit()]
+        found, refused = None, []
+        for step in sorted(steps, reverse=True):
+            try:
+                found = self.read(step, target)
+                break
+            except Exception as error:  # Orbax and TensorStore raise of every kind
+                self.say(f"Refused the checkpoint of step {step}: {reason_of(error)}")
+                refused.append(step)
+        if refused and found is None:
+            raise CheckpointError(
+                f"No checkpoint in {self.directory} is good; to begin anew, move it away."
+            )
+        if found and found.notes["settings"] != self.settings:
+            raise CheckpointError(
+                f"The checkpoint needs its own settings: {found.notes['settings']}"
+            )
+        self._agree(found)
+        if jax.process_index() == 0:
+            for step in refused:
+                self._put_aside(step)
+        self.good = found.step if found else None
+        return found
+
+    def save(self, step: int, tree: Any, notes: dict[str, Any]) -> None:
+        """Begin to write a checkpoint, as soon as the one before is finished."""
+        self.finish()
+        notes = {**notes, "settings": self.settings}
+        notes = {"notes": notes, "digest": digest_of(whole(tree), notes)}
+        args = ocp.args.Composite(
+            arrays=ocp.args.StandardSave(tree), notes=ocp.args.JsonSave(notes)
+        )
+        self.pending = step
+        self._try(lambda: self._opened().save(step, args=args))
+
+    def finish(self) -> None:
+        """Wait until what was begun is written; say so if it could not be."""
+        if self.pending is not None:
+            self._try(lambda: self._opened().wait_until_finished())
+        if self.pending is not None:
+            self.good, self.pending = self.pending, None
+
+    def left(self) -> str:
+        """From where the run can go on."""
+        return f"step {self.good}" if self.good is not None else "the beginning"
+
+    def _try(self, act: Callable[[], Any]) -> None:
+        try:
+            act()
+        except Exception as error:
+            message = f"Step {self.pending} could not be saved: {reason_of(error)}."
+            if jax.process_count() > 1:  # the others wait for this one's part
+                raise OSError(message) from error
+            self.say(
+                f"{message} Training goes on; if it stopped, it could go on from {self.left()}."
+            )
+            self.failed, self.pending, self.manager = self.pending, None, None
+
+    def _opened(self) -> ocp.CheckpointManager:
+        if self.manager is None:  # also after a failure, which leaves the old one unusable
+            options = ocp.CheckpointManagerOptions(max_to_keep=KEPT, cleanup_tmp_directories=True)
+            self.manager = ocp.CheckpointManager(self.directory, options=options)
+        return self.manager
+
+    def _listed(self) -> list[Path]:
+        return list(self.directory.iterdir()) if self.directory.exists() else []
+
+    def read(self, step: int, target: Any) -> Saved:
+        """Read a checkpoint without any other process, and refuse it if a bit is not as it was."""
+        me = jax.process_index()
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"read-{me}"
+        )
+
+        def part(name: str, handler: Any, args: Any) -> Any:
+            handler = handler(multiprocessing_options=alone)
+            with ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
+                return reader.restore(self.directory / str(step) / name, args=args)
+
+        notes = part("notes", ocp.JsonCheckpointHandler, ocp.args.JsonRestore())
+        like = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), target)
+        args = ocp.args.StandardRestore(like)
+        tree = part("arrays", ocp.StandardCheckpointHandler, args)
+        if digest_of(tree, notes["notes"]) != notes["digest"]:
+            raise ValueError("its numbers are not those that were saved (SHA-256)")
+        return Saved(step, tree, notes["notes"])
+
+    def _agree(self, found: Saved | None) -> None:
+        """All processes found the same, or they do not see the same directory."""
+        steps = multihost_utils.process_allgather(np.int32(found.step if found else -1))
+        if len(set(np.ravel(steps).tolist())) > 1:
+            raise CheckpointError(
+                f"Processes disagree on the newest good checkpoint in {self.directory}."
+            )
+
+    def _put_aside(self, step: int) -> None:
+        """Rename what was refused, since its step will be saved again."""
+        path, number = self.directory / f"refused-{step}", 1
+        while path.exists():
+            path, number = self.directory / f"refused-{step}-{number}", number + 1
+        (self.directory / str(step)).rename(path)

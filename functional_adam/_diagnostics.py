@@ -1,0 +1,172 @@
+"""What to watch of a run: a few scalars of an update, its state and the parameters."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import keystr, tree_leaves_with_path
+
+from functional_adam import _check, _codes
+from functional_adam import _formulas as F
+from functional_adam._family import ADAM
+from functional_adam._moments import FORMATS, Int8, Stored, format_of
+from functional_adam._numerics import abs_squared, over, times, widened
+from functional_adam._operands import Scalars
+from functional_adam._scalars import at, scalars
+from functional_adam._settings import bind
+from functional_adam._state import AdamState, check_count, is_ours
+from functional_adam._types import PyTree, Scalar, ScalarOrSchedule, arithmetic_dtype, real_dtype
+
+_DEFAULTS: dict[str, Any] = {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "eps_root": 0.0}
+
+
+def diagnostics(
+    updates: PyTree,
+    state: PyTree,
+    params: PyTree,
+    *,
+    learning_rate: ScalarOrSchedule | None = None,
+    b1: Scalar | None = None,
+    b2: Scalar | None = None,
+    eps: Scalar | None = None,
+    eps_root: Scalar | None = None,
+) -> dict[str, jax.Array]:
+    """A flat dict of scalars to plot: how long the step is, and what Adam makes of the gradient.
+
+    With the moments after the step, m_hat = m / (1 - b1**t) and v_hat = v / (1 - b2**t):
+
+    - `count`: t, the steps taken (int32; all others are float32).
+    - `update_norm`, `param_norm`: Euclidean norms over all leaves.
+    - `update_to_param`: the first over the second. Some 1e-3 is usual; a value that grows towards 1
+      says that the learning rate is too high.
+    - `direction_rms`: root mean square of m_hat / (sqrt(v_hat + eps_root) + eps), as in Adam:
+      1 where all gradients point the same way, some sqrt((1 - b1) / (1 + b1)) where they are noise.
+    - `below_eps`: the share of coordinates with sqrt(v_hat + eps_root) < eps, where eps holds the
+      step back: 1 is a run that does not move, and what is 0 for ever counts here too.
+    - `clipped`, of `moments="int8"` alone: the share of moments whose code is at the end of its
+      range, where anything larger is clipped; NaN counts.
+    - `learning_rate`, if known: that of the step which made `updates`.
+
+    Pure, and made for `jax.jit`: nothing is printed or kept.
+
+    Args:
+        updates: what `tx.update` gave for `params`, an array for each of them (None where there is
+            none).
+        state: the state that came with it: an `AdamState`, or any state of Optax's that holds one,
+            wherever in it.
+        params: the parameters, before or after the step.
+        learning_rate: as given to the factory, a number or a schedule; None (default) takes it from
+            the hyperparameters of `optax.inject_hyperparams`, if they are in `state`.
+        b1: decay rate in [0, 1) as given to the factory. None (default): that in `state`, under
+            `inject_hyperparams`, or else 0.9.
+        b2: likewise; else 0.999.
+        eps: likewise, >= 0; else 1e-8.
+        eps_root: likewise, >= 0; else 0.
+
+    Returns:
+        A dict from the names above to scalars.
+
+    Raises:
+        ValueError: `state` holds no `AdamState` or several, a number is out of range, or `updates`
+            and `params` differ in structure.
+        TypeError: an argument or a leaf of the wrong type.
+
+    Example:
+        >>> import functional_adam as fa, jax.numpy as jnp
+        >>> tx, params = fa.adam(0.01), jnp.array([3.0, 4.0])
+        >>> updates, state = tx.update(jnp.array([0.5, -0.2]), tx.init(params), params)
+        >>> watched = fa.diagnostics(updates, state, params, learning_rate=0.01)
+        >>> for name, x in watched.items():
+        ...     print(f"{name} {x:.4g}")
+        count 1
+        update_norm 0.01414
+        param_norm 5
+        update_to_param 0.002828
+        direction_rms 1
+        below_eps 0
+        learning_rate 0.01
+    """
+    given = dict(learning_rate=learning_rate, b1=b1, b2=b2, eps=eps, eps_root=eps_root)
+    adam_state = _the_state(state)
+    known = _DEFAULTS | _injected(state) | {k: x for k, x in given.items() if x is not None}
+    has_rate = "learning_rate" in known
+    bound: dict[str, Any] = {"learning_rate": 1.0} | known
+    settings = bind(ADAM, **bound)
+    t = jnp.maximum(jnp.asarray(adam_state.count), 1)  # before the first step: as of zeros
+    settings = at(settings, t - 1)
+    rate, settings = settings.learning_rate, settings._replace(learning_rate=1.0)
+    of_dtype = functools.cache(functools.partial(scalars, settings, t))
+    sums = _summed(adam_state, of_dtype)
+    _check.leaves_like("updates", updates, params, "params")
+    update_norm, param_norm = _norm("updates", updates), _norm("params", params)
+    watched = {
+        "count": jnp.asarray(adam_state.count),
+        "update_norm": update_norm,
+        "param_norm": param_norm,
+        "update_to_param": update_norm / param_norm,
+        "direction_rms": jnp.sqrt(sums["squares"] / sums["size"]),
+        "below_eps": sums["below"] / sums["size"],
+    }
+    if "ends" in sums:
+        watched["clipped"] = sums["ends"] / (2 * sums["size"])
+    if has_rate:
+        watched["learning_rate"] = jnp.asarray(rate, jnp.float32)
+    return watched
+
+
+def _the_state(state: PyTree) -> AdamState:
+    """The one of ours in a state."""
+    found = [
+        (keystr(path), x) for path, x in tree_leaves_with_path(state, is_leaf=is_ours) if is_ours(x)
+    ]
+    if len(found) != 1:
+        places = ", ".join("state" + path for path, _ in found)
+        held = f"{len(found)}: {places}. Pass one of them" if found else "none"
+        raise ValueError(f"state must hold one AdamState; got {held}.")
+    check_count(found[0][1])
+    return found[0][1]
+
+
+def _injected(state: PyTree) -> dict[str, Any]:
+    """What `optax.inject_hyperparams` keeps of the hyperparameters used here."""
+    holds: Callable[[Any], bool] = lambda x: isinstance(getattr(x, "hyperparams", None), Mapping)  # noqa: E731
+    names = ("learning_rate", *_DEFAULTS)
+    nodes = [x for x in jax.tree.leaves(state, is_leaf=holds) if holds(x)]
+    return {k: x for node in nodes for k, x in node.hyperparams.items() if k in names}
+
+
+def _norm(name: str, tree: PyTree) -> jax.Array:
+    """The Euclidean norm over all leaves."""
+    squares = [
+        jnp.sum(abs_squared(jnp.asarray(x).astype(arithmetic_dtype(_check.leaf_dtype(path, x)))))
+        for path, x in ((name + keystr(p), x) for p, x in tree_leaves_with_path(tree))
+    ]
+    return jnp.sqrt(_total(squares))
+
+
+def _total(parts: Sequence[Any]) -> jax.Array:
+    return sum((jnp.asarray(x).astype(jnp.float32) for x in parts), jnp.float32(0))
+
+
+def _summed(state: AdamState, of_dtype: Callable[[Any], Scalars]) -> dict[str, jax.Array]:
+    """Over all coordinates: their number, squares of the direction, those held back by eps."""
+    mus, nus = (jax.tree.leaves(tree) for tree in (state.mu, state.nu))
+    scales = jax.tree.leaves(state.nu_scale) if state.nu_scale is not None else [None] * len(mus)
+    parts: dict[str, list[Any]] = {"size": [], "squares": [], "below": []}
+    for mu, nu, scale in zip(mus, nus, scales, strict=True):
+        format = format_of(mu, nu)
+        loaded = FORMATS[format]().load(Stored(mu, nu, {}, scale))
+        real = real_dtype(arithmetic_dtype(loaded.m.dtype, loaded.v.dtype))
+        new = jax.tree.map(functools.partial(widened, real), loaded)
+        s = of_dtype(real)
+        direction = times(s.step, over(F.momentum(s, new.m, new), F.root(s, new)))
+        parts["size"].append(new.v.size)
+        parts["squares"].append(jnp.sum(abs_squared(direction)))
+        parts["below"].append(jnp.sum(F.root(s, new) < 2 * s.eps))  # the root itself below eps
+        if format == Int8.name:
+            parts.setdefault("ends", []).append(_codes.at_end(mu, nu))
+    return {name: _total(values) for name, values in parts.items()}
