@@ -16,14 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import keystr
 
+from functional_adam import _hints
 from functional_adam._types import PyTree, arithmetic_dtype
 
 T = TypeVar("T")
-
-_FREEZE = (
-    "pass None as its gradient (and its parameter), or leave it out with optax.masked or "
-    "optax.partition"
-)
 
 
 def is_none(x: object) -> bool:
@@ -73,15 +69,16 @@ def scalar(
     if isinstance(value, jax.Array):
         if value.shape != ():
             raise ValueError(
-                f"{name} must be {wanted}; got an array of shape {value.shape}. "
-                "To use many values at once, jax.vmap over the update."
+                f"{name} must be {wanted}{_hints.not_parameters(name, value)}; got an array of "
+                f"shape {value.shape}.{_hints.array(name, value)}"
             )
         if not _is_number(value.dtype):
             raise TypeError(f"{name} must be {wanted}; got an array of dtype {value.dtype}.")
         return value
     dtype = _scalar_dtype(value)
     if dtype is None or not _is_number(dtype):
-        raise TypeError(f"{name} must be {wanted}; got {show(value)}.")
+        wanted += _hints.not_parameters(name, value)
+        raise TypeError(f"{name} must be {wanted}; got {show(value)}.{_hints.scalar(name, value)}")
     number = float(value)
     if not at_least <= number < below:
         raise ValueError(f"{name} must be {wanted}; got {value!r}.")
@@ -149,37 +146,33 @@ def leaf_dtype(path: str, leaf: Any) -> np.dtype[Any]:
     if dtype is None and isinstance(leaf, bool | int | float | complex):
         dtype = jnp.result_type(leaf)
     if dtype is None:
-        advice = (
-            "Make the state with `init`."
-            if path.startswith("state")
-            else "Keep only the arrays of a model, as equinox.filter(model, "
-            "equinox.is_inexact_array) does."
-        )
-        raise TypeError(f"{path} must be an array; got {show(leaf)}. {advice}")
+        raise TypeError(f"{path} must be an array; got {show(leaf)}.{_hints.no_array(path, leaf)}")
     if not jnp.issubdtype(dtype, jnp.inexact):
         given = "float0" if dtype == jax.dtypes.float0 else dtype
         raise TypeError(
-            f"{path} must be a float or complex array; got dtype {given}. To freeze it, {_FREEZE}."
+            f"{path} must be a float or complex array; got dtype {given}."
+            f"{_hints.frozen(path, dtype)}"
         )
     return jax.dtypes.canonicalize_dtype(dtype)
 
 
-def same_shape(path: str, leaf: Any, like: Any, whose: str) -> None:
+def same_shape(path: str, leaf: Any, like: Any, whose: str, advice: str = "") -> None:
     if np.shape(leaf) != np.shape(like):
         raise ValueError(
             f"{path} has shape {np.shape(leaf)}, but {whose} has shape {np.shape(like)}."
+            f"{advice or _hints.shape(path)}"
         )
 
 
 def leaf_like(
-    path: str, leaf: Any, like: Any, whose: str, *, may_be_real: bool = False
+    path: str, leaf: Any, like: Any, whose: str, *, may_be_real: bool = False, advice: str = ""
 ) -> jax.Array:
     """`leaf` as an array, once it fits `like`: same shape, both real or both complex.
 
     With `may_be_real` a real leaf fits a complex one too.
     """
     dtype = leaf_dtype(path, leaf)
-    same_shape(path, leaf, like, whose)
+    same_shape(path, leaf, like, whose, advice)
     is_complex = jnp.issubdtype(dtype, jnp.complexfloating)
     if is_complex != jnp.iscomplexobj(like) and (is_complex or not may_be_real):
         raise TypeError(
@@ -274,7 +267,8 @@ def leaves_like(name: str, tree: PyTree, wanted: PyTree, whose: str) -> list[Any
     leaves, treedef = jax.tree.flatten(tree, is_leaf=is_none)
     if treedef != jax.tree.structure(wanted, is_leaf=is_none):
         difference = tree_difference(tree, wanted, name) or f"got {treedef}"
-        raise ValueError(f"{name} must have the structure of {whose}: {difference}.")
+        hint = _hints.structure(name, tree, wanted, whose)
+        raise ValueError(f"{name} must have the structure of {whose}: {difference}.{hint}")
     return leaves
 
 
@@ -292,10 +286,7 @@ def mask(value: Any) -> Any:
     for path, leaf in jax.tree_util.tree_leaves_with_path(value):
         if not isinstance(leaf, bool | np.bool_):
             raise TypeError(
-                f"mask{keystr(path)} must be True or False; got {show(leaf)}. "
-                "A mask is a tree (or prefix of a tree) of Python booleans, "
-                "or a function from the parameters to one; under optax.inject_hyperparams name "
-                'it in static_args=("mask",).'
+                f"mask{keystr(path)} must be True or False; got {show(leaf)}.{_hints.mask(leaf)}"
             )
     return value
 
@@ -303,17 +294,25 @@ def mask(value: Any) -> Any:
 def mask_leaves(value: Any, params: PyTree) -> list[bool]:
     """`value`, called or spread over `params`: one boolean a leaf, None counting as a leaf."""
     tree = mask(value(params)) if callable(value) else value
+    if tree is None and callable(value) and jax.tree.leaves(params):
+        raise TypeError("mask(params) is None: let the function return its tree of booleans.")
     if tree is None:
         tree = True
 
-    def spread(keep: bool | None, subtree: PyTree) -> list[bool]:
+    def spread(path: Any, keep: bool | None, subtree: PyTree) -> list[bool]:
         leaves = jax.tree.leaves(subtree, is_leaf=is_none)
         if keep is None and any(leaf is not None for leaf in leaves):
-            raise TypeError("mask has None where the parameters have arrays; use True or False.")
+            raise TypeError(
+                f"mask has None at mask{keystr(path)}, where the parameters have arrays; use True "
+                "or False."
+            )
         return [bool(keep)] * len(leaves)
 
     try:
-        return jax.tree.leaves(jax.tree.map(spread, tree, params, is_leaf=is_none))
+        spreads = jax.tree_util.tree_map_with_path(spread, tree, params, is_leaf=is_none)
+        return jax.tree.leaves(spreads)
     except ValueError as error:
         difference = tree_difference(tree, params, "mask", prefix=True) or str(error)
-        raise ValueError(f"mask must be a prefix of the parameters: {difference}.") from None
+        raise ValueError(
+            f"mask must be a prefix of the parameters: {difference}.{_hints.mask_structure()}"
+        ) from None

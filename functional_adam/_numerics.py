@@ -68,7 +68,7 @@ def bias_correction(rate: Rate, t: jax.Array) -> jax.Array:
 
 
 @bias_correction.defjvp
-def _bias_correction_jvp(  # pyright: ignore[reportUnusedFunction] (registered, never called by name)
+def _bias_correction_jvp(  # registered, never called by name
     primals: tuple[Rate, jax.Array], tangents: tuple[Rate, jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
     # dc/db = -t b**(t-1). Through log b it would be 0 * inf at b = 0; and b**0 is kept apart
@@ -132,7 +132,7 @@ def safe_sqrt(x: jax.Array) -> jax.Array:
 
 
 @safe_sqrt.defjvp
-def _safe_sqrt_jvp(  # pyright: ignore[reportUnusedFunction] (registered, never called by name)
+def _safe_sqrt_jvp(  # registered, never called by name
     primals: tuple[jax.Array], tangents: tuple[jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
     (x,), (x_dot,) = primals, tangents

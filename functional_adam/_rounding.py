@@ -130,7 +130,7 @@ def undifferentiable(x: T) -> T:
 
 
 @undifferentiable.defjvp
-def _undifferentiable_jvp(  # pyright: ignore[reportUnusedFunction] (registered, never called by name)
+def _undifferentiable_jvp(  # registered, never called by name
     primals: tuple[Any, ...], tangents: tuple[Any, ...]
 ) -> Any:
     del primals, tangents
@@ -222,8 +222,15 @@ def land(
     if not rounding.keeps_error:
         return u, None
     landed = (wide + u).astype(theta.dtype)
-    missing = (x - landed.astype(jnp.float32)) / _code_unit(landed)
-    code = jnp.clip(jnp.floor(missing + fraction(random)), -128, 127)
+    unit = _code_unit(landed)
+    missing = (x - landed.astype(jnp.float32)) / unit
+    code = jnp.floor(missing + fraction(random))
+    # Half-way to the next number above is code 128, which an int8 lacks: it is that number, and the
+    # half way back. To clip it would be a drift, of half a code in each 256 steps.
+    above = (landed.astype(jnp.float32) + 256 * unit).astype(theta.dtype)
+    lifted = (code == 128) & jnp.isfinite(above)
+    u = jnp.where(lifted, above.astype(jnp.float32) - wide, u)
+    code = jnp.where(lifted, -128 * (unit / _code_unit(above)), jnp.clip(code, -128, 127))
     return u, jnp.where(jnp.isfinite(missing), code, 0).astype(jnp.int8)
 
 

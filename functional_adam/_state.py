@@ -15,7 +15,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jax.tree_util import keystr
 from jax.typing import DTypeLike
 
-from functional_adam import _check
+from functional_adam import _check, _hints
 from functional_adam._moments import (
     Format,
     Full,
@@ -233,11 +233,7 @@ def scale_sharding(
 def check_count(state: Any) -> None:
     """`state` is an AdamState with a scalar count."""
     if not isinstance(state, AdamState):
-        raise TypeError(
-            f"state must be an AdamState, as `init` returns it; got {type(state).__name__}. "
-            "(optax.chain keeps a tuple of states; a checkpoint restored without a target is a "
-            "dict.)"
-        )
+        raise TypeError(_hints.not_a_state(state))
     dtype = getattr(state.count, "dtype", None)
     if dtype not in (np.int32, np.int64):
         given = dtype or type(state.count).__name__

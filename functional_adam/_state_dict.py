@@ -17,9 +17,10 @@ import numpy as np
 from jax.core import Tracer
 from jax.sharding import AbstractMesh
 from jax.tree_util import keystr
+from jax.typing import ArrayLike
 
 from functional_adam import _check
-from functional_adam._types import PyTree
+from functional_adam._types import NumPyArray, PyTree
 
 VERSION = 1
 
@@ -38,7 +39,7 @@ _PORTABLE = {
 }
 
 
-def to_state_dict(tree: PyTree) -> dict[str, np.ndarray[Any, Any]]:
+def to_state_dict(tree: PyTree) -> dict[str, NumPyArray]:
     """The leaves of a tree by name, for `np.savez`, safetensors or any other store of arrays.
 
     A leaf's name is `jax.tree_util.keystr` of its path, as error messages print it: `.mu['w']` in
@@ -70,7 +71,7 @@ def to_state_dict(tree: PyTree) -> dict[str, np.ndarray[Any, Any]]:
         >>> file = io.BytesIO()
         >>> np.savez(file, **flat)
     """
-    flat: dict[str, np.ndarray[Any, Any]] = {}
+    flat: dict[str, NumPyArray] = {}
     leaves: dict[str, tuple[str, list[int], str]] = {}
     for name, leaf in _named("tree", tree).items():
         dtype = _whole("tree" + name, leaf)
@@ -83,7 +84,7 @@ def to_state_dict(tree: PyTree) -> dict[str, np.ndarray[Any, Any]]:
     return flat
 
 
-def from_state_dict(flat: Mapping[str, Any], target: PyTree) -> PyTree:
+def from_state_dict(flat: Mapping[str, ArrayLike], target: PyTree) -> PyTree:
     """The tree that `to_state_dict` made `flat` of, the same in every bit, or an error.
 
     Args:
@@ -200,12 +201,12 @@ def _storage(dtype: np.dtype[Any], shape: tuple[int, ...]) -> tuple[np.dtype[Any
     return np.dtype(f"uint{8 * dtype.itemsize}"), shape
 
 
-def _portable(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def _portable(array: NumPyArray) -> NumPyArray:
     dtype, shape = _storage(array.dtype, array.shape)
     return array.reshape(-1).view(dtype).reshape(shape)
 
 
-def _sha256(array: np.ndarray[Any, Any]) -> bytes:
+def _sha256(array: NumPyArray) -> bytes:
     return hashlib.sha256(array.reshape(-1).view(np.uint8).data).digest()
 
 
@@ -260,7 +261,7 @@ def _check_target(name: str, leaf: Any, saved_dtype: str, saved_shape: list[int]
 
 def _read(
     flat: Mapping[str, Any], name: str, saved_dtype: str, saved_shape: list[int], digest: str
-) -> np.ndarray[Any, Any]:
+) -> NumPyArray:
     """An array in its own dtype, its bits those that were saved."""
     array, dtype = np.asarray(flat[name], order="C"), np.dtype(jnp.dtype(saved_dtype))
     stored_dtype, stored_shape = _storage(dtype, tuple(saved_shape))
@@ -278,7 +279,7 @@ def _read(
     return array.reshape(-1).view(dtype).reshape(tuple(saved_shape))
 
 
-def _placed(array: np.ndarray[Any, Any], like: Any) -> jax.Array:
+def _placed(array: NumPyArray, like: Any) -> jax.Array:
     """A JAX array that shares no memory with `array`, where `like` is."""
     # On a CPU JAX takes a NumPy array's memory as it is, even in device_put(may_alias=False), or
     # copies it later, even in jnp.array.
@@ -291,7 +292,7 @@ def _placed(array: np.ndarray[Any, Any], like: Any) -> jax.Array:
     return jax.device_put(x, sharding)
 
 
-def _weak(array: np.ndarray[Any, Any]) -> Any:
+def _weak(array: NumPyArray) -> Any:
     """With the weak type of Python's numbers, where the dtype is theirs."""
     number = {"i": 0, "f": 0.0, "c": 0j}.get(array.dtype.kind)
     if number is None or jnp.result_type(number) != array.dtype:

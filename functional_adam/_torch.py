@@ -18,18 +18,18 @@ from jax.tree_util import keystr, tree_leaves_with_path
 
 from functional_adam import _check
 from functional_adam._state import AdamState, check_count, init
-from functional_adam._types import PyTree
+from functional_adam._types import NumPyArray, PyTree
 
 # path -> torch's index or name of the parameter; or a tree like the parameters of such.
 Names: TypeAlias = PyTree | Callable[[str], int | str]
-Transform: TypeAlias = Callable[[str, np.ndarray[Any, Any]], np.ndarray[Any, Any]]
+Transform: TypeAlias = Callable[[str, NumPyArray], NumPyArray]
 
 _OURS = {"exp_avg": "mu", "exp_avg_sq": "nu", "max_exp_avg_sq": "nu_max"}  # torch's names, ours
 _LARGEST = "max_exp_avg_sq"
 
 
 def from_torch(
-    state_dict: Mapping[str, Any],
+    state_dict: Mapping[str, PyTree],
     params: PyTree,
     *,
     names: Names | None = None,
@@ -98,11 +98,11 @@ def from_torch(
 
 def to_torch(
     state: AdamState,
-    like: Mapping[str, Any],
+    like: Mapping[str, PyTree],
     *,
     names: Names | None = None,
     transform: Transform | None = None,
-) -> dict[str, Any]:
+) -> dict[str, PyTree]:
     """A state as the `state_dict` of the same torch optimizer: `from_torch` reversed.
 
     The values are NumPy arrays; before `load_state_dict` make them tensors:
@@ -196,7 +196,7 @@ def _paths(name: str, mu: PyTree) -> list[str]:
 
 def _laid_out(
     path: str, array: Any, transform: Transform | None, shape: tuple[int, ...] | None, whose: str
-) -> np.ndarray[Any, Any]:
+) -> NumPyArray:
     """`array` with its axes as they are on the other side, of this shape there."""
     if transform is not None:
         array = np.asarray(transform(path, array))
@@ -253,7 +253,7 @@ def _leaf(path: str, key: Any, name: str, value: Any, like: jax.Array, transform
     return jax.device_put(array, like.sharding) if on_mesh else jnp.asarray(array)
 
 
-def _numpy(value: Any) -> np.ndarray[Any, Any]:
+def _numpy(value: Any) -> NumPyArray:
     """A tensor, an array or a number as a NumPy array."""
     if hasattr(value, "detach"):
         value = value.detach().cpu()

@@ -10,10 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
+from numpy.typing import NDArray
 
 # `chex.ArrayTree` rejects what users pass (Equinox modules, Flax states), and JAX has no
 # recursive alias of its own: a tree is anything that `jax.tree` can walk.
 PyTree: TypeAlias = Any
+
+# A NumPy array of whatever dtype and shape.
+NumPyArray: TypeAlias = NDArray[np.generic]
 
 # A value that may be a Python or NumPy number, or a concrete or traced array of shape ().
 Scalar: TypeAlias = chex.Numeric

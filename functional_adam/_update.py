@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from jax.typing import DTypeLike
 
-from functional_adam import _check
+from functional_adam import _check, _hints
 from functional_adam._moments import MomentFormat
 from functional_adam._scalars import is_zero
 from functional_adam._settings import adam_like, bind
-from functional_adam._state import AdamState, check_state
+from functional_adam._state import AdamState, check_state, is_ours
 from functional_adam._step import step
 from functional_adam._types import (
     Mask,
@@ -127,6 +127,8 @@ def update(
     if is_zero(bound.weight_decay):
         # Then `step` looks at neither: right for Optax's wrappers, which pass what they have, but
         # here whatever is given was meant.
+        if not is_ours(state):
+            raise TypeError(_hints.not_a_state(state, grads, params))
         check_state(state, bound.variant.name, (), bound.moments, bound.rounding)
         if params is not None:
             _check.leaves_like("params", params, state.mu, "the parameters given to init")

@@ -233,7 +233,11 @@ def test_compensated_parameters_are_the_nearest_numbers(name):
     goal = theta.astype(np.float64) - LEARNING_RATE * grads / (np.abs(grads) + 1.3)
     low, high = enclosing(theta, goal)
     least = np.minimum(goal - low, high - goal)
-    assert (np.abs(got - goal) <= least * (1 + 1e-3) + 1e-6 * np.abs(goal) + 1e-9).all()
+    # Of two neighbours that are equally near, but for a 256th, the upper one may be taken.
+    nearest = np.abs(got - goal) <= least * (1 + 1e-3) + 1e-6 * np.abs(goal) + 1e-9
+    upper = (got == high) & (np.abs(got - goal) <= least + (high - low) / 128)
+    assert (nearest | upper).all()
+    assert nearest.mean() > 0.99
 
 
 # What is left out ---------------------------------------------------------------------------------
@@ -452,3 +456,32 @@ def test_apply_if_finite_refuses_short_gradients_as_updates_are_wider(standard):
     state = outer.init(theta)
     with pytest.raises(TypeError, match=r"(?s)float32\[2,128\].*bfloat16\[2,128\]"):
         outer.update(theta, state, theta)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_compensated_weights_do_not_drift_where_a_code_would_be_128(dtype, sign):
+    # Steps of half the weight's spacing, so that half-way points are met all the time. Clipped to
+    # 127 there, weights sank by half a code in 256 steps: 15 standard errors here.
+    n, steps = 20_000, 400
+    theta = jnp.asarray(sign * np.random.default_rng(0).uniform(0.45, 0.95, n), dtype)
+    code, spacing = jnp.zeros(n, jnp.int8), float(jnp.finfo(dtype).eps) / 2
+
+    @jax.jit
+    def walked(theta, code):
+        def step(kept, i):
+            theta, code, moved = kept
+            w = _rounding.master(theta, code)
+            x = w + spacing * jnp.sin(0.37 * i + 0.01 * jnp.arange(n, dtype=jnp.float32))
+            random = _rounding.bits(
+                _rounding.draw(i.astype(jnp.int32) + 1), _rounding.leaf_key("['w']"), (n,)
+            ).theta
+            u, code = _rounding.land(_rounding.ROUNDINGS["compensated"], x, theta, random)
+            return ((theta.astype(jnp.float32) + u).astype(dtype), code, moved + (x - w)), None
+
+        return jax.lax.scan(step, (theta, code, jnp.zeros(n)), jnp.arange(float(steps)))[0]
+
+    *end, moved = walked(theta, code)
+    drift = np.float64(_rounding.master(*end)) - np.float64(theta) - np.float64(moved)
+    assert abs(drift.mean()) < 5 * drift.std() / n**0.5
+    assert drift.std() < 2 * steps**0.5 * spacing / 256  # one rounding of a code a step

@@ -1,0 +1,120 @@
+"""`python -m functional_adam`: is Adam exact on this device, and what does it cost here?
+
+Prints the error of one update against the paper's formulas, whether a step compiles once and
+reuses its memory, the bytes of each moment format and its time, and a verdict.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import jax
+
+from functional_adam import _selfcheck as check
+
+NOTE = """\
+Error of one update against Adam's Algorithm 1, in units of one rounding of the step in
+that dtype (float32: 2**-24): rms over the coordinates at the worst step / largest of all."""
+
+
+def versions() -> dict[str, str]:
+    """Of all that matters here."""
+    found = {"python": platform.python_version()}
+    for name in ("functional_adam", "jax", "jaxlib", "optax", "torch"):
+        if importlib.util.find_spec(name):
+            try:
+                found[name] = version(name)
+            except PackageNotFoundError:  # on the path, but not installed
+                found[name] = "unknown"
+    return found
+
+
+def errors(report: dict[str, Any], say: Any) -> list[str]:
+    """Fill in the errors; what is wrong with ours."""
+    say(f"\n{NOTE}\n")
+    names = list(check.libraries())
+    say(f"{'gradients':10} {'b1, b2':12}" + "".join(f"{name:>18}" for name in names))
+    wrong = []
+    for of in check.PRECISIONS:
+        found = list(check.errors(of))
+        report["errors"] += [error._asdict() for error in found]
+        for i in range(0, len(found), len(names)):
+            row = found[i : i + len(names)]
+            cells = "".join(f"{f'{e.rms:,.1f} / {e.worst:,.0f}':>18}" for e in row)
+            say(f"{of.dtype:10} {f'{row[0].b1}, {row[0].b2}':12}{cells}")
+            if not (row[0].rms <= of.rms and row[0].worst <= of.worst):  # NaN is wrong too
+                wrong.append(f"{of.dtype} updates are off by more than {of.rms} / {of.worst}")
+    return wrong
+
+
+def costs(report: dict[str, Any], say: Any) -> list[str]:
+    """Fill in compilations, donation, bytes and times; what is wrong with them."""
+    wrong, rows = [], {}
+    for moments in check.FORMATS:
+        programs, reused = check.compilations_and_donation(moments)
+        found, said = check.state_bytes(moments)
+        rows[moments] = {"programs": programs, "reused": reused, "state_bytes": found}
+        if programs != 1:
+            wrong.append(f"{moments}: ten steps compiled {programs} programs")
+        if reused != 1:
+            wrong.append(f"{moments}: {reused:.0%} of the donated memory was reused")
+        if found != said:
+            wrong.append(f"{moments}: {found} bytes of state a parameter, not {said}")
+    for timing in check.timings():
+        rows[timing.moments] |= timing._asdict()
+    report["formats"] = list(rows.values())
+    say("\nA training step by moment format: programs compiled in ten steps, share of parameters'")
+    say("and state's memory reused (donated), bytes of state a parameter, time to that of Optax's")
+    say("step, and bytes it must move a second to those of a copy. 2**22 float32 parameters.\n")
+    heads = ("programs", "reused", "state bytes", "time to Optax's", "of a copy")
+    say(f"{'moments':10}" + "".join(f"{head:>17}" for head in heads))
+    for moments, row in rows.items():
+        ratio = "no Optax here" if row["to_optax"] is None else f"{row['to_optax']:.2f}"
+        cells = (row["programs"], f"{row['reused']:.0%}", f"{row['state_bytes']:.2f}")
+        cells = (*cells, ratio, f"{row['of_copy']:.0%}")
+        say(f"{moments:10}" + "".join(f"{cell:>17}" for cell in cells))
+    return wrong
+
+
+def main() -> int:
+    """Measure, print, judge."""
+    parser = argparse.ArgumentParser(
+        prog="python -m functional_adam", description=(__doc__ or "").partition("\n")[0]
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead")
+    parser.add_argument("--version", action="version", version=versions()["functional_adam"])
+    args = parser.parse_args()
+    say: Any = (lambda _: None) if args.json else lambda text: print(text, flush=True)
+    try:
+        device = jax.devices()[0]
+    except RuntimeError as error:
+        wanted: Any = getattr(jax.config, "jax_platforms")  # noqa: B009 (not in its annotations)
+        asked = f" as JAX_PLATFORMS={wanted} asks" if wanted else ""
+        print(
+            f"JAX finds no device{asked}: {error}\n"
+            "Unset JAX_PLATFORMS, or install the jaxlib for your device.",
+            file=sys.stderr,
+        )
+        return 2
+    report: dict[str, Any] = {
+        "device": f"{device.device_kind} ({device.platform}, {jax.device_count()} in all)",
+        "versions": versions(),
+        "errors": [],
+    }
+    say(report["device"] + "; " + ", ".join(f"{k} {v}" for k, v in report["versions"].items()))
+    wrong = errors(report, say) + costs(report, say)
+    report["wrong"] = wrong
+    say("\nWRONG: " + "; ".join(wrong) if wrong else "\nGOOD: exact, one program, no copies.")
+    if args.json:
+        print(json.dumps(report, indent=2))
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

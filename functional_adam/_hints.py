@@ -1,0 +1,205 @@
+"""What a caller most likely meant: the way out that a message of `_check` ends with.
+
+Called only where an error is raised already, so nothing here has to be fast, and a guess is put as
+one. Every hint begins with a space, or is empty where nothing useful is known.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+ONE_MODEL = (
+    " Gradients, parameters and state must be of one model: if it has changed since init, make a "
+    "new state with init(params), or with extend_state to keep the moments."
+)
+_OTHERWISE = {
+    "grads": ONE_MODEL,
+    "params": ONE_MODEL,
+    "updates": " Pass the updates that update returned for these params.",
+}
+_ORDER = "the order is update(grads, state, params)"
+_INIT = "state = tx.init(params)"
+_UPDATE = "updates, state = tx.update(grads, state, params)"
+_FREEZE = (
+    "pass None as its gradient (and its parameter), or leave it out with optax.masked or "
+    "optax.partition"
+)
+_MASK = "mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params)"
+
+
+def is_adam(x: Any) -> bool:
+    """Whether `x` is a state of Adam, this package's or Optax's."""
+    return {"count", "mu", "nu"} <= set(getattr(type(x), "_fields", ()))
+
+
+def _is_ours(x: Any) -> bool:
+    return is_adam(x) and type(x).__name__ == "AdamState"
+
+
+def _members(x: Any) -> list[Any]:
+    """What lies in a plain tuple or list."""
+    return list(x) if type(x) in (tuple, list) else []
+
+
+def _built_like(x: Any, like: Any) -> bool:
+    """Whether `x` is a tree with the structure and the shapes of `like`."""
+    (leaves, treedef), (wanted, structure) = jax.tree.flatten(x), jax.tree.flatten(like)
+    return treedef == structure and list(map(_shape, leaves)) == list(map(_shape, wanted))
+
+
+def _shape(x: Any) -> Any:
+    return getattr(x, "shape", ())
+
+
+def not_a_state(state: Any, grads: Any = None, params: Any = None) -> str:
+    """The whole message where something else was given as the state."""
+    whose = "Optax's " if is_adam(state) and not _is_ours(state) else ""
+    return (
+        "state must be an AdamState, as `init` returns it; got "
+        f"{whose}{type(state).__name__}.{_state(state, grads, params)}"
+    )
+
+
+def _state(state: Any, grads: Any, params: Any) -> str:
+    for name, other in (("grads", grads), ("params", params)):
+        if is_adam(other):
+            return f" The state was given as {name}: {_ORDER}."
+    if state is None or callable(state) or callable(getattr(state, "init", None)):
+        return f" Make it once, before the loop: {_INIT}."
+    ours = [i for i, member in enumerate(_members(state)) if _is_ours(member)]
+    if ours:
+        return (
+            f" state[{ours[0]}] is an AdamState: unpack the pair that update returns, {_UPDATE}; "
+            "or, if this is the state of an optax.chain, call the update of that chain."
+        )
+    if any(is_adam(x) for x in (state, *_members(state))):
+        return (
+            f" Make a new one, {_INIT}, or go on from Optax's: "
+            "state = fa.from_optax(state, like=tx.init(params))."
+        )
+    if grads is not None and _built_like(state, grads):
+        return f" It is built like grads: {_ORDER}, and the first state is tx.init(params)."
+    return (
+        " (optax.chain keeps a tuple of states; a checkpoint restored without a target is a dict.)"
+    )
+
+
+def structure(name: str, tree: Any, wanted: Any, whose: str) -> str:
+    """For a tree `name` that is not built like `wanted`, which belongs to `whose`."""
+    if name not in _OTHERWISE:
+        return ""
+    return _pair(name, tree, wanted) or _pair(whose, wanted, tree) or _other(name, tree)
+
+
+def _pair(name: str, tree: Any, wanted: Any) -> str:
+    """For a tuple, given as `name`, of which one member is what should have been given."""
+    members = _members(tree)
+    fits = [i for i, member in enumerate(members) if _built_like(member, wanted)]
+    if not fits or name not in _OTHERWISE:
+        return ""
+    way = "params, state = step(params, state)" if name == "params" else _UPDATE
+    if name == "grads" and not any(map(is_adam, members)):
+        way = "loss, grads = jax.value_and_grad(loss_of)(params)"
+        if fits[0] == 0:
+            way = "grads, aux = jax.grad(loss_of, has_aux=True)(params)"
+    return f" {name}[{fits[0]}] has it: unpack the {type(tree).__name__}, as in {way}."
+
+
+def _other(name: str, tree: Any) -> str:
+    """For what is recognized by itself."""
+    if is_adam(tree):
+        return f" That is a state: {_UPDATE}."
+    if name == "grads" and (tree is None or jax.tree_util.all_leaves([tree])):
+        return " Give the gradients: grads = jax.grad(loss_of)(params)."
+    if name == "params" and isinstance(tree, int | float):
+        return " That is a number: name it, as in update(grads, state, params, learning_rate=...)."
+    return _OTHERWISE[name]
+
+
+def no_array(path: str, leaf: Any) -> str:
+    """For a leaf at `path` that is no array."""
+    if path.startswith("state"):
+        return " Make the state with `init`."
+    if callable(getattr(leaf, "init", None)):
+        return " A Flax Linen model holds no parameters: model.init(key, x)['params'] makes them."
+    return (
+        " Keep only the arrays of a model, as equinox.filter(model, equinox.is_inexact_array) does."
+    )
+
+
+def frozen(path: str, dtype: Any) -> str:
+    """For a leaf at `path` that is neither float nor complex."""
+    freeze = f" To freeze it, {_FREEZE}."
+    if path.startswith("params") and path.endswith(".count"):
+        return f" If this is an optimizer's state, pass the parameters alone.{freeze}"
+    if jnp.issubdtype(dtype, jnp.integer):
+        return f" To train it, cast it: x.astype(jnp.float32).{freeze}"
+    return freeze
+
+
+def shape(path: str) -> str:
+    """For a leaf at `path` whose shape is not that of its counterpart."""
+    if path.startswith("params"):
+        return ONE_MODEL
+    if path.startswith("updates"):
+        return _OTHERWISE["updates"]
+    return ""
+
+
+def scalar(name: str, value: Any) -> str:
+    """For a hyperparameter `name`, or `name(count)`, that is no number."""
+    if isinstance(value, str) and _reads_as_number(value):
+        return f" Write float({value!r}). (YAML, for one, reads 1e-3 as text.)"
+    if not name.endswith("(count)"):
+        return ""
+    if value is None:
+        return " Does the schedule return its value?"
+    if callable(value):
+        return " The schedule returned a function: pass that one, or call it with the count."
+    return array(name, value) if _shape(value) != () else " A schedule returns one number."
+
+
+def array(name: str, value: Any) -> str:
+    """For a hyperparameter `name`, or `name(count)`, with a shape other than ()."""
+    if getattr(value, "size", 0) == 1:
+        return " Take its only element: value.reshape(())."
+    one = " A schedule returns one number." if name.endswith("(count)") else ""
+    return f"{one} To use many values at once, jax.vmap over the update."
+
+
+def not_parameters(name: str, value: Any) -> str:
+    """For a learning rate that looks like the parameters, which PyTorch wants there."""
+    leaves = jax.tree.leaves(value)
+    if name == "learning_rate" and any(getattr(x, "size", 0) > 1 for x in leaves):
+        return ", not the parameters: state = tx.init(params) takes them"
+    return ""
+
+
+def _reads_as_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def mask(leaf: Any) -> str:
+    """For a leaf of a mask that is no boolean."""
+    hint = ""
+    if _shape(leaf) != ():
+        hint = " It is for a whole leaf, not for each element."
+    elif isinstance(leaf, str):
+        hint = " A name selects nothing."
+    return (
+        f"{hint} A mask is a tree (or prefix of a tree) of Python booleans, or a function from the "
+        "parameters to one; under optax.inject_hyperparams name it in "
+        'static_args=("mask",).'
+    )
+
+
+def mask_structure() -> str:
+    """For a mask that does not fit the parameters."""
+    return f" A function fits any model: {_MASK}."
