@@ -9,10 +9,10 @@ PIP := PIP_CONSTRAINT=$(CONSTRAINTS) $(BIN)/pip install --quiet --disable-pip-ve
 PYTEST := JAX_PLATFORMS=cpu $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types tests legs bench peers wheel clean
+.PHONY: help demo test check lint types tests legs bench peers versions dist dist-check clean
 
 help: ## show this list
-	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 20
 
 demo: $(VENV)/demo ## set up, train on the handwritten digits, show the result
 	$(BIN)/python examples/train_digits.py
@@ -43,11 +43,17 @@ bench: $(VENV)/test ## time and size against Optax (and torch, if installed)
 peers: $(VENV)/test ## repeat the recorded comparison with PyTorch, live; needs torch in .venv
 	$(BIN)/python tests/record_torch.py --check
 
-wheel: $(VENV)/test ## build the wheel into dist/
-	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
+versions: $(VENV)/test ## all tests here and the legs, then a table of what ran with which versions
+	VENV=$(VENV) sh tools/legs.sh here
+
+dist: $(VENV)/test ## build sdist and wheel into dist/
+	$(BIN)/python -m build --outdir dist .
+
+dist-check: $(VENV)/test ## build both, install each into an empty environment, run the ten lines there
+	VENV=$(VENV) sh tools/check_dist.sh
 
 clean: ## remove .venv and everything built
-	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest dist digits.png learning_rate.png small_memory.png .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest dist digits.png learning_rate.png small_memory.png sweep.png distributed_run .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer with venv found: run make PYTHON=..."; exit 1; }

@@ -3,7 +3,6 @@
 import argparse
 import functools
 import importlib
-import importlib.util
 import json
 import math
 import os
@@ -29,7 +28,9 @@ SCRIPTS = [
     "compare_variants.py",
     "learn_the_learning_rate.py",
     "train_small_memory.py",
+    "sweep.py",
     "train_sharded.py",
+    "train_distributed.py",
 ]
 # 30 steps: an epoch of 22 and a part. Neither stop nor checkpoint falls on the epoch's end.
 SETTINGS = {"steps": 30, "batch_size": 64, "learning_rate": 0.003, "weight_decay": 0.2, "seed": 3}
@@ -54,6 +55,7 @@ def exit_of(monkeypatch):
     """A function that runs a script in this process, for speed, and returns what it exits with."""
 
     def run_here(script, *args, cwd):
+        monkeypatch.syspath_prepend(EXAMPLES)  # as Python does for a script
         monkeypatch.chdir(cwd)
         monkeypatch.setattr(sys, "argv", [str(script), *map(str, args)])
         with pytest.raises(SystemExit) as stopped:
@@ -139,21 +141,15 @@ def straight(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def train_digits():
-    """The script as a module, to read its checkpoints with its own code."""
-    spec = importlib.util.spec_from_file_location("train_digits", EXAMPLES / "train_digits.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def newest(train_digits):
+def newest(example):
     """A function from a checkpoint directory to its newest (step, params, state, history)."""
+    train_digits = example("train_digits")
 
     def restore(directory):
         params = jax.tree.map(lambda p: p.astype(np.float32), train_digits.init_params(0))
-        return train_digits.Checkpoints(directory, SETTINGS).restore(params, fa.init(params))
+        checkpoints = train_digits.Checkpoints(directory, SETTINGS)
+        step, arrays, notes = checkpoints.restore((params, fa.init(params)))
+        return step, *arrays, [train_digits.Measure(*row) for row in notes["history"]]
 
     return restore
 
@@ -205,14 +201,17 @@ def example():
         yield importlib.import_module
 
 
-def adam(gradient, theta, steps, rate, b1=0.9):
-    """Algorithm 1 in NumPy: the parameters before each step and after the last."""
+def adam(gradient, theta, steps, rate, b1=0.9, b2=0.999, eps=1e-8, decay=0.0):
+    """Algorithm 1 in NumPy: the parameters before each step and after the last.
+
+    `decay` is AdamW's, and may be an array.
+    """
     thetas, m, v = [np.float64(theta)], 0.0, 0.0
     for t in range(1, steps + 1):
         g = gradient(thetas[-1], t - 1)
-        m, v = b1 * m + (1 - b1) * g, 0.999 * v + (1 - 0.999) * g**2
-        step = rate * m / (1 - b1**t) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
-        thetas.append(thetas[-1] - step)
+        m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
+        step = rate * m / (1 - b1**t) / (np.sqrt(v / (1 - b2**t)) + eps)
+        thetas.append(thetas[-1] - step - rate * decay * thetas[-1])
     return thetas
 
 
@@ -306,11 +305,102 @@ def test_a_short_comparison_draws_and_prints(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["v.png"]
 
 
-@pytest.mark.parametrize("script", SCRIPTS[2:5])  # those that draw
-def test_a_picture_needs_an_existing_directory(script, exit_of, monkeypatch, tmp_path, capsys):
-    monkeypatch.syspath_prepend(EXAMPLES)
+@pytest.mark.parametrize("script", SCRIPTS[2:6])  # those that draw
+def test_a_picture_needs_an_existing_directory(script, exit_of, tmp_path, capsys):
     assert exit_of(EXAMPLES / script, "--output", "missing/a.png", cwd=tmp_path) == 2
     assert "is not a file in an existing directory" in capsys.readouterr().err
+
+
+def regression(module):
+    """Softmax regression on two epochs of digits: start, chunks, and the gradient in NumPy."""
+    train, _ = module.load()
+    chunks = module.epochs_of(train, 2, seed=1)
+    images, labels = (np.concatenate(parts) for parts in zip(*chunks, strict=True))
+    assert images.shape == (44, 64, 64)
+    start = np.random.default_rng(2).normal(scale=0.3, size=(65, 10)).astype(np.float32)
+
+    def gradient(w, step):
+        x = np.c_[images[step], np.ones(64)].astype(float)  # the last for the bias
+        scores = np.exp(x @ w)
+        errors = scores / scores.sum(axis=1, keepdims=True) - np.eye(10)[labels[step]]
+        return x.T @ errors / 64
+
+    return [{"w": jnp.array(start[:-1]), "b": jnp.array(start[-1])}], chunks, gradient, start
+
+
+def weights(params):
+    """Of all members, as in `regression`."""
+    return np.concatenate([params[0]["w"], params[0]["b"][:, None]], axis=1)
+
+
+def test_each_hyperparameter_reaches_its_own_member(example):
+    module = example("sweep")
+    start, chunks, gradient, theta = regression(module)
+    usual = module.Hyper(0.01, 0.8, 0.98, 1e-4, 0.3)
+    members = [module.Hyper(*map(float, np.float32(usual)))] * 6
+    others = np.float32(module.Hyper(0.02, 0.3, 0.8, 0.1, 0.9))
+    for i, (name, value) in enumerate(zip(module.Hyper._fields, others, strict=True)):
+        members[i] = members[i]._replace(**{name: float(value)})
+    hyper = module.Hyper(*np.float32(members).T)
+    params, curves = module.sweep(hyper, start, chunks)
+    assert curves.shape == (6, 44)
+    found = weights(params)
+    for i, (rate, b1, b2, eps, decay) in enumerate(members):
+        decays = np.where(np.arange(65) < 64, decay, 0)[:, None]  # not of the bias
+        expected = adam(gradient, theta, 44, rate, b1, b2, eps, decays)[-1]
+        np.testing.assert_allclose(found[i], expected, atol=1e-5)
+        assert i == 5 or np.abs(found[i] - found[5]).max() > 1e-3
+        assert module.member(hyper, i) == members[i]
+    for i, name in enumerate(hyper._fields):
+        values = np.array(hyper[i])
+        values[i] = values[5]
+        changed, _ = module.sweep(hyper._replace(**{name: values}), start, chunks)
+        same = (weights(changed) == found).all(axis=(1, 2))
+        assert same.tolist() == [j != i for j in range(6)]
+    assert module.train_all._cache_size() == 1
+
+
+def test_the_grid_is_spaced_by_equal_factors(example):
+    module = example("sweep")
+    axes = [
+        module.Axis(name, module.spaced(name, *limits))
+        for name, *limits in (("b2", 0.5, 0.995, 3), ("weight_decay", 0.1, 0.9, 3))
+    ]
+    hyper = module.grid(*axes, module.Hyper(b1=0.7))
+    np.testing.assert_allclose(hyper.b2, [0.5, 0.95, 0.995] * 3, rtol=1e-6)
+    np.testing.assert_allclose(hyper.weight_decay, np.repeat([0.1, 0.3, 0.9], 3), rtol=1e-6)
+    for values, usual in ((hyper.b1, 0.7), (hyper.learning_rate, 0.003), (hyper.eps, 1e-8)):
+        assert values.tolist() == [np.float32(usual)] * 9
+    assert {values.dtype for values in hyper} == {np.dtype(np.float32)}
+    assert [module.text("b2", b) for b in (0.5, 0.95, 0.9999, 0.0)] == [
+        *("0.50", "0.950", "0.99990", "0.0")
+    ]
+
+
+def test_a_short_sweep_draws_and_prints(tmp_path):
+    args = ["--epochs", 1, "--x", "eps", 1e-8, 1e-2, 2, "--y", "b1", 0.5, 0.95, 3]
+    output = run("sweep.py", *args, "--output", "s.png", cwd=tmp_path)
+    rows = rows_of(output)
+    assert len(rows) == 5  # of 6 members
+    assert [float(row[3]) for row in rows] == sorted(float(row[3]) for row in rows)
+    b1s = "0.50", "0.84", "0.950"
+    for index, eps, b1, loss, accuracy in rows:
+        assert (eps, b1) == (("1e-08", "0.01")[int(index) % 2], b1s[int(index) // 2])
+        assert 0.05 < float(loss) < 2
+        assert 50 < float(accuracy.rstrip("%")) < 100
+    losses, parameters = map(float, re.findall(r"within ([\d.e-]+) ", output))
+    assert f"Member {rows[0][0]} against its run alone, 22 steps" in output
+    assert 0 <= losses < 1e-5
+    assert 0 < parameters < 0.05
+    assert_png(tmp_path / "s.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["s.png"]
+
+
+def test_a_member_that_goes_another_way_alone_fails(exit_of, tmp_path):
+    # At such rates losses are in the thousands, and a rounding of them is more than the bound.
+    args = ["--epochs", 1, "--x", "learning_rate", 3, 9, 2, "--y", "b2", 0.5, 0.6, 2]
+    message = exit_of(EXAMPLES / "sweep.py", *args, "--check", 3, cwd=tmp_path)
+    assert message.startswith("That is more than 1e-05 or 0.05.")
 
 
 def test_the_learned_rate_is_the_best_rate_from_both_sides(tmp_path):
@@ -411,6 +501,19 @@ def test_small_memory_trains_like_float32(tmp_path):
         ("train_small_memory.py", ["--steps", "30"], "--steps: must be a multiple of 20, not 30"),
         ("train_small_memory.py", ["--width", "130"], "--width: must be a multiple of 4, not 130"),
         ("train_small_memory.py", ["--settings", "int4"], "invalid choice: 'int4'"),
+        ("sweep.py", ["--x", "b3", "0", "0.9", "3"], "--x: NAME must be one of learning_rate, b1,"),
+        ("sweep.py", ["--x", "eps", "0", "1", "3"], "--x: eps needs 0 < LOW < HIGH, finite, and"),
+        ("sweep.py", ["--y", "b1", "0", "1", "3"], "--y: b1 needs 0 <= LOW < HIGH < 1 and COUNT"),
+        ("sweep.py", ["--y", "b1", "0", "0.9", "1"], "and COUNT at least 2"),
+        (
+            "sweep.py",
+            ["--y", "b2", "0.5", "0.999999999", "2"],
+            "--y: b2 must be a number in [0, 1)",
+        ),
+        ("sweep.py", ["--x", "b2", "0.5", "0.9", "2"], "--y: b2 is swept by --x"),
+        ("sweep.py", ["--b2", "0.9"], "--b2: b2 is swept"),
+        ("sweep.py", ["--b1", "1"], "--b1: b1 must be a number in [0, 1)"),
+        ("sweep.py", ["--check", "64"], "--check: there are 64 members, from 0 to 63"),
         ("train_sharded.py", ["--devices", "3"], "--batch-size: must be a multiple of 3, not 16"),
         ("train_sharded.py", ["--width", "130"], "--width: must be a multiple of 4, not 130"),
         ("train_sharded.py", ["--moments", "int4"], "invalid choice: 'int4'"),

@@ -11,7 +11,6 @@ import re
 import subprocess
 import sys
 import tomllib
-import zipfile
 
 import jax.numpy as jnp
 import pytest
@@ -91,16 +90,6 @@ def test_requirements_are_jax_jaxlib_chex():
     assert names == {"jax", "jaxlib", "chex"}
 
 
-def test_the_wheel_is_pure_python_and_complete(tmp_path):
-    build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q"]
-    subprocess.run([*build, "-w", str(tmp_path), str(ROOT)], check=True, capture_output=True)
-    (wheel,) = tmp_path.glob("*.whl")
-    assert wheel.name == f"functional_adam-{fa.__version__}-py3-none-any.whl"
-    files = {n for n in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in n}
-    have = {str(p.relative_to(ROOT)) for p in (ROOT / "functional_adam").glob("*.py")}
-    assert files == have | {"functional_adam/py.typed"}
-
-
 def test_a_state_is_a_named_tuple_of_the_agreed_fields():
     assert fa.AdamState._fields == ("count", "mu", "nu", "nu_scale", "residual", "extra")
     state = fa.init(jnp.ones(2))
@@ -148,3 +137,22 @@ def test_modules_and_functions_stay_short():
 def test_nothing_in_the_package_asserts():
     for path in (ROOT / "functional_adam").glob("*.py"):
         assert not re.search(r"^\s*assert\b", path.read_text(), re.M), path.name
+
+
+def annotations_of(thing):
+    """(where, annotation as written) of what a user sees of a public name."""
+    if inspect.isfunction(thing):
+        yield from ((f"{thing.__name__}({k})", v) for k, v in thing.__annotations__.items())
+    elif inspect.isclass(thing):
+        yield from ((f"{thing.__name__}.{k}", v) for k, v in thing.__annotations__.items())
+
+
+@pytest.mark.parametrize("thing", PUBLIC, ids=lambda x: x.__name__)
+def test_nothing_public_is_annotated_as_any(thing):
+    # `PyTree` is the one alias for it: a tree is whatever `jax.tree` can walk.
+    found = list(annotations_of(thing))
+    assert found
+    for where, written in found:
+        annotation = getattr(written, "__forward_arg__", written)  # of a NamedTuple
+        assert isinstance(annotation, str), where
+        assert not re.search(r"\bAny\b|\bobject\b", annotation), f"{where}: {annotation}"

@@ -2,10 +2,14 @@
 # The core tests on other versions than those of .venv: Python 3.11 with the oldest supported JAX,
 # and Python 3.13 with the newest, each where that interpreter is present.
 # Flax, Orbax and Equinox are left out there: their current releases need newer versions of JAX.
+# With the argument `here`: all tests in .venv first, and a table of the legs at the end.
 set -eu
 
+results=$(mktemp)
+trap 'rm -f "$results"' EXIT
+
 CORE="test_formulas test_types test_step test_adam test_apply test_check test_family_check test_properties
-test_codes test_moments test_rounding test_convert test_report"
+test_codes test_moments test_rounding test_convert test_report test_diagnostics test_extend"
 
 # The interpreter with this version, if there is one that runs.
 find_python() {
@@ -33,12 +37,38 @@ leg() { # name, version of Python, further test files
             --editable . hypothesis mpmath optax pytest pytest-xdist
         touch "$home/ready"
     fi
-    echo "--- $name: $("$home/bin/python" -c 'import jax, sys; print("Python", sys.version.split()[0], "jax", jax.__version__)')"
     files=""
     for test in $CORE "$@"; do files="$files tests/$test.py"; done
     # shellcheck disable=SC2086 (several files)
-    JAX_PLATFORMS=cpu "$home/bin/python" -m pytest -q -n auto $files
+    run "$name" "$home" $files
 }
 
+run() { # name, environment, test files
+    name=$1
+    home=$2
+    shift 2
+    versions=$("$home/bin/python" -c 'import chex, jax, sys
+print(sys.version.split()[0], jax.__version__, chex.__version__, sep=" | ")')
+    echo "--- $name: Python | jax | chex: $versions"
+    log=$(mktemp)
+    # The last line says how many passed; `tee` would hide the exit status.
+    if JAX_PLATFORMS=cpu "$home/bin/python" -m pytest -q -n auto "$@" > "$log" 2>&1; then
+        status=0
+    else
+        status=1
+    fi
+    cat "$log"
+    echo "| $name | $versions | $(tail -n 1 "$log") |" >> "$results"
+    rm -f "$log"
+    return $status
+}
+
+if [ "${1:-}" = here ]; then
+    run here "$VENV"
+fi
 leg oldest 3.11
 leg newest 3.13 test_family test_optax
+if [ "${1:-}" = here ]; then
+    printf '\n| leg | Python | jax | chex | result |\n| --- | --- | --- | --- | --- |\n'
+    cat "$results"
+fi

@@ -1,0 +1,121 @@
+"""Code as users write it, for pyright in strict mode (`make types`). It is never run."""
+
+from collections.abc import Callable
+from typing import NamedTuple, assert_type
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from numpy.typing import NDArray
+
+import functional_adam as fa
+
+Params = dict[str, jax.Array]
+
+
+class Model(NamedTuple):
+    kernel: jax.Array
+    bias: jax.Array
+
+
+def loss_of(params: Params, x: jax.Array) -> jax.Array:
+    return jnp.mean((x @ params["w"] + params["b"]) ** 2)
+
+
+def a_training_loop(params: Params, batches: list[jax.Array]) -> Params:
+    schedule = optax.warmup_cosine_decay_schedule(0.0, 1e-3, 100, 1000)
+    tx = fa.adamw(schedule, b2=0.95, weight_decay=0.1, mask={"w": True, "b": False})
+    state = tx.init(params)
+
+    @jax.jit
+    def step(params: Params, state: optax.OptState, x: jax.Array) -> tuple[Params, optax.OptState]:
+        grads: Params = jax.grad(loss_of)(params, x)
+        updates, state = tx.update(grads, state, params)
+        return fa.apply_updates(params, updates), state
+
+    for x in batches:
+        params, state = step(params, state, x)
+    return params
+
+
+def two_functions(params: Model, grads: Model) -> Model:
+    state = fa.init(params, moments="int8", rounding="compensated")
+    assert_type(state, fa.AdamState)
+    updates, state = fa.update(
+        grads, state, params, learning_rate=jnp.float32(3e-4), b2=np.float32(0.95), moments="int8"
+    )
+    assert_type(state, fa.AdamState)
+    assert_type(state.count, chex.Array)
+    return fa.apply_updates(params, updates)
+
+
+def every_factory(
+    rate: float | Callable[[jax.Array], jax.Array],
+) -> list[fa.GradientTransformation]:
+    del rate
+    return [
+        fa.adam(),
+        fa.adam(1e-3, 0.9, 0.99, 1e-8, l2=1e-2, nesterov=True),
+        fa.adamw(1e-3, moments=fa.Int8(block_size=64, chunked=True)),
+        fa.nadam(2e-3, momentum_decay=4e-3),
+        fa.nadamw(2e-3),
+        fa.amsgrad(1e-3, maximum="before_correction"),
+        fa.adamax(2e-3),
+        fa.adamaxw(2e-3),
+        fa.radam(1e-3, eps_placement="before_correction"),
+        fa.adabelief(1e-3),
+        fa.yogi(1e-2),
+        fa.lamb(1e-3),
+        fa.adopt(1e-3),
+        fa.ademamix(1e-3),
+        fa.cautious(fa.adamw(1e-3)),
+        fa.scale_by_adam(b2=0.95),
+        fa.adam(moments=fa.Full(mu_dtype="bfloat16")),
+        fa.adam(moments=fa.BFloat16(), rounding="stochastic"),
+    ]
+
+
+def schedules() -> None:
+    fa.adam(optax.constant_schedule(1e-3))
+    fa.adamw(lambda count: 1e-3 / (1 + count), weight_decay=lambda count: 0.1 / (1 + count))
+    fa.adam(jnp.float32(1e-3))
+
+
+def with_optax(params: Params, grads: Params) -> None:
+    tx = optax.chain(optax.clip(1.0), fa.adam())
+    state = tx.init(params)
+    updates, state = tx.update(grads, state, params)
+    optax.apply_updates(params, updates)
+    optax.masked(fa.adam(), {"w": True, "b": False})
+    optax.partition({"train": fa.adamw(1e-3), "freeze": optax.set_to_zero()}, {"w": "train"})
+    optax.MultiSteps(fa.adamw(1e-3), every_k_schedule=4)
+    optax.apply_if_finite(fa.adam(), max_consecutive_errors=3)
+    optax.inject_hyperparams(fa.adamw, static_args=("mask",))(learning_rate=1e-3)
+
+
+def the_rest(params: Params, state: fa.AdamState, updates: Params) -> None:
+    assert_type(fa.diagnostics(updates, state, params), dict[str, jax.Array])
+    assert_type(fa.convert_moments(state, params, moments="bfloat16"), fa.AdamState)
+    assert_type(fa.to_state_dict(state), dict[str, NDArray[np.generic]])
+    report = fa.memory_report(fa.adam(moments="int8"), params)
+    assert_type(report.state_bytes, int)
+    mesh = Mesh(np.array(jax.devices()), "data")
+    placed = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
+    fa.state_shardings(fa.adam(), placed, zero_axis="data")
+    fa.master_params(params, state)
+    restored: fa.AdamState = fa.from_state_dict(fa.to_state_dict(state), state)
+    fa.extend_state(fa.adam(), restored, params, params, restart=["params['w']"])
+
+
+def mistakes(params: Params) -> None:
+    # Each line must be an error: pyright reports an `ignore` that nothing needs.
+    fa.adam("1e-3")  # pyright: ignore[reportArgumentType]
+    fa.adam(1e-3, beta1=0.9)  # pyright: ignore[reportCallIssue]
+    fa.adam(moments="int4")  # pyright: ignore[reportArgumentType]
+    fa.adam(rounding="up")  # pyright: ignore[reportArgumentType]
+    fa.init(params).velocity  # pyright: ignore[reportAttributeAccessIssue]  # noqa: B018
+    fa.Int8(bits=4)  # pyright: ignore[reportCallIssue]
+    fa.radam(1e-3, eps_placement="between")  # pyright: ignore[reportArgumentType]
