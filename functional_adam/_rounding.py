@@ -164,15 +164,20 @@ def stochastic(x: jax.Array, dtype: np.dtype[Any], random: jax.Array) -> jax.Arr
 
     Finite numbers stay finite; infinities and NaN pass.
     """
+    return _to_grid(x, dtype, 0, random).astype(dtype)
+
+
+def _to_grid(x: jax.Array, dtype: np.dtype[Any], more: int, random: jax.Array) -> jax.Array:
+    """`stochastic`, to the numbers that `dtype` would have with that many more bits."""
     info = jnp.finfo(dtype)
-    dropped, least = 23 - info.nmant, np.float32(info.tiny)
+    dropped, least = 23 - info.nmant - more, np.float32(info.tiny)
     size = jnp.abs(x)
     # float16's subnormals keep the spacing of its smallest normals: lifted by that, so do these.
     lift = jnp.where(size < least, least if dtype == jnp.float16 else 0, np.float32(0))
     carried = bits_of(size + lift) + (random >> np.uint32(32 - dropped)).astype(jnp.int32)
     rounded = from_bits(carried & np.int32(-(2**dropped))) - lift
     rounded = jnp.copysign(jnp.minimum(rounded, np.float32(info.max)), x)
-    return jnp.where(jnp.isfinite(x), rounded, x).astype(dtype)
+    return jnp.where(jnp.isfinite(x), rounded, x)
 
 
 # ---- Parameters of 16 bits ----
@@ -197,18 +202,28 @@ def _nearest(x: jax.Array, dtype: np.dtype[Any], random: jax.Array) -> jax.Array
     return x.astype(dtype)
 
 
+def _up_from_half_way(x: jax.Array, dtype: np.dtype[Any], random: jax.Array) -> jax.Array:
+    """To nearest; from half-way upwards, as there 128 codes would be missing and an int8 has 127.
+
+    Clipped to these, a weight that rises by less than a code a step would stand still there.
+    """
+    del random
+    power = jnp.minimum(_power(x), np.float32(2.0**127))  # -inf + inf were NaN
+    return (x + power * np.float32(2.0 ** -(jnp.finfo(dtype).nmant + 12))).astype(dtype)
+
+
 ROUNDINGS = {
     rounding.name: rounding
     for rounding in (
         Rounding("nearest", _nearest, is_early=False),
         Rounding("stochastic", stochastic),
-        Rounding("compensated", _nearest, keeps_error=True),
+        Rounding("compensated", _up_from_half_way, keeps_error=True),
     )
 }
 
 
 def land(
-    rounding: Rounding, x: jax.Array, theta: jax.Array, random: jax.Array
+    rounding: Rounding, x: jax.Array, theta: jax.Array, random: Bits
 ) -> tuple[jax.Array, jax.Array | None]:
     """From theta to x: the float32 update that lands on the grid, and the code of what is missing.
 
@@ -216,21 +231,17 @@ def land(
     there theta + u, which is what applying it comes to, is still the number the code refers to.
     """
     x = undifferentiable(x)
+    if rounding.keeps_error:  # first to what theta and a code can stand for, then to theta
+        x = _to_grid(x, theta.dtype, 8, random.theta)
     wide = theta.astype(jnp.float32)
-    goal = rounding.goal(x, theta.dtype, random).astype(jnp.float32)
+    goal = rounding.goal(x, theta.dtype, random.theta).astype(jnp.float32)
     u = jnp.where(goal == wide, 0, goal - wide)  # 0 for what is infinite and stays so
     if not rounding.keeps_error:
         return u, None
     landed = (wide + u).astype(theta.dtype)
-    unit = _code_unit(landed)
-    missing = (x - landed.astype(jnp.float32)) / unit
-    code = jnp.floor(missing + fraction(random))
-    # Half-way to the next number above is code 128, which an int8 lacks: it is that number, and the
-    # half way back. To clip it would be a drift, of half a code in each 256 steps.
-    above = (landed.astype(jnp.float32) + 256 * unit).astype(theta.dtype)
-    lifted = (code == 128) & jnp.isfinite(above)
-    u = jnp.where(lifted, above.astype(jnp.float32) - wide, u)
-    code = jnp.where(lifted, -128 * (unit / _code_unit(above)), jnp.clip(code, -128, 127))
+    missing = (x - landed.astype(jnp.float32)) / _code_unit(landed)
+    # Whole, but below a power of two, whose own unit is twice that of x. By other bits than above.
+    code = jnp.clip(jnp.floor(missing + fraction(random.mu)), -128, 127)
     return u, jnp.where(jnp.isfinite(missing), code, 0).astype(jnp.int8)
 
 
@@ -244,8 +255,13 @@ def master(theta: jax.Array, code: jax.Array | None) -> jax.Array:
 def _code_unit(theta: jax.Array) -> jax.Array:
     """1/256 of the distance from theta to its neighbour in its dtype."""
     info = jnp.finfo(theta.dtype)
-    power = from_bits(bits_of(theta.astype(jnp.float32)) & np.int32(0x7F800000))
+    power = _power(theta.astype(jnp.float32))
     # float16's subnormals are spaced like its smallest normals; and float32 holds the unit itself.
     least = max(float(info.tiny), 2.0 ** (info.nmant + 8 - 126))
     power = jnp.clip(power, np.float32(least), np.float32(2.0**127))
     return power * np.float32(2.0 ** -(info.nmant + 8))
+
+
+def _power(x: jax.Array) -> jax.Array:
+    """The power of two at or below |x|, 0 for float32's subnormals; infinite for NaN too."""
+    return from_bits(bits_of(x) & np.int32(0x7F800000))

@@ -228,7 +228,7 @@ def _arithmetic(
     stored = moments.store(new, stored, random, s)
     if rounding is None:
         return u.astype(g.dtype), stored
-    u, residual = land(rounding, (weights + u).astype(jnp.float32), theta, random.theta)
+    u, residual = land(rounding, (weights + u).astype(jnp.float32), theta, random)
     return u, stored._replace(residual=residual)
 
 

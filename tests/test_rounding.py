@@ -278,14 +278,14 @@ STEPS, WIDTH = 2000, 512
 PARTS = {"bfloat16": 1e-3, "float16": 8e-3}
 
 
-def trained(rounding, name="bfloat16"):
-    """(start, end, end's parameters, state, way that all have gone) of equal steps downwards."""
+def trained(rounding, name="bfloat16", up=False):
+    """(start, end, end's parameters, state, way that all have gone) of equal steps one way."""
     rng = np.random.default_rng(35)
     theta = jnp.asarray((1 + 0.99 * rng.uniform(size=WIDTH)).astype(SHORT[name]))
     theta = theta.at[: WIDTH // 2].set(-theta[: WIDTH // 2])
     rate = PARTS[name] * unit(1.0, name)
     tx = fa.adam(rate, b1=0.7, rounding=rounding)
-    grads = jnp.asarray(np.float32(0.3 + rng.uniform(size=WIDTH)))
+    grads = jnp.asarray(np.float32(0.3 + rng.uniform(size=WIDTH)) * np.float32(-1 if up else 1))
 
     def body(carry, _):
         params, state = carry
@@ -297,10 +297,11 @@ def trained(rounding, name="bfloat16"):
     return np.float64(theta), np.float64(params), params, state, rate * STEPS
 
 
+@pytest.mark.parametrize("up", [False, True])
 @pytest.mark.parametrize("name", SHORT)
-def test_steps_far_below_half_a_unit_add_up_in_compensated_weights(name):
-    start, _, params, state, way = trained("compensated", name)
-    moved = start - np.float64(fa.master_params(params, state))
+def test_steps_far_below_half_a_unit_add_up_in_compensated_weights(name, up):
+    start, _, params, state, way = trained("compensated", name, up)
+    moved = (start - np.float64(fa.master_params(params, state))) * (-1 if up else 1)
     assert moved.mean() == pytest.approx(way, rel=0.02)
     assert np.abs(moved / way - 1).max() < 0.05
 
@@ -475,7 +476,7 @@ def test_compensated_weights_do_not_drift_where_a_code_would_be_128(dtype, sign)
             x = w + spacing * jnp.sin(0.37 * i + 0.01 * jnp.arange(n, dtype=jnp.float32))
             random = _rounding.bits(
                 _rounding.draw(i.astype(jnp.int32) + 1), _rounding.leaf_key("['w']"), (n,)
-            ).theta
+            )
             u, code = _rounding.land(_rounding.ROUNDINGS["compensated"], x, theta, random)
             return ((theta.astype(jnp.float32) + u).astype(dtype), code, moved + (x - w)), None
 
