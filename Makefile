@@ -9,7 +9,7 @@ PIP := PIP_CONSTRAINT=$(CONSTRAINTS) $(BIN)/pip install --quiet --disable-pip-ve
 PYTEST := JAX_PLATFORMS=cpu $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types tests legs bench peers versions dist dist-check clean
+.PHONY: help demo test check lint types tests legs bench peers figures versions dist dist-check docs docs-check clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 20
@@ -43,6 +43,17 @@ bench: $(VENV)/test ## time and size against Optax (and torch, if installed)
 peers: $(VENV)/test ## repeat the recorded comparison with PyTorch, live; needs torch in .venv
 	$(BIN)/python tests/record_torch.py --check
 
+figures: $(VENV)/test ## draw every picture of docs/ again: half an hour on 2 cores, two thirds of it for memory_loss.png
+	JAX_PLATFORMS=cpu $(BIN)/python tools/figures/why_exact.py --output docs/why_exact.png
+	JAX_PLATFORMS=cpu $(BIN)/python tools/figures/schedules.py --output docs/schedules.png
+	JAX_PLATFORMS=cpu $(BIN)/python examples/compare_variants.py --output docs/variants.png
+	JAX_PLATFORMS=cpu $(BIN)/python examples/sweep.py --output docs/sweep.png
+	JAX_PLATFORMS=cpu $(BIN)/python benchmarks/zero.py --picture docs/zero.png
+	mkdir -p build && rm -f build/low_memory.jsonl
+	JAX_PLATFORMS=cpu $(BIN)/python benchmarks/low_memory.py --results build/low_memory.jsonl --parts streams long
+	JAX_PLATFORMS=cpu $(BIN)/python benchmarks/low_memory.py --results build/low_memory.jsonl --report docs \
+		# docs/memory_streams.png docs/memory_loss.png
+
 versions: $(VENV)/test ## all tests here and the legs, then a table of what ran with which versions
 	VENV=$(VENV) sh tools/legs.sh here
 
@@ -52,8 +63,14 @@ dist: $(VENV)/test ## build sdist and wheel into dist/
 dist-check: $(VENV)/test ## build both, install each into an empty environment, run the ten lines there
 	VENV=$(VENV) sh tools/check_dist.sh
 
+docs: $(VENV)-docs/ready ## build the documentation into site/; open site/index.html
+	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs build --strict --quiet
+
+docs-check: docs ## open every page of site/ in Chromium, wide and narrow, light and dark
+	$(VENV)-docs/bin/python tools/check_docs.py
+
 clean: ## remove .venv and everything built
-	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest dist digits.png learning_rate.png small_memory.png sweep.png distributed_run .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest $(VENV)-docs dist site site-check digits.png learning_rate.png small_memory.png sweep.png distributed_run .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer with venv found: run make PYTHON=..."; exit 1; }
@@ -66,3 +83,10 @@ $(VENV)/demo: $(VENV)/bin/python pyproject.toml $(CONSTRAINTS)
 $(VENV)/test: $(VENV)/bin/python pyproject.toml $(CONSTRAINTS)
 	$(PIP) --editable '.[test]'
 	@touch $@ $(VENV)/demo
+
+# An environment of its own: docstrings are read, not imported, so that not even JAX is needed.
+$(VENV)-docs/ready: pyproject.toml constraints/docs.txt
+	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer with venv found: run make PYTHON=..."; exit 1; }
+	test -x $(VENV)-docs/bin/python || $(PYTHON) -m venv $(VENV)-docs
+	PIP_CONSTRAINT= $(VENV)-docs/bin/pip install --quiet --disable-pip-version-check --requirement constraints/docs.txt
+	@touch $@

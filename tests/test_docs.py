@@ -75,3 +75,14 @@ def test_links_inside_the_repository_lead_somewhere(page):
 
 def test_the_readme_begins_with_the_two_commands():
     assert blocks(ROOT / "README.md", "sh")[0].split("\n")[:2] == ["make demo", "make test"]
+
+
+def test_what_stands_on_two_pages_is_the_same():
+    readme, index = ROOT / "README.md", ROOT / "docs" / "index.md"
+    assert blocks(readme, "python")[:2] == blocks(index, "python")[:2]
+    tables = [
+        re.findall(r"^\| (?:b1, b2|0\.).*$", page.read_text(), re.M)
+        for page in (readme, ROOT / "docs" / "why-exact.md")
+    ]
+    assert len(tables[0]) == 8
+    assert tables[0] == tables[1]
