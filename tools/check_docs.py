@@ -32,7 +32,7 @@ LEFT = r"""() => {
     const found = [];
     const article = document.querySelector("article") || document.body;
     const walk = document.createTreeWalker(article, NodeFilter.SHOW_TEXT);
-    const raw = /\\[()\[\]]|\$\$|\\[a-zA-Z]{2,}/;
+    const raw = /\\[()\[\]<>*_]|\$\$|\\[a-zA-Z]{2,}/;
     while (walk.nextNode()) {
         const text = walk.currentNode.data, parent = walk.currentNode.parentElement;
         if (parent.closest("code, pre, script, style, template, annotation")) continue;

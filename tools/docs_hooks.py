@@ -102,7 +102,7 @@ def _escaped(text: str) -> str:
     lines = text.split("\n")
     at = [i for i, line in enumerate(lines) if line and not line.startswith("    ")]
     prose = "\n".join(lines[i] for i in at)
-    prose = _outside_code(prose, lambda part: re.sub(r"([\\*_\[\]<>$])", r"\\\1", part))
+    prose = _outside_code(prose, _escaped)
     for i, line in zip(at, prose.split("\n"), strict=True):
         lines[i] = line
     return "\n".join(lines)
@@ -191,6 +191,12 @@ def _linked(found: re.Match[str], names: dict[str, str], uri: str) -> str:
     page = names[found[1]]
     here = uri.endswith("/" + page.replace(".html", ".md"))
     return f'<a href="{"" if here else page}#functional_adam.{found[1]}">{found[0]}</a>'
+
+
+def _escaped(text: str) -> str:
+    """Text that Markdown shows as it is; `<` and `>` it would show with the backslash."""
+    text = re.sub(r"([\\*_\[\]$])", r"\\\1", text)
+    return text.replace("<", "&lt;").replace(">", "&gt;")
 
 
 def _outside_code(text: str, change: Any) -> str:
