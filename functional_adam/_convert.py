@@ -12,6 +12,7 @@ from jax.tree_util import keystr
 
 from functional_adam import _check
 from functional_adam._moments import FORMATS, Format, Int8, MomentFormat, Stored, chosen, format_of
+from functional_adam._numerics import widened
 from functional_adam._rounding import Draw, bits, draw, leaf_key
 from functional_adam._state import AdamState, check_count
 from functional_adam._types import PyTree, arithmetic_dtype, real_dtype
@@ -95,9 +96,6 @@ def _carried(
     format: Format, wide: np.dtype[Any], old: Stored, fresh: Stored, drawn: Draw, key: Any
 ) -> Stored:
     """Read from the old format, through the arithmetic's dtype, into the new one."""
-
-    def widened(x: jax.Array) -> jax.Array:
-        return x.astype(wide if jnp.iscomplexobj(x) else real_dtype(wide))
-
     loaded = FORMATS[format_of(old.m, old.v)]().load(old)
-    return format.store(jax.tree.map(widened, loaded), fresh, bits(drawn, key, fresh.m.shape), None)
+    new = jax.tree.map(functools.partial(widened, real_dtype(wide)), loaded)
+    return format.store(new, fresh, bits(drawn, key, fresh.m.shape), None)
