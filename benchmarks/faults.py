@@ -29,8 +29,10 @@ from faults import (  # noqa: E402
     flip,
     kill_often,
     lose_one,
+    newest,
     started,
     straight,
+    until_begun,
 )
 from rich.console import Console  # noqa: E402
 from rich.progress import track  # noqa: E402
@@ -50,6 +52,28 @@ def kills(folder: Path, count: int) -> str:
     found, hits = kill_often(folder / "killed", count, 1, *args)
     assert_same_bits(found, expected)
     return f"{hits} in the middle of a save; all end on the bits of the uninterrupted run"
+
+
+def interrupts(folder: Path, count: int) -> str:
+    """Ctrl-C of a run of one process."""
+    run, log, rng = folder / "run", folder / "log", random.Random(4)
+    seconds = []
+    for _ in track(range(count), "interrupts"):
+        with started(log, "--checkpoint", run, *SMALL, "--steps", 10**6) as process:
+            until_begun(process, log)
+            time.sleep(rng.uniform(0, 5))
+            process.send_signal(signal.SIGINT)
+            start = time.monotonic()
+            status, output = ended(process, log, 15)
+            seconds.append(time.monotonic() - start)
+        step = newest(run)
+        last = "the beginning" if step is None else f"step {step}"
+        assert status == 130, output
+        assert f"The same command goes on from {last}." in output
+    return (
+        f"all said from where the run can go on, after {np.median(seconds):.1f} s (median), "
+        f"{max(seconds):.1f} s (longest)"
+    )
 
 
 def deaths(folder: Path, count: int) -> str:
@@ -113,8 +137,13 @@ def full_disk(folder: Path, kibibytes: int) -> str:
 def main() -> None:
     """Every fault, and a table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    faults = {"kills": (kills, 40), "deaths": (deaths, 10), "flips": (flips, 500)}
-    faults["full-disk"] = (full_disk, 1000)
+    faults = {
+        "kills": (kills, 40),
+        "interrupts": (interrupts, 20),
+        "deaths": (deaths, 10),
+        "flips": (flips, 500),
+        "full-disk": (full_disk, 1000),
+    }
     for name, (act, count) in faults.items():
         help = f"{act.__doc__} (default: {count})"
         parser.add_argument(f"--{name}", type=number(int, 0), default=count, help=help)

@@ -5,12 +5,14 @@ whole one. It does not notice a bit that changed on the disk, or fall back from 
 checkpoint to the one before: that is done here. The directory must be one that all processes see.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
 import logging
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -69,8 +71,9 @@ def leave(message: str, status: int) -> NoReturn:
 
     An ordinary exit would wait for processes that may be dead, and minutes for a failed save.
     """
-    print(message, file=sys.stderr, flush=True)
-    sys.stdout.flush()
+    with contextlib.suppress(RuntimeError):  # a signal came while it was being flushed
+        sys.stdout.flush()
+    os.write(sys.stderr.fileno(), f"{message}\n".encode())
     os._exit(status)
 
 
@@ -140,9 +143,26 @@ class Checkpoints:
         if self.pending is not None:
             self.good, self.pending = self.pending, None
 
+    def answer_interrupts(self) -> None:
+        """Let Ctrl-C end this process at once, with a word on where the run can go on.
+
+        An exception would be lost where nobody can catch it, as in what JAX does at garbage
+        collection, and the run would not stop.
+        """
+
+        def answer(*_: Any) -> None:
+            # A progress bar has hidden the cursor, and left it in its own line.
+            restored = "\x1b[?25h\n" if sys.stderr.isatty() else ""
+            leave(f"{restored}Interrupted. The same command goes on from {self.left()}.", 130)
+
+        signal.signal(signal.SIGINT, answer)
+
     def left(self) -> str:
         """From where the run can go on."""
-        return f"step {self.good}" if self.good is not None else "the beginning"
+        # A checkpoint gets its name when all of it is written, before anyone has waited for it.
+        named = self.pending is not None and (self.directory / str(self.pending)).is_dir()
+        newest = self.pending if named else self.good
+        return "the beginning" if newest is None else f"step {newest}"
 
     def _try(self, act: Callable[[], Any]) -> None:
         try:
@@ -151,10 +171,10 @@ class Checkpoints:
             message = f"Step {self.pending} could not be saved: {reason_of(error)}."
             if jax.process_count() > 1:  # the others wait for this one's part
                 raise OSError(message) from error
+            self.failed, self.pending, self.manager = self.pending, None, None
             self.say(
                 f"{message} Training goes on; if it stopped, it could go on from {self.left()}."
             )
-            self.failed, self.pending, self.manager = self.pending, None, None
 
     def _opened(self) -> ocp.CheckpointManager:
         if self.manager is None:  # also after a failure, which leaves the old one unusable

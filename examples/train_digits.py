@@ -280,6 +280,7 @@ def main() -> str | None:
     if args.checkpoint:
         names = ("steps", "batch_size", "learning_rate", "weight_decay", "seed")
         checkpoints = Checkpoints(args.checkpoint, {name: getattr(args, name) for name in names})
+        checkpoints.answer_interrupts()
 
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:

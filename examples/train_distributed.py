@@ -103,6 +103,9 @@ def fit(tx, args, checkpoints: Checkpoints, progress: Progress) -> float:
         batch = batch_at(step, args.seed, len(train.labels), args.batch_size)
         images, labels = placed((train.images[batch], train.labels[batch]), (split, split))
         run, loss = compiled(run, images, labels)
+        if jax.default_backend() == "cpu":
+            # Of two steps in flight, CPUs may begin each another one, and then wait for ever.
+            jax.block_until_ready(loss)
         if (step + 1) % args.save_every == 0 or step + 1 == args.steps:
             checkpoints.save(step + 1, run, {"loss": float(loss)})
         progress.update(task, completed=step + 1)
@@ -120,8 +123,6 @@ def join(args) -> None:
     if args.processes == 1:
         return
     jax.config.update("jax_enable_preemption_service", False)  # SIGTERM is to end the process
-    # Of two programs in flight, two CPUs may start each another one, and then wait for ever.
-    jax.config.update("jax_cpu_enable_async_dispatch", False)
     # JAX's own timeout would end the process with a stack trace.
     message = f"Not all {args.processes} processes came within {args.wait} s."
     timer = threading.Timer(args.wait, leave, (message, AGAIN))
@@ -252,24 +253,23 @@ def main() -> int:
     names = ("steps", "batch_size", "learning_rate", "seed", "moments", "rounding")
     settings = {name: getattr(args, name) for name in names}
     checkpoints = Checkpoints(args.checkpoint, settings, console.print)
+    checkpoints.answer_interrupts()
     rate = schedule(args.learning_rate, args.steps)
     tx = fa.adamw(
         rate, weight_decay=0.1, mask=matrices, moments=args.moments, rounding=args.rounding
     )
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    again = "The same command goes on from"
     try:
         with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
             loss = fit(tx, args, checkpoints, progress)
-    except KeyboardInterrupt:
-        leave(f"Interrupted. {again} {checkpoints.left()}.", 130)
     except CheckpointError as error:
         leave(str(error), 1)
     except (ValueError, RuntimeError, OSError) as error:
         if args.processes == 1:
             raise
         leave(
-            f"A process is gone, or failed: {reason_of(error)}\n{again} {checkpoints.left()}.",
+            f"A process is gone, or failed: {reason_of(error)}\n"
+            f"The same command goes on from {checkpoints.left()}.",
             AGAIN,
         )
     console.print(f"Loss {loss:.6f} after {args.steps} steps.")

@@ -20,7 +20,7 @@ import orbax.checkpoint as ocp
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "train_distributed.py"
 BEGUN = "Training from step"
-PATIENCE = 120  # seconds for what takes five on an idle machine
+PATIENCE = 240  # seconds for what takes ten on an idle machine
 
 
 @contextlib.contextmanager
@@ -79,14 +79,47 @@ def until_begun(process, log):
     assert found, log.read_text()
 
 
-def saving(run):
-    """Whether a checkpoint is being written."""
-    return run.exists() and any("tmp" in path.name for path in run.iterdir())
+@contextlib.contextmanager
+def held(process):
+    """The process stands still."""
+    process.send_signal(signal.SIGSTOP)
+    assert process.returncode is None, "the process is over"
+    stat = Path(f"/proc/{process.pid}/stat")
+    while stat.read_text().rpartition(")")[2].split()[0] not in "TZ":
+        time.sleep(0.001)
+    try:
+        yield
+    finally:
+        process.send_signal(signal.SIGCONT)
+
+
+def saving(run, since):
+    """Whether a checkpoint is written whose writing began after the time `since`."""
+    with contextlib.suppress(FileNotFoundError):  # finished, while we look
+        return any("tmp" in p.name and p.stat().st_ctime > since for p in run.iterdir())
+    return False
+
+
+def kill_while_saving(process, run, log, since, delay):
+    """Kill a process in the middle of a save, however slowly we see it."""
+    while True:
+        assert until(lambda: saving(run, since), process, log), log.read_text()
+        time.sleep(delay)
+        with held(process):
+            if saving(run, since):
+                process.kill()
+                return
+
+
+def newest(run):
+    """The newest checkpoint's step, or None."""
+    names = [path.name for path in run.iterdir()] if run.exists() else []
+    return max((int(name) for name in names if name.isdigit()), default=None)
 
 
 def final(run):
     """The newest checkpoint's step and arrays, as Orbax reads them."""
-    step = max(int(path.name) for path in run.iterdir() if path.name.isdigit())
+    step = newest(run)
     path = run.resolve() / str(step) / "arrays"
     with ocp.StandardCheckpointer() as reader:
         shapes = reader.metadata(path).item_metadata.tree
@@ -111,23 +144,23 @@ def straight(folder, *args):
 
 
 def kill_often(folder, kills, seed, *args):
-    """Kill a run `kills` times, half of them during a save; its end, and how many hit one."""
+    """Kill a run `kills` times, at least half of them during a save; its end, and how many were."""
     rng, hits = random.Random(seed), 0
     folder.mkdir()
     run, log = folder / "run", folder / "log"
     for number in range(kills):
+        since = time.time()
         with started(log, "--checkpoint", run, *args) as process:
             if number % 4 != 3:  # the fourth may be killed while it still starts
                 until_begun(process, log)
             if number % 2:
                 time.sleep(rng.uniform(0, 1))
+                assert process.poll() is None, f"over before kill {number}: {log.read_text()}"
+                process.kill()
             else:
-                assert until(lambda: saving(run), process, log), log.read_text()
-                time.sleep(rng.uniform(0, 0.1))
-            assert process.poll() is None, f"over before kill {number}: {log.read_text()}"
-            process.kill()
+                kill_while_saving(process, run, log, since, rng.uniform(0, 0.1))
             process.wait()
-            hits += saving(run)
+            hits += saving(run, since)
     with started(log, "--checkpoint", run, *args) as process:
         status, output = ended(process, log)
     assert status == 0, output
@@ -142,7 +175,7 @@ def lose_one(folder, who, how, delay, *args):
         assert processes[who].poll() is None
         processes[who].send_signal(how)
         start = time.monotonic()
-        status, output = ended(processes[1 - who], folder / f"log{1 - who}", 30)
+        status, output = ended(processes[1 - who], folder / f"log{1 - who}", 60)
         return time.monotonic() - start, status, output
 
 
