@@ -147,7 +147,7 @@ def test_ctrl_c_is_answered(tmp_path):
 
 
 def test_a_run_killed_again_and_again_ends_on_the_same_bits(tmp_path):
-    args = (*SMALL, "--steps", 600, "--save-every", 12, "--seed", 3)
+    args = (*SMALL, "--steps", 420, "--save-every", 12, "--seed", 3)
     expected = straight(tmp_path / "straight", *args)
     found, hits = kill_often(tmp_path / "killed", 4, 0, *args)
     assert_same_bits(found, expected)
