@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -20,13 +21,20 @@ import orbax.checkpoint as ocp
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "train_distributed.py"
 BEGUN = "Training from step"
+# A run is started some thirty times; half of its short life would go into compiling the same again.
+COMPILED = tempfile.TemporaryDirectory(prefix="compiled-")
 PATIENCE = 240  # seconds for what takes ten on an idle machine
 
 
 @contextlib.contextmanager
 def started(log, *args, stdin=None):
     """A process of the script, its output in the file `log`; nothing of it is left afterwards."""
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"}
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": COMPILED.name,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "PYTHONUNBUFFERED": "1",
+    }
     command = [sys.executable, SCRIPT, *map(str, args)]
     with log.open("w") as output:
         process = subprocess.Popen(
@@ -167,10 +175,16 @@ def kill_often(folder, kills, seed, *args):
     return final(run), hits
 
 
-def lose_one(folder, who, how, delay, *args):
-    """Send one of a pair a signal; how long the other stayed, its status, and what it printed."""
+def lose_one(folder, who, how, delay, *args, after=None):
+    """Send one of a pair a signal; how long the other stayed, its status, and what it printed.
+
+    It is sent `delay` seconds after they have begun, or after the checkpoint of step `after`.
+    """
     with pair(folder, "--checkpoint", folder / "run", *args) as processes:
         until_begun(processes[0], folder / "log0")
+        if after is not None:
+            saved = folder / "run" / str(after)
+            assert until(saved.exists, processes[0], folder / "log0")
         time.sleep(delay)
         assert processes[who].poll() is None
         processes[who].send_signal(how)

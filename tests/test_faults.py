@@ -42,10 +42,10 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 SMALL = ("--moments", "int8", "--rounding", "compensated", "--learning-rate", "0.007")
 # Nearly all of a run's time goes into its checkpoints: with many, it is not over before a test that
 # waits for its turn on a busy machine has seen what it waits for; with few, it ends at once.
-STEPS = 900
-LONG = (*SMALL, "--steps", STEPS, "--save-every", 30)
+STEPS = 480
+LONG = (*SMALL, "--steps", STEPS, "--save-every", 15)
 QUICK = (*LONG, "--save-every", STEPS // 2)
-PAIRED = (*LONG, "--steps", 300)  # steps that two processes take together are slow themselves
+PAIRED = (*SMALL, "--steps", 150, "--save-every", 30)  # two processes are slow by themselves
 
 
 # ---- Processes ----
@@ -64,20 +64,20 @@ def test_two_processes_are_one_with_two_devices(uninterrupted, tmp_path):
     assert status == 0, output
     assert "Training from step 0 on 2 devices, 2 processes." in output
     assert_same_bits(final(tmp_path / "run"), uninterrupted)
-    assert uninterrupted[0] == uninterrupted[1]["state"]["count"] == 300
+    assert uninterrupted[0] == uninterrupted[1]["state"]["count"] == 150
 
 
 @pytest.mark.parametrize("who", [0, 1], ids=["coordinator", "worker"])
 def test_when_a_process_is_killed_the_other_leaves_and_the_run_goes_on(
     who, uninterrupted, tmp_path
 ):
-    delay = random.Random(who).uniform(0.2, 1.2)
-    seconds, status, output = lose_one(tmp_path, who, signal.SIGKILL, delay, *PAIRED)
+    delay = random.Random(who).uniform(0, 0.5)
+    seconds, status, output = lose_one(tmp_path, who, signal.SIGKILL, delay, *PAIRED, after=30)
     assert seconds < 15
     assert status in (75, -signal.SIGABRT)  # ours, or JAX's if it sees the coordinator go first
     assert "The same command goes on from" in output or "another task died" in output
     begun, found = finish_pair(tmp_path, *PAIRED)
-    assert 0 <= begun < 300
+    assert 30 <= begun < 150
     assert_same_bits(found, uninterrupted)
 
 
@@ -331,14 +331,15 @@ def test_a_directory_that_cannot_be_written_loses_nothing_saved(tmp_path):
         status, output = ended(process, tmp_path / "log")
     assert status == 1
     assert "could not be saved: [Errno 20] Not a directory" in output
-    saved = int(output.rpartition("Saved: step ")[2].split(",")[0])
-    assert 60 <= saved == newest(away) < STEPS
+    saved, kept = int(output.rpartition("Saved: step ")[2].split(",")[0]), newest(away)
+    # The newest may have been moved away before Orbax was done with it.
+    assert 45 <= saved <= kept < STEPS
     run.unlink()
     away.rename(run)
     with started(tmp_path / "log", "--checkpoint", run, *QUICK) as process:
         status, output = ended(process, tmp_path / "log")
     assert status == 0
-    assert f"Training from step {saved} " in output
+    assert f"Training from step {kept} " in output
 
 
 def test_a_directory_that_cannot_be_made_is_named(tmp_path):
