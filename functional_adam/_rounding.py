@@ -176,7 +176,9 @@ def _to_grid(x: jax.Array, dtype: np.dtype[Any], more: int, random: jax.Array) -
     lift = jnp.where(size < least, least if dtype == jnp.float16 else 0, np.float32(0))
     carried = bits_of(size + lift) + (random >> np.uint32(32 - dropped)).astype(jnp.int32)
     rounded = from_bits(carried & np.int32(-(2**dropped))) - lift
-    rounded = jnp.copysign(jnp.minimum(rounded, np.float32(info.max)), x)
+    # A weight with a code may leave the range, as to nearest; a random carry alone may not.
+    most = np.float32(np.inf if more else info.max)
+    rounded = jnp.copysign(jnp.minimum(rounded, most), x)
     return jnp.where(jnp.isfinite(x), rounded, x)
 
 

@@ -486,3 +486,50 @@ def test_compensated_weights_do_not_drift_where_a_code_would_be_128(dtype, sign)
     drift = np.float64(_rounding.master(*end)) - np.float64(theta) - np.float64(moved)
     assert abs(drift.mean()) < 5 * drift.std() / n**0.5
     assert drift.std() < 2 * steps**0.5 * spacing / 256  # one rounding of a code a step
+
+
+# Codes that a master weight may be away from its parameter; a half-way point is 128.
+CODES = np.array([-127.3, -64.0, -1 / 256, 0.0, 0.3, 64.5, 126.9, 127.6])
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def all_landings(x, name):
+    """Parameter and master weight for every byte of random bits, from the parameter 0 on."""
+    dtype, byte = SHORT[name], jnp.arange(256, dtype=jnp.uint32) << 24
+    x, theta = (jnp.broadcast_to(a[:, None], (len(x), 256)) for a in (x, x.astype(dtype)))
+    found = []
+    for mu in (0x20000000, 0xE0000000):  # below and above half
+        bits = _rounding.Bits(*(jnp.broadcast_to(b, x.shape) for b in (byte, np.uint32(mu), byte)))
+        u, code = _rounding.land(_rounding.ROUNDINGS["compensated"], x, theta, bits)
+        landed = (theta.astype(jnp.float32) + u).astype(dtype)
+        found.append((landed, _rounding.master(landed, code)))
+    return [jnp.concatenate(parts, axis=1) for parts in zip(*found, strict=True)]
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("name", SHORT)
+def test_a_master_weight_is_right_on_average_over_its_bits_up_to_the_ends_of_the_range(name, sign):
+    info = ml_dtypes.finfo(SHORT[name])
+    largest, least = np.float64(info.max), np.float64(info.tiny)
+    thetas = [1.0, 1 + info.eps, 2 - info.eps, 1.37, largest, largest / (1 + info.eps)]
+    if name == "float16":  # whose subnormals XLA keeps
+        thetas += [3 * least, least, 0.37 * least, 5 * np.float64(info.smallest_subnormal)]
+    theta = np.array(thetas).astype(SHORT[name]).astype(np.float64)
+    x = (theta[:, None] + CODES * unit(theta, name)[:, None] / 256).ravel()
+    x = np.float32(sign * x[x <= largest + unit(largest, name) * 127 / 256])
+    landed, master = map(np.float64, all_landings(x, name))
+    code = unit(landed, name) / 256
+    assert (np.abs(master - x[:, None]) <= code).all()
+    assert (np.abs(landed - master) <= 128 * code).all()
+    assert (np.abs(master.mean(1) - x) <= code.mean(1) / 60).all()
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_a_compensated_weight_out_of_range_is_infinite_with_no_code(name):
+    largest = np.float64(ml_dtypes.finfo(SHORT[name]).max)
+    x = largest + unit(largest, name) * np.array([0.6, 1.0]) if name == "float16" else []
+    x = np.float32([*x, np.inf])
+    for sign in (1, -1):
+        landed, master = map(np.float64, all_landings(sign * x, name))
+        assert (landed == sign * np.inf).all()
+        assert (master == sign * np.inf).all()
