@@ -17,7 +17,7 @@ import numpy as np
 from jax.tree_util import keystr
 
 from functional_adam import _hints
-from functional_adam._types import PyTree, arithmetic_dtype
+from functional_adam._types import PyTree, arithmetic_dtype, is_tiny
 
 T = TypeVar("T")
 
@@ -63,7 +63,7 @@ def scalar(
     """A hyperparameter in [at_least, below): a number as float, JAX array or schedule as it is."""
     finite = f"a finite number >= {at_least:g}"
     wanted = f"a number in [{at_least:g}, {below:g})" if below < math.inf else finite
-    wanted += ", a JAX scalar" + (" or a schedule (count -> value)" if schedule else "")
+    wanted += ", a JAX scalar or a schedule (count -> value)" if schedule else " or a JAX scalar"
     if schedule and callable(value):
         return value
     if isinstance(value, jax.Array):
@@ -127,9 +127,10 @@ def moment_dtype(name: str, value: Any, *, real: bool) -> np.dtype[Any] | None:
         dtype = None if isinstance(value, jax.Array | np.ndarray | np.generic) else jnp.dtype(value)
     except TypeError:
         dtype = None
-    if dtype is None or not jnp.issubdtype(dtype, kind):
+    if dtype is None or not jnp.issubdtype(dtype, kind) or is_tiny(dtype):
         raise TypeError(
-            f"{name} must be None or a float dtype such as 'bfloat16'; got {show(value)}. (Under "
+            f"{name} must be None or a float dtype of at least 16 bits, such as 'bfloat16'; got "
+            f"{show(value)}. (Under "
             "optax.inject_hyperparams write a string: it calls classes such as jnp.bfloat16.)"
         )
     if jax.dtypes.canonicalize_dtype(dtype) != dtype:
@@ -147,12 +148,11 @@ def leaf_dtype(path: str, leaf: Any) -> np.dtype[Any]:
         dtype = jnp.result_type(leaf)
     if dtype is None:
         raise TypeError(f"{path} must be an array; got {show(leaf)}.{_hints.no_array(path, leaf)}")
-    if not jnp.issubdtype(dtype, jnp.inexact):
+    inexact = jnp.issubdtype(dtype, jnp.inexact)
+    if not inexact or is_tiny(dtype):
         given = "float0" if dtype == jax.dtypes.float0 else dtype
-        raise TypeError(
-            f"{path} must be a float or complex array; got dtype {given}."
-            f"{_hints.frozen(path, dtype)}"
-        )
+        wanted = "a float array of at least 16 bits" if inexact else "a float or complex array"
+        raise TypeError(f"{path} must be {wanted}; got dtype {given}.{_hints.frozen(path, dtype)}")
     return jax.dtypes.canonicalize_dtype(dtype)
 
 
@@ -226,7 +226,7 @@ def _children(node: Any) -> tuple[dict[Any, Any], Any]:
     """The children of one tree node by key, and the node's own kind; a leaf has no kind."""
     is_child: Callable[[Any], bool] = lambda x: x is not node  # noqa: E731 (one level only)
     children, treedef = jax.tree_util.tree_flatten_with_path(node, is_leaf=is_child)
-    is_leaf = node is None or jax.tree_util.treedef_is_leaf(treedef)
+    is_leaf = node is None or treedef == jax.tree.structure(0)
     return {} if is_leaf else dict(children), None if is_leaf else treedef
 
 
@@ -293,7 +293,7 @@ def mask(value: Any) -> Any:
 
 def mask_leaves(value: Any, params: PyTree) -> list[bool]:
     """`value`, called or spread over `params`: one boolean a leaf, None counting as a leaf."""
-    tree = mask(value(params)) if callable(value) else value
+    tree = mask(_hints.called(value, params, _hints.MASK)) if callable(value) else value
     if tree is None and callable(value) and jax.tree.leaves(params):
         raise TypeError("mask(params) is None: let the function return its tree of booleans.")
     if tree is None:

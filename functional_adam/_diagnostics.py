@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import keystr, tree_leaves_with_path
 
-from functional_adam import _check, _codes
+from functional_adam import _check, _codes, _hints
 from functional_adam import _formulas as F
 from functional_adam._family import ADAM
 from functional_adam._moments import FORMATS, Int8, Stored, format_of
@@ -37,7 +37,10 @@ def diagnostics(
 ) -> dict[str, jax.Array]:
     """A flat dict of scalars to plot: how long the step is, and what Adam makes of the gradient.
 
-    With the moments after the step, m_hat = m / (1 - b1**t) and v_hat = v / (1 - b2**t):
+    With the moments after the step, m_hat = m / (1 - b1**t) and v_hat = v / (1 - b2**t), as in
+    `adam` and `adamw`. (A state does not say which variant it is of. `adamax`, `adopt`,
+    `adabelief`, `amsgrad` and others divide by something else, and `direction_rms` and `below_eps`
+    say nothing of their steps; all else holds for any variant.)
 
     - `count`: t, the steps taken (int32; all others are float32).
     - `update_norm`, `param_norm`: Euclidean norms over all leaves.
@@ -125,8 +128,9 @@ def _the_state(state: PyTree) -> AdamState:
     ]
     if len(found) != 1:
         places = ", ".join("state" + path for path, _ in found)
-        held = f"{len(found)}: {places}. Pass one of them" if found else "none"
-        raise ValueError(f"state must hold one AdamState; got {held}.")
+        held = f"{len(found)}: {places}. Pass one of them."
+        none = f"none, in {_check.show(state)}.{_hints.no_state(state)}"
+        raise ValueError(f"state must hold one AdamState; got {held if found else none}")
     check_count(found[0][1])
     return found[0][1]
 

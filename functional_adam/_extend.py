@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Collection
 from typing import Any
 
@@ -61,8 +62,8 @@ def extend_state(
 
     Raises:
         ValueError: a leaf in both trees has another shape or dtype and is not in `restart`, a path
-            in `restart` is not one of `new_params`, or `old_state` is not a state of `tx` for
-            `old_params`.
+            in `restart` is not one of `new_params`, or `old_state` lacks what `tx` keeps for a leaf
+            in both trees, or holds what belongs to a leaf in neither.
         TypeError: `tx` has no `init`, or `restart` is not a collection of strings.
 
     Example:
@@ -106,9 +107,10 @@ def _restarted(restart: Any, new: dict[str, Any]) -> set[str]:
         if not isinstance(path, str):
             raise TypeError(f"restart must hold strings; got {_check.show(path)}.")
         if path not in new:
+            nearest = difflib.get_close_matches(path, new, n=1, cutoff=0.0) or ["params"]
             raise ValueError(
                 f"restart has {path!r}, which is not the path of a leaf of new_params: write it as "
-                f"{next(iter(new), 'params')!r}."
+                f"{nearest[0]!r}."
             )
     return set(restart)
 

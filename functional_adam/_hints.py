@@ -6,10 +6,12 @@ one. Every hint begins with a space, or is empty where nothing useful is known.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 ONE_MODEL = (
     " Gradients, parameters and state must be of one model: if it has changed since init, make a "
@@ -28,6 +30,7 @@ _FREEZE = (
     "optax.partition"
 )
 _MASK = "mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params)"
+MASK = f"A mask function is called once, with the whole tree of parameters: {_MASK}."
 
 
 def is_adam(x: Any) -> bool:
@@ -54,16 +57,35 @@ def _shape(x: Any) -> Any:
     return getattr(x, "shape", ())
 
 
+def called(function: Callable[[Any], Any], argument: Any, advice: str) -> Any:
+    """What a caller's own function returns; what it raises gets `advice` as a note."""
+    try:
+        return function(argument)
+    except Exception as error:
+        error.add_note(advice)
+        raise
+
+
+def schedule(name: str) -> str:
+    """For a schedule that raises."""
+    return (
+        f"Raised by {name}, which is called with the count of steps: a traced number under jax.jit,"
+        " so choose with jnp.where in place of `if`. A function that makes schedules must be called"
+        " first, as in optax.cosine_decay_schedule(1e-3, 1000)."
+    )
+
+
 def not_a_state(state: Any, grads: Any = None, params: Any = None) -> str:
     """The whole message where something else was given as the state."""
     whose = "Optax's " if is_adam(state) and not _is_ours(state) else ""
     return (
         "state must be an AdamState, as `init` returns it; got "
-        f"{whose}{type(state).__name__}.{_state(state, grads, params)}"
+        f"{whose}{type(state).__name__}.{no_state(state, grads, params)}"
     )
 
 
-def _state(state: Any, grads: Any, params: Any) -> str:
+def no_state(state: Any, grads: Any = None, params: Any = None) -> str:
+    """For what was given as a state and is, or holds, none of ours."""
     for name, other in (("grads", grads), ("params", params)):
         if is_adam(other):
             return f" The state was given as {name}: {_ORDER}."
@@ -135,6 +157,8 @@ def frozen(path: str, dtype: Any) -> str:
     freeze = f" To freeze it, {_FREEZE}."
     if path.startswith("params") and path.endswith(".count"):
         return f" If this is an optimizer's state, pass the parameters alone.{freeze}"
+    if jnp.issubdtype(dtype, jnp.inexact):
+        return " A step is lost in fewer: keep it in bfloat16 or float32, and cast it in use."
     if jnp.issubdtype(dtype, jnp.integer):
         return f" To train it, cast it: x.astype(jnp.float32).{freeze}"
     return freeze
@@ -153,13 +177,20 @@ def scalar(name: str, value: Any) -> str:
     """For a hyperparameter `name`, or `name(count)`, that is no number."""
     if isinstance(value, str) and _reads_as_number(value):
         return f" Write float({value!r}). (YAML, for one, reads 1e-3 as text.)"
-    if not name.endswith("(count)"):
-        return ""
+    if _shape(value) != ():
+        return array(name, value)
+    if name in ("b1", "b2") and len(_members(value)) == 2:
+        return f" PyTorch's betas={value!r} are b1={value[0]!r}, b2={value[1]!r} here."
+    return _returned(value) if name.endswith("(count)") else ""
+
+
+def _returned(value: Any) -> str:
+    """For what a schedule returned."""
     if value is None:
         return " Does the schedule return its value?"
     if callable(value):
         return " The schedule returned a function: pass that one, or call it with the count."
-    return array(name, value) if _shape(value) != () else " A schedule returns one number."
+    return " A schedule returns one number."
 
 
 def array(name: str, value: Any) -> str:
@@ -168,6 +199,15 @@ def array(name: str, value: Any) -> str:
         return " Take its only element: value.reshape(())."
     one = " A schedule returns one number." if name.endswith("(count)") else ""
     return f"{one} To use many values at once, jax.vmap over the update."
+
+
+def moments(value: Any) -> str:
+    """For what names no format."""
+    if isinstance(value, type) and hasattr(value, "is_random"):
+        return f" Call it: fa.{value.__name__}()."
+    if value is jnp.bfloat16 or (isinstance(value, np.dtype) and value == jnp.bfloat16):
+        return ' Write moments="bfloat16".'
+    return ""
 
 
 def not_parameters(name: str, value: Any) -> str:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 from jax.tree_util import keystr
 
 from functional_adam import _check
@@ -179,6 +179,8 @@ def _places(params: PyTree, params_shardings: PyTree) -> dict[str, Place]:
         shardings = [getattr(leaf, "sharding", None) for _, leaf in paths_and_leaves]
     elif isinstance(params_shardings, NamedSharding):
         shardings = [params_shardings] * len(paths_and_leaves)
+    elif isinstance(params_shardings, Mesh | PartitionSpec | Sharding):
+        raise _not_named("params_shardings", params_shardings)
     else:
         shardings = _check.leaves_like("params_shardings", params_shardings, params, "params")
     own = params_shardings is None
@@ -198,10 +200,7 @@ def _sharding(path: str, leaf: Any, sharding: Any, own: bool) -> NamedSharding:
                 "it with jax.device_put(params, NamedSharding(mesh, spec)), or pass "
                 "params_shardings."
             )
-        raise TypeError(
-            f"params_shardings{path} must be a NamedSharding; got {_check.show(sharding)}. Write "
-            "jax.sharding.NamedSharding(mesh, spec)."
-        )
+        raise _not_named(f"params_shardings{path}", sharding)
     shape, spec = np.shape(leaf), sharding.spec
     known = len(spec) <= len(shape) and PartitionSpec.UNCONSTRAINED not in tuple(spec)
     parts = zip(shape, dimensions(sharding, len(shape)), strict=True) if known else ()
@@ -212,6 +211,13 @@ def _sharding(path: str, leaf: Any, sharding: Any, own: bool) -> NamedSharding:
             f"the parameter's shape {shape} evenly. Use None for a dimension that is not divided."
         )
     return sharding
+
+
+def _not_named(name: str, sharding: Any) -> TypeError:
+    return TypeError(
+        f"{name} must be a NamedSharding; got {_check.show(sharding)}. Write "
+        "jax.sharding.NamedSharding(mesh, spec)."
+    )
 
 
 def _on_one_mesh(places: dict[str, Place], params_shardings: PyTree) -> NamedSharding:

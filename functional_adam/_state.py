@@ -78,8 +78,9 @@ def init(
             parameters of up to 32 bits, float64 for float64, and complex for complex ones, which
             need a complex `mu`. Goes with moments="full" alone.
         nu_dtype: float dtype of the second moment, likewise but always real. Below float32 it is
-            rounded to nearest, and for b2 >= 0.99 a 16-bit `nu` no longer moves (see
-            docs/precision.md); moments="bfloat16" does not have that fault.
+            rounded to nearest, and for b2 >= 0.99 a bfloat16 `nu` no longer moves; in float16 small
+            ones are 0 and steps hundreds of times too long (see docs/precision.md).
+            moments="bfloat16" does not have these faults.
         rounding: how parameters of 16 bits take their steps: "nearest" (default), "stochastic",
             or "compensated", which keeps an int8 of what each lacks in `residual`. See `update`.
 

@@ -41,7 +41,7 @@ def from_torch(
     `max_exp_avg_sq` becomes `extra["nu_max"]`: the maximum of the uncorrected second moment, with
     which `amsgrad(maximum="before_correction")` continues (not Optax's, the default). Learning
     rates and decay are in torch's parameter groups and go into the factory. How to fill a state
-    inside wrappers, such as one part for each group, is in docs/migrating.md.
+    inside wrappers, such as one part for each group, is in docs/from-torch.md.
 
     Args:
         state_dict: what the torch optimizer's `state_dict()` returns, of tensors on any device or
@@ -172,7 +172,12 @@ def _keys(name: str, groups: list[Any], paths: list[str], names: Any) -> list[An
     tree = {} if callable(names) else {keystr(p): k for p, k in tree_leaves_with_path(names)}
     keys: list[Any] = []
     for path in paths:
-        key = names(path) if callable(names) else tree.get(path)
+        if not callable(names) and path not in tree:
+            raise ValueError(
+                f"names has nothing for leaf {path}: it must be a tree like params, or a function "
+                "from a path to torch's name or index."
+            )
+        key = names(path) if callable(names) else tree[path]
         if key not in by_name:
             few = ", ".join(map(repr, list(by_name)[:8])) + ", ..." * (len(by_name) > 8)
             raise ValueError(f"names has {key!r} for leaf {path}, but {name} has {few}.")
@@ -234,6 +239,10 @@ def _count(held: Mapping[Any, Any]) -> int:
     steps = {key: _numpy(state["step"]).item() for key, state in held.items()}
     first = next(iter(steps), None)
     for key, step in steps.items():
+        if not step >= 0 or step != int(step):
+            raise ValueError(
+                f"state_dict['state'][{key!r}]['step'] must be a whole number >= 0; got {step!r}."
+            )
         if step != steps[first]:
             raise ValueError(
                 f"state_dict['state'][{key!r}]['step'] is {step:g}, but that of {first!r} is "
@@ -247,6 +256,8 @@ def _leaf(path: str, key: Any, name: str, value: Any, like: jax.Array, transform
     """One of torch's arrays as a leaf like `like`, copied."""
     whose = f"params{path} from {name} of torch's parameter {key!r}"
     array = _laid_out(path, _numpy(value), transform, like.shape, whose)
+    if name != "exp_avg" and np.any(np.less(array, 0)):
+        raise ValueError(f"{whose} holds negative numbers, which no mean of squares does.")
     # A copy: torch goes on writing into its tensors.
     array = array.astype(like.dtype, casting="same_kind")
     on_mesh = isinstance(like.sharding, NamedSharding)

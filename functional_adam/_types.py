@@ -67,3 +67,8 @@ def arithmetic_dtype(*dtypes: np.dtype[Any]) -> np.dtype[Any]:
     if any(jnp.issubdtype(dtype, jnp.complexfloating) for dtype in dtypes):
         return np.dtype(np.complex128 if wide else np.complex64)
     return np.dtype(np.float64 if wide else np.float32)
+
+
+def is_tiny(dtype: Any) -> bool:
+    """Whether a float dtype has too few bits to train in: a step of Adam is lost in 8 of them."""
+    return jnp.finfo(dtype).bits < 16

@@ -544,6 +544,8 @@ def test_mistakes_say_what_would_be_right():
     refused(ValueError, wrong, INT8, params, {"a": place})
     wrong = r"params_shardings\['b'\] must be a NamedSharding; got .*Write"
     refused(TypeError, wrong, INT8, params, {"a": place, "b": P("model")})
+    for whole in (P("model"), place.mesh, jax.sharding.SingleDeviceSharding(jax.devices()[0])):
+        refused(TypeError, "params_shardings must be a NamedSharding; got", INT8, params, whole)
     wrong = r"params_shardings\['b'\] is .* on a mesh of .*which does not divide .*\(6,\) evenly"
     refused(ValueError, wrong, INT8, {"a": np.ones(8), "b": np.ones(6)}, place)
     refused(ValueError, r"\['b'\] is .*shape \(\) evenly", INT8, {"b": np.ones(())}, place)

@@ -316,6 +316,18 @@ TWO = state_dict_of(entry((3,)), entry((2, 3)), param_names=["bias", "weight"])
         ),
         (
             ValueError,
+            r"\[0\]\['step'\] must be a whole number >= 0; got 2.5",
+            state_dict_of(entry((3,), step=2.5), entry(step=2.5)),
+            {},
+        ),
+        (
+            ValueError,
+            r"params\['w'\] from exp_avg_sq of .* holds negative numbers",
+            state_dict_of(entry((3,)), entry(exp_avg_sq=-np.ones((2, 3)))),
+            {},
+        ),
+        (
+            ValueError,
             r"\['state'\]\[1\] holds step, exp_avg, exp_avg_sq; it must .*max_exp_avg_sq",
             state_dict_of(entry((3,), max_exp_avg_sq=np.ones(3)), entry()),
             {},
@@ -332,7 +344,7 @@ TWO = state_dict_of(entry((3,)), entry((2, 3)), param_names=["bias", "weight"])
             TWO,
             {"names": {"b": "beta", "w": 1}},
         ),
-        (ValueError, r"names has None for leaf \['w'\]", TWO, {"names": {"b": 0}}),
+        (ValueError, r"names has nothing for leaf \['w'\]", TWO, {"names": {"b": 0}}),
         (
             ValueError,
             r"names has 0 for leaf \['w'\] and for another",

@@ -299,6 +299,7 @@ def test_a_changed_leaf_is_refused(new, message):
             r"restart has \"\['dense'\]\['bias'\]\", which .* write it as "
             r"\"params\['dense'\]\['bias'\]\"",
         ),
+        (["bias"], ValueError, r"restart has 'bias', which .* write it as .*\['dense'\]\['bias'\]"),
         (
             ["params['lost']"],
             ValueError,

@@ -115,7 +115,7 @@ TUPLE = " is a node of type tuple, where a node of type dict belongs. "
 PAIR = "[0] has it: unpack the tuple, as in updates, state = tx.update(grads, state, params)."
 RATE = "learning_rate must be a finite number >= 0, a JAX scalar or a schedule (count -> value)"
 NOT_PARAMS = ", not the parameters: state = tx.init(params) takes them; got "
-RETURNED = "learning_rate(count) must be a finite number >= 0, a JAX scalar; got "
+RETURNED = "learning_rate(count) must be a finite number >= 0 or a JAX scalar; got "
 
 # Parts of a message in their order, what is between them being free.
 MISTAKES = {
@@ -193,6 +193,16 @@ MISTAKES = {
         TypeError,
         ["params['w']", "got dtype int32. To train it, cast it: x.astype(jnp.float32)."],
     ),
+    "weights of 8 bits": (
+        lambda: TX.init({"w": jnp.ones(3, jnp.float8_e4m3fn)}),
+        TypeError,
+        ["params['w'] must be a float array of at least 16 bits; got dtype float8_e4m3fn.", "keep"],
+    ),
+    "moments of 8 bits": (
+        lambda: fa.adam(nu_dtype=jnp.float8_e5m2),
+        TypeError,
+        ["nu_dtype must be None or a float dtype of at least 16 bits, such as 'bfloat16'; got"],
+    ),
     # 5. The learning rate.
     "text from a config": (
         lambda: fa.adam("1e-3"),
@@ -203,6 +213,26 @@ MISTAKES = {
         lambda: fa.update(GRADS, STATE, learning_rate="1e-3"),
         TypeError,
         [f"{RATE}; got '1e-3' of type str. Write float('1e-3')."],
+    ),
+    "array of shape (1,)": (
+        lambda: fa.adam(np.array([1e-3])),
+        TypeError,
+        [f"{RATE}; got array([0.001]) of type numpy.ndarray. Take its only element: value.reshape"],
+    ),
+    "betas": (
+        lambda: fa.adam(1e-3, (0.85, 0.99)),
+        TypeError,
+        ["b1 must be a number in [0, 1) or a JAX scalar; got (0.85, 0.99) of type tuple. PyTor"],
+    ),
+    "moments by their class": (
+        lambda: fa.adam(moments=fa.Int8),
+        TypeError,
+        ["moments must be 'full' or 'bfloat16' or 'int8', or a", "Call it: fa.Int8()."],
+    ),
+    "moments by their dtype": (
+        lambda: fa.adam(moments=jnp.bfloat16),
+        TypeError,
+        ["moments must be 'full' or 'bfloat16' or 'int8', or a", 'Write moments="bfloat16".'],
     ),
     # 6. Masks.
     "mask of another model": (
@@ -244,6 +274,16 @@ MISTAKES = {
         lambda: fa.adamw(mask=lambda params: None).init(PARAMS),
         TypeError,
         ["mask(params) is None: let the function return its tree of booleans."],
+    ),
+    "mask made for each leaf": (
+        lambda: fa.adamw(mask=lambda p: p.ndim > 1).init(PARAMS),
+        AttributeError,
+        ["'dict' object has no attribute 'ndim'", "A mask function is called once, with the whole"],
+    ),
+    "mask of nothing": (
+        lambda: fa.adamw(mask={}).init(PARAMS),
+        ValueError,
+        ["mask must be a prefix of the parameters: mask['", "is missing. A function fits any mod"],
     ),
     # 7. Applying.
     "apply the pair": (
@@ -312,6 +352,20 @@ MISTAKES = {
         TypeError,
         [f"{RETURNED}<function", "The schedule returned a function: pass that one, or call it"],
     ),
+    "schedule that was not made": (
+        lambda: fa.adam(optax.cosine_decay_schedule).update(GRADS, STATE),
+        TypeError,
+        [
+            "decay_steps",
+            "Raised by learning_rate, ",
+            "A function that makes schedules must be call",
+        ],
+    ),
+    "schedule with an if": (
+        lambda: jax.jit(fa.adam(lambda count: 1e-3 if count < 5 else 1e-4).update)(GRADS, STATE),
+        jax.errors.TracerBoolConversionError,
+        ["Raised by learning_rate, ", "so choose with jnp.where in place of `if`."],
+    ),
     # 9. Gradients of another model.
     "gradients of another structure": (
         lambda: TX.update(OTHER, STATE, PARAMS),
@@ -378,6 +432,19 @@ MISTAKES = {
         lambda: fa.amsgrad(1e-3).update(GRADS, STATE, PARAMS),
         ValueError,
         ["state.extra holds nothing, but amsgrad", "`init` of the same transformation."],
+    ),
+    "diagnostics of the transformation": (
+        lambda: fa.diagnostics(UPDATES, TX, PARAMS),
+        ValueError,
+        [
+            "state must hold one AdamState; got none, in GradientTransformation(",
+            "Make it once, bef",
+        ],
+    ),
+    "diagnostics of a state of Optax's": (
+        lambda: fa.diagnostics(UPDATES, optax.adam(1e-3).init(PARAMS), PARAMS),
+        ValueError,
+        ["state must hold one AdamState; got none, in (ScaleByAdamState(", "fa.from_optax(state, "],
     ),
     # 11. What jax.grad gives.
     "value_and_grad whole": (

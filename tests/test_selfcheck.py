@@ -32,7 +32,11 @@ def run(*args, **environment):
 def report():
     done = run("--json")
     assert done.returncode == 0, done.stdout + done.stderr
-    return json.loads(done.stdout)
+
+    def refuse(word):
+        raise AssertionError(f"{word} is no JSON")
+
+    return json.loads(done.stdout, parse_constant=refuse)
 
 
 def error_of(report, library, dtype, b1, b2):
@@ -151,11 +155,17 @@ def test_programs_and_donation_are_counted(monkeypatch):
     assert 0.9 < reused <= 1
 
 
-def test_a_missing_device_is_named():
-    done = run(JAX_PLATFORMS="tpu")
+@pytest.mark.parametrize("device", ["tpu", "cuda", "nonsense"])
+def test_a_missing_device_is_named(device):
+    done = run(JAX_PLATFORMS=device)
     assert done.returncode == 2
-    assert "JAX finds no device as JAX_PLATFORMS=tpu asks" in done.stderr
+    assert f"JAX finds no device as JAX_PLATFORMS={device} asks" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_what_is_not_finite_is_null():
+    given = {"a": [1.5, np.inf, {"b": np.nan}], "c": "inf", "d": 3}
+    assert program.finite(given) == {"a": [1.5, None, {"b": None}], "c": "inf", "d": 3}
 
 
 def test_without_optax_it_does_without(monkeypatch):
