@@ -128,7 +128,7 @@ STYLES = {
 
 def draw_losses(path: Path, rows: list[dict[str, Any]]) -> None:
     runs = {(job["contestant"], job["seed"]): np.array(found["losses"]) for job, found in rows}
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    figure = Figure(figsize=(8, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     for (name, seed), losses in runs.items():
         style = STYLES[name] | {"label": name if seed == 0 else None}
@@ -139,7 +139,7 @@ def draw_losses(path: Path, rows: list[dict[str, Any]]) -> None:
             smooth = np.convolve(losses - runs["float32", seed], np.ones(10) / 10, "valid")
             right.plot(steps[9:], smooth, **style)
     left.set(title="Training loss of a byte transformer", xlabel="step", ylabel="nats a byte")
-    right.set(title="Less float32's, means of 200 steps", xlabel="step")
+    right.set(title="Means of 200 steps, less float32's", xlabel="step", ylabel="nats a byte")
     right.axhline(0, color="grey", linewidth=0.8)
     for axes in (left, right):
         axes.grid(alpha=0.3)
@@ -152,15 +152,15 @@ MARKS = {"bfloat16": "o", "int8": "s", "dynamic 8-bit": "^", "companded 8-bit": 
 
 def draw_streams(path: Path, found: dict[Any, Any]) -> None:
     names = list(streams(2, 2))
-    figure = Figure(figsize=(10, 5.5), layout="constrained")
+    figure = Figure(figsize=(8.5, 5.5), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     for i, (name, mark) in enumerate(MARKS.items()):
         y = np.arange(len(names)) + 0.2 * (i - 1.5)
         for axes, key in zip(panels, ("rms_ratio", "error"), strict=True):
             x = [found[stream, name, 0.999][key] for stream in names]
             axes.plot(x, y, mark, label=name, alpha=0.8)
-    panels[0].set(title="Size of the updates, rms", xlabel="of float32's")
-    panels[1].set(title="Error of the updates, rms", xlabel="of float32's size")
+    panels[0].set(title="Size of the updates, b2 = 0.999", xlabel="rms over float32's")
+    panels[1].set(title="Error of the updates, b2 = 0.999", xlabel="rms over float32's updates")
     panels[0].set_yticks(range(len(names)), names)
     panels[0].invert_yaxis()
     for axes in panels:

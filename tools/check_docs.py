@@ -33,6 +33,10 @@ LEFT = r"""() => {
     const article = document.querySelector("article") || document.body;
     const walk = document.createTreeWalker(article, NodeFilter.SHOW_TEXT);
     const raw = /\\[()\[\]<>*_]|\$\$|\\[a-zA-Z]{2,}/;
+    if (location.pathname.includes("/reference/"))
+        for (const node of article.querySelectorAll("code"))
+            if (/\\[\[\]*_]|&[lg]t;/.test(node.textContent))
+                found.push("escaped twice: " + node.textContent.trim().slice(0, 80));
     while (walk.nextNode()) {
         const text = walk.currentNode.data, parent = walk.currentNode.parentElement;
         if (parent.closest("code, pre, script, style, template, annotation")) continue;

@@ -51,6 +51,7 @@ FORMULA = re.compile(r'<(span|div) class="arithmatex">\s*\\[(\[](.*?)\\[)\]]\s*<
 # What latex2mathml does not know, as what it does.
 SAME = [(r"{aligned}", r"{align*}"), (r"\operatorname{", r"\text{")]
 
+PICTURE = re.compile(r'<img alt="[^"]*" src="([^"]+\.png)" ?/?>')
 PAGE = re.compile(r"\bdocs/([\w-]+)\.md\b")
 NAME = re.compile(r"(?<!>)<code>(\w+)</code>(?!</a>)")
 
@@ -102,7 +103,7 @@ def _escaped(text: str) -> str:
     lines = text.split("\n")
     at = [i for i, line in enumerate(lines) if line and not line.startswith("    ")]
     prose = "\n".join(lines[i] for i in at)
-    prose = _outside_code(prose, _escaped)
+    prose = _outside_code(prose, _plain)
     for i, line in zip(at, prose.split("\n"), strict=True):
         lines[i] = line
     return "\n".join(lines)
@@ -151,8 +152,9 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 
 def on_page_content(content: str, page: Any, **_: Any) -> str:
-    """Formulas as MathML, which browsers draw without a script; names in the reference as links."""
+    """Formulas as MathML, which browsers draw without a script; pictures and names as links."""
     content = FORMULA.sub(lambda found: _mathml(found, page.file.src_uri), content)
+    content = PICTURE.sub(r'<a href="\1">\g<0></a>', content)  # to be seen whole on a telephone
     if page.file.src_uri.startswith("reference/"):
         names = _reference()
         content = NAME.sub(lambda found: _linked(found, names, page.file.src_uri), content)
@@ -193,7 +195,7 @@ def _linked(found: re.Match[str], names: dict[str, str], uri: str) -> str:
     return f'<a href="{"" if here else page}#functional_adam.{found[1]}">{found[0]}</a>'
 
 
-def _escaped(text: str) -> str:
+def _plain(text: str) -> str:
     """Text that Markdown shows as it is; `<` and `>` it would show with the backslash."""
     text = re.sub(r"([\\*_\[\]$])", r"\\\1", text)
     return text.replace("<", "&lt;").replace(">", "&gt;")
@@ -280,7 +282,12 @@ def _docstring(path: str) -> str:
 
 def _index() -> str:
     """The list of all scripts."""
-    parts = ["# Examples\n\nEach runs as it stands, from the root; `--help` lists its options.\n"]
+    parts = [
+        "# Examples\n\nAfter `make demo` (those for frameworks and the benchmarks: `make test`) "
+        "run them from the root, as in `.venv/bin/python examples/quickstart.py`; `--help` lists "
+        "the options. `checkpoints.py`, `baselines.py` and `low_memory_report.py` are parts of "
+        "others.\n"
+    ]
     groups = [
         ("", [p for p in _examples() if p.count("/") == 1]),
         ("## Frameworks", [p for p in _examples() if p.count("/") > 1]),

@@ -72,7 +72,7 @@ def draw(path: Path, found: dict[str, dict], steps: int) -> None:
     from matplotlib.figure import Figure  # noqa: PLC0415 (--record does without)
 
     t = [np.exp(np.log(ts).mean()) for ts in bins(steps)]
-    figure = Figure(figsize=(10, 4.2), layout="constrained", facecolor="white")
+    figure = Figure(figsize=(8, 4.2), layout="constrained", facecolor="white")
     panels = figure.subplots(1, len(CASES), sharey=True)
     for axes, case in zip(panels, CASES, strict=True):
         for name, (shown, colour, line) in STYLES.items():
@@ -83,9 +83,9 @@ def draw(path: Path, found: dict[str, dict], steps: int) -> None:
         axes.axvline(1 / (1 - case.b2), color="grey", linewidth=0.8, linestyle=":")
         axes.text(0.9 / (1 - case.b2), 0.32, "1/(1-b2)", color="dimgrey", ha="right")
         axes.set(title=f"b1 = {case.b1}, b2 = {case.b2}", xlabel="step t")
-        axes.set(xscale="log", yscale="log", xlim=(1, steps), ylim=(0.25, 4000))
+        axes.set(xscale="log", yscale="log", xlim=(1, 2 * steps), ylim=(0.25, 4000))
         axes.grid(alpha=0.3)
-    panels[0].set_ylabel("error of the update, rms (u = 2⁻²⁴ of the step)")
+    panels[0].set_ylabel("error of the update, rms (u = 2⁻²⁴ of the learning rate)")
     panels[0].legend(loc="upper right")
     figure.savefig(path, format="png", dpi=120)
 
