@@ -48,6 +48,9 @@ figures: $(VENV)/test ## draw every picture of docs/ again: half an hour on 2 co
 	JAX_PLATFORMS=cpu $(BIN)/python tools/figures/schedules.py --output docs/schedules.png
 	JAX_PLATFORMS=cpu $(BIN)/python examples/compare_variants.py --output docs/variants.png
 	JAX_PLATFORMS=cpu $(BIN)/python examples/sweep.py --output docs/sweep.png
+	JAX_PLATFORMS=cpu $(BIN)/python examples/train_digits.py --output docs/digits.png
+	JAX_PLATFORMS=cpu $(BIN)/python examples/learn_the_learning_rate.py --output docs/learning_rate.png
+	JAX_PLATFORMS=cpu $(BIN)/python examples/train_small_memory.py --output docs/small_memory.png
 	JAX_PLATFORMS=cpu $(BIN)/python benchmarks/zero.py --picture docs/zero.png
 	mkdir -p build && rm -f build/low_memory.jsonl
 	JAX_PLATFORMS=cpu $(BIN)/python benchmarks/low_memory.py --results build/low_memory.jsonl --parts streams long

@@ -110,7 +110,7 @@ def test_a_decay_rate_of_one_or_more_is_refused(factory, argument):
 def test_the_threshold_of_radam_may_be_four_and_not_less():
     below = np.nextafter(4.0, 0.0)
     for make in (fa.radam, fa.scale_by_radam):
-        with pytest.raises(ValueError, match=r"^threshold must be a finite number >= 4,.*; got "):
+        with pytest.raises(ValueError, match=r"^threshold must be a finite number >= 4 .*; got "):
             make(threshold=below)
         make(threshold=4)
 
