@@ -214,9 +214,10 @@ def draw(path: Path, results: dict[str, Result]) -> None:
         label = f"{losses[-1]:.3f}  {label}".replace("\n", " ")
         axes["loss"].plot(steps, losses[1:], label=label, **look)
         axes["more"].plot(steps, np.subtract(losses, results[first].losses)[1:], **look)
-    axes["loss"].set(title="Held-out loss (nats a byte)")
+    axes["loss"].set(title="Held-out loss", ylabel="nats a byte")
     axes["loss"].legend(title="at the end")
-    axes["more"].set(title=f"The same, less that of {SETTINGS[first].label}", xlabel="step")
+    title = f"The same, less that of {SETTINGS[first].label}"
+    axes["more"].set(title=title, xlabel="step", ylabel="nats a byte")
     for name in ("loss", "more"):
         axes[name].grid(alpha=0.3)
     draw_bytes(axes["bytes"], results)
@@ -233,7 +234,7 @@ def draw_bytes(axes, results: dict[str, Result]) -> None:
         bars = axes.barh(labels, sizes, left=end - sizes, color=colour, label=name)
         axes.bar_label(bars, [f"{size:.3g}" for size in sizes], label_type="center")
     axes.bar_label(bars, [f"{end:.3g}" for end in ends[-1]], padding=4, fontweight="bold")
-    axes.set(title="Bytes a parameter", xlim=(0, 1.1 * ends[-1].max()))
+    axes.set(title="Memory", xlabel="bytes a parameter", xlim=(0, 1.1 * ends[-1].max()))
     axes.invert_yaxis()
     axes.legend(loc="lower right")
 

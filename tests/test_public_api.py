@@ -119,8 +119,8 @@ def test_public_docstrings_have_an_example_and_every_argument(thing):
     if inspect.isfunction(thing):
         for section in ("Args:", "Returns:", "Raises:"):
             assert section in doc
-        described = set(re.findall(r"^    (\w+): ", doc.split("Args:")[1], re.M))
-        assert set(inspect.signature(thing).parameters) <= described
+        described = re.findall(r"^    (\w+): ", doc.split("Args:")[1].split("Returns:")[0], re.M)
+        assert described == list(inspect.signature(thing).parameters)
 
 
 def test_modules_and_functions_stay_short():
