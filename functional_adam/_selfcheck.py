@@ -212,23 +212,29 @@ def timings(size: int = 2**22, seconds: float = 6.0) -> Iterator[Timing]:
     """Medians over interleaved rounds, all in one process."""
     grads = jax.random.normal(jax.random.key(0), (size,))
     acts = {"copy": _copying(4 * size)}  # as much memory as a step takes
+    # Of equal programs that which was given its memory last is some 4 % faster: Optax's stands on
+    # both sides of ours.
+    optax = importlib.util.find_spec("optax") and importlib.import_module("optax").adam(RATE)
+    if optax:
+        acts["optax before"] = _stepping(optax, grads)
     acts |= {name: _stepping(adam(RATE, moments=name), grads) for name in FORMATS}
-    if importlib.util.find_spec("optax"):
-        acts["optax"] = _stepping(importlib.import_module("optax").adam(RATE), grads)
+    if optax:
+        acts["optax after"] = _stepping(optax, grads)
     taken: dict[str, list[float]] = {name: [] for name in acts}
-    end = time.perf_counter() + seconds
+    end, order = time.perf_counter() + seconds, list(acts)
     while time.perf_counter() < end or len(taken["copy"]) < 5:
-        for name, act in acts.items():
+        order.reverse()  # what ran just before leaves its traces in the caches
+        for name in order:
             start = time.perf_counter()
-            act()
+            acts[name]()
             taken[name].append(time.perf_counter() - start)
     copied = statistics.median(32 * size / t for t in taken["copy"])
     for name in FORMATS:
         ratio = None
-        if "optax" in taken:
-            ratio = statistics.median(
-                a / b for a, b in zip(taken[name], taken["optax"], strict=True)
-            )
+        if optax:
+            both = zip(taken["optax before"], taken["optax after"], strict=True)
+            ratios = (2 * a / sum(b) for a, b in zip(taken[name], both, strict=True))
+            ratio = statistics.median(ratios)
         moved = MOVED[name] * size / statistics.median(taken[name])
         yield Timing(name, ratio, moved / copied)
 
