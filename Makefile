@@ -43,7 +43,7 @@ bench: $(VENV)/test ## time and size against Optax (and torch, if installed)
 peers: $(VENV)/test ## repeat the recorded comparison with PyTorch, live; needs torch in .venv
 	$(BIN)/python tests/record_torch.py --check
 
-figures: $(VENV)/test ## draw every picture of docs/ again: half an hour on 2 cores, two thirds of it for memory_loss.png
+figures: $(VENV)/test ## draw every picture of docs/ again: a quarter of an hour on 2 cores
 	JAX_PLATFORMS=cpu $(BIN)/python tools/figures/why_exact.py --output docs/why_exact.png
 	JAX_PLATFORMS=cpu $(BIN)/python tools/figures/schedules.py --output docs/schedules.png
 	JAX_PLATFORMS=cpu $(BIN)/python examples/compare_variants.py --output docs/variants.png
