@@ -1,7 +1,8 @@
 """What a caller most likely meant: the way out that a message of `_check` ends with.
 
-Called only where an error is raised already, so nothing here has to be fast, and a guess is put as
-one. Every hint begins with a space, or is empty where nothing useful is known.
+But for `called`, nothing here runs unless an error is raised already, so nothing has to be fast;
+and a guess is put as one. Every hint begins with a space, or is empty where nothing useful is
+known.
 """
 
 from __future__ import annotations

@@ -239,7 +239,7 @@ def _count(held: Mapping[Any, Any]) -> int:
     steps = {key: _numpy(state["step"]).item() for key, state in held.items()}
     first = next(iter(steps), None)
     for key, step in steps.items():
-        if not step >= 0 or step != int(step):
+        if not step >= 0 or step % 1:  # infinite % 1 is NaN, which is true
             raise ValueError(
                 f"state_dict['state'][{key!r}]['step'] must be a whole number >= 0; got {step!r}."
             )

@@ -322,6 +322,12 @@ TWO = state_dict_of(entry((3,)), entry((2, 3)), param_names=["bias", "weight"])
         ),
         (
             ValueError,
+            r"\[0\]\['step'\] must be a whole number >= 0; got inf",
+            state_dict_of(entry((3,), step=np.inf), entry(step=np.inf)),
+            {},
+        ),
+        (
+            ValueError,
             r"params\['w'\] from exp_avg_sq of .* holds negative numbers",
             state_dict_of(entry((3,)), entry(exp_avg_sq=-np.ones((2, 3)))),
             {},
