@@ -1,6 +1,7 @@
 """Every code block of README and docs runs, file by file, top to bottom in one namespace."""
 
 import doctest
+import functools
 import pathlib
 import re
 import shutil
@@ -47,6 +48,11 @@ def test_python_blocks_run(page, monkeypatch, tmp_path):
             exec(compile(code, name, "exec"), namespace)
 
 
+@functools.cache  # several pages have the same lines
+def check_command(*command):
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+
+
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "sh")], ids=lambda p: p.name)
 def test_shell_lines_are_known_commands(page):
     make = shutil.which("make")
@@ -61,7 +67,7 @@ def test_shell_lines_are_known_commands(page):
             run = [sys.executable, *(arguments[:1]), "--help"]
             if arguments[0] == "-m":
                 run = [sys.executable, *arguments[:2], "--help"]
-        subprocess.run(run, cwd=ROOT, check=True, capture_output=True)
+        check_command(*run)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
