@@ -30,7 +30,7 @@ types: ## pyright, strict on the package
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 tests: ## pytest
-	$(PYTEST) -n auto --dist worksteal
+	$(PYTEST) -n auto
 
 legs: ## the core tests on Python 3.11 with the oldest JAX and 3.13 with the newest, where present
 	VENV=$(VENV) sh tools/legs.sh
