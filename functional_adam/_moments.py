@@ -41,11 +41,11 @@ class Full:
     8 bytes a float32 parameter. See `init` for both dtypes; below float32 they round to nearest.
 
     Args:
-        mu_dtype: None (default) or a float dtype.
-        nu_dtype: None (default) or a real float dtype.
+        mu_dtype: None (default) or a float dtype of at least 16 bits.
+        nu_dtype: None (default) or such a dtype, real.
 
     Raises:
-        TypeError: not a float dtype.
+        TypeError: not such a dtype.
         ValueError: a 64-bit dtype without JAX's 64-bit mode.
 
     Example:

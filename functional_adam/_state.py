@@ -70,11 +70,11 @@ def init(
     """A fresh state: count 0 and zero moments.
 
     Args:
-        params: any tree of float or complex arrays (NumPy arrays and Python floats work too).
-            None leaves pass through.
+        params: any tree of complex arrays or floats of at least 16 bits (NumPy arrays and Python
+            floats work too). None leaves pass through.
         moments: how both moments are kept: "full" (default), "bfloat16" or "int8", or a `Full`,
             `BFloat16` or `Int8` object. 8, 4 and 2.02 bytes a float32 parameter.
-        mu_dtype: dtype of the first moment, taken as it is; None (default) means float32 for
+        mu_dtype: dtype of the first moment, at least 16 bits, taken as it is; None (default) means float32 for
             parameters of up to 32 bits, float64 for float64, and complex for complex ones, which
             need a complex `mu`. Goes with moments="full" alone.
         nu_dtype: float dtype of the second moment, likewise but always real. Below float32 it is
@@ -89,8 +89,8 @@ def init(
         sharding; the count lies replicated on their mesh.
 
     Raises:
-        TypeError: a leaf is not a float or complex array, or one that `moments` cannot hold, or a
-            dtype is not a float dtype.
+        TypeError: a leaf is not a complex array or one of floats of at least 16 bits, or one that
+            `moments` cannot hold, or a dtype is no such dtype.
         ValueError: a 64-bit dtype without JAX's 64-bit mode, an unknown name, or a dtype beside
             `moments`.
 

@@ -62,7 +62,8 @@ def from_torch(
         of, since they never had a gradient, have zero moments; their count is that of the others.
 
     Raises:
-        ValueError: `step` differs between parameters, or shapes, names or leaves do not fit.
+        ValueError: `step` differs between parameters or is no whole number, a mean of squares is
+            negative, or shapes, names or leaves do not fit.
         TypeError: not a state dict of such an optimizer, or complex parameters, whose second
             moment torch keeps for the real and imaginary parts apart.
 

@@ -222,7 +222,10 @@ MISTAKES = {
     "betas": (
         lambda: fa.adam(1e-3, (0.85, 0.99)),
         TypeError,
-        ["b1 must be a number in [0, 1) or a JAX scalar; got (0.85, 0.99) of type tuple. PyTor"],
+        [
+            "b1 must be a number in [0, 1) or a JAX scalar; got (0.85, 0.99) of type tuple. ",
+            "PyTorch's betas=(0.85, 0.99) are b1=0.85, b2=0.99 here.",
+        ],
     ),
     "moments by their class": (
         lambda: fa.adam(moments=fa.Int8),
