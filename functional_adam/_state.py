@@ -74,9 +74,9 @@ def init(
             floats work too). None leaves pass through.
         moments: how both moments are kept: "full" (default), "bfloat16" or "int8", or a `Full`,
             `BFloat16` or `Int8` object. 8, 4 and 2.02 bytes a float32 parameter.
-        mu_dtype: dtype of the first moment, at least 16 bits, taken as it is; None (default) means float32 for
-            parameters of up to 32 bits, float64 for float64, and complex for complex ones, which
-            need a complex `mu`. Goes with moments="full" alone.
+        mu_dtype: dtype of the first moment, at least 16 bits, taken as it is; None (default) means
+            float32 for parameters of up to 32 bits, float64 for float64, and complex for complex
+            ones, which need a complex `mu`. Goes with moments="full" alone.
         nu_dtype: float dtype of the second moment, likewise but always real. Below float32 it is
             rounded to nearest, and for b2 >= 0.99 a bfloat16 `nu` no longer moves; in float16 small
             ones are 0 and steps hundreds of times too long (see docs/precision.md).
