@@ -10,8 +10,8 @@ import numpy as np
 from jax.tree_util import keystr
 
 from functional_adam import _check
-from functional_adam._rounding import is_short, master
-from functional_adam._state import check_count
+from functional_adam._rounding import master
+from functional_adam._state import check_count, outside_boxes
 from functional_adam._types import PyTree, arithmetic_dtype
 
 
@@ -76,7 +76,7 @@ def master_params(params: PyTree, state: PyTree) -> PyTree:
             'state.residual is None: only a state made with rounding="compensated" knows more of '
             "the weights than the parameters themselves."
         )
-    codes = _check.leaves_like("state.residual", state.residual, params, "params")
+    codes = _check.leaves_like("state.residual", state.residual, outside_boxes(params), "params")
     paths_and_leaves, treedef = jax.tree_util.tree_flatten_with_path(params, is_leaf=_check.is_none)
     pairs = zip(paths_and_leaves, codes, strict=True)
     return treedef.unflatten(_master(keystr(path), p, code) for (path, p), code in pairs)
@@ -85,9 +85,8 @@ def master_params(params: PyTree, state: PyTree) -> PyTree:
 def _master(path: str, p: Any, code: Any) -> Any:
     if p is None:
         return None
-    short = is_short(_check.leaf_dtype("params" + path, p))
-    _check.residual(path, code, np.shape(p) if short else (0,))
-    return master(jnp.asarray(p), code) if short else p
+    _check.residual(path, code, _check.leaf_dtype("params" + path, p), np.shape(p))
+    return p if code is None else master(jnp.asarray(p), code)
 
 
 def _add(path: str, p: Any, u: Any) -> Any:

@@ -207,11 +207,23 @@ def codes(
         )
 
 
-def residual(path: str, leaf: Any, shape: tuple[int, ...]) -> None:
-    """A leaf's code of what its parameter lacks."""
-    because = "(that of a parameter of 16 bits, (0,) for others)"
-    advice = "Make the state from parameters of the same dtypes."
-    codes("state.residual" + path, leaf, np.int8, shape, because, advice)
+def residual(path: str, kept: Any, dtype: np.dtype[Any], shape: tuple[int, ...] | None) -> None:
+    """What the state keeps of a parameter fits its dtype, which is still that of `init`.
+
+    With a `shape` it keeps codes for 16 bits; without, a zero of the dtype.
+    """
+    if kept is None or shape is not None:
+        before = "wider" if kept is None else "a float of 16 bits"
+        same = (kept is not None) == (jnp.finfo(dtype).bits == 16)
+    else:
+        before, same = kept.dtype, kept.dtype == dtype
+    if not same:
+        raise ValueError(
+            f"params{path} is {dtype} now; it was {before} at init.{_hints.other_dtype()}"
+        )
+    if kept is not None and shape is not None:
+        because, advice = "(that of the parameter)", "Make the state with the same rounding."
+        codes("state.residual" + path, kept, np.int8, shape, because, advice)
 
 
 def kept_like(path: str, leaf: Any, moment: Any) -> None:

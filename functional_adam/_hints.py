@@ -165,6 +165,15 @@ def frozen(path: str, dtype: Any) -> str:
     return freeze
 
 
+def other_dtype() -> str:
+    """For a parameter whose dtype has changed since `init`."""
+    return (
+        " Add updates with fa.apply_updates, which keeps it; a bare addition, as in "
+        "equinox.apply_updates, takes that of the float32 update. If the change was meant, make a "
+        "new state: tx.init(params)."
+    )
+
+
 def shape(path: str) -> str:
     """For a leaf at `path` whose shape is not that of its counterpart."""
     if path.startswith("params"):

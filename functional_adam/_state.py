@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import chex
 import jax
@@ -27,6 +27,8 @@ from functional_adam._moments import (
 from functional_adam._rounding import ROUNDINGS, Rounding, is_short
 from functional_adam._types import ParameterRounding, PyTree
 
+T = TypeVar("T")
+
 
 class AdamState(NamedTuple):
     """The state of every optimizer of this package: one counter and trees of plain arrays.
@@ -39,8 +41,9 @@ class AdamState(NamedTuple):
         nu: second moment (the mean of |g|**2), likewise and always real; `nu_dtype` overrides. With
             moments="bfloat16" bfloat16, with "int8" uint8 codes.
         nu_scale: None, or with moments="int8" a tree of uint16, one for each block of some 128.
-        residual: None, or with rounding="compensated" a tree of int8, of its shape for each
-            parameter of 16 bits and of shape (0,) for the others.
+        residual: None, or a tree with None for each parameter that is not of 16 bits. For the
+            others it holds with rounding="compensated" an int8 array of the parameter's shape, and
+            with "stochastic" a zero of its dtype, which tells whether the parameter still has it.
         extra: None, or a dict of the further trees that a variant keeps, each like the parameters:
             `nu_max` in amsgrad (stored like `nu`), `mu_slow` in ademamix (like `mu`).
 
@@ -116,10 +119,11 @@ def fresh(params: PyTree, moments: Format, rounding: Rounding) -> AdamState:
     )
     if moments.keeps_scale:
         scales = [_no_scale(leaf, s) for leaf, s in zip(stored, lies, strict=True)]
-        state = state._replace(nu_scale=treedef.unflatten(scales))
-    if rounding.keeps_error:
-        residual = [_no_error(leaf, s) for (_, leaf), s in zip(paths_and_leaves, lies, strict=True)]
-        state = state._replace(residual=treedef.unflatten(residual))
+        state = state._replace(nu_scale=_beside(params, scales))
+    if rounding.is_early:
+        leaves = [leaf for _, leaf in paths_and_leaves]
+        residual = [_no_error(rounding, *pair) for pair in zip(leaves, lies, strict=True)]
+        state = state._replace(residual=_beside(params, residual))
     return state
 
 
@@ -129,11 +133,43 @@ def _no_scale(stored: Stored, sharding: NamedSharding | None) -> jax.Array:
     return _zeros(shape, stored.scale.dtype, scale_sharding(sharding, stored.v.shape, shape))
 
 
-def _no_error(leaf: Any, sharding: NamedSharding | None) -> jax.Array:
+def _no_error(rounding: Rounding, leaf: Any, sharding: NamedSharding | None) -> jax.Array | None:
     """The residual of a parameter that is what it should be."""
-    if is_short(jnp.result_type(leaf)):
+    dtype = jnp.result_type(leaf)
+    if not is_short(dtype):
+        return None
+    if rounding.keeps_error:
         return jnp.zeros_like(leaf, dtype=jnp.int8)
-    return _zeros((0,), jnp.int8, replicated(sharding, 1))
+    return _zeros((), dtype, replicated(sharding, 0))
+
+
+# ---- Boxes ----
+
+# Libraries wrap a parameter in a node that says how its dimensions are divided (Flax: `nnx.Param`,
+# `nn.Partitioned`). Moments have these dimensions and stay in such boxes. Scales and residuals may
+# have others, and lie where the box would be.
+
+
+def _is_container(x: Any) -> bool:
+    return x is None or isinstance(x, tuple | list | Mapping)
+
+
+def outside_boxes(tree: PyTree) -> PyTree:
+    """`tree` with leaves in place of the boxes around them: nodes of other classes, of one leaf."""
+
+    def is_box(x: Any) -> bool:
+        return not _is_container(x) and len(jax.tree.leaves(x)) == 1
+
+    return jax.tree.map(lambda x: jax.tree.leaves(x)[0], tree, is_leaf=is_box)
+
+
+def _beside(params: PyTree, leaves: list[Any]) -> PyTree:
+    """A tree of these leaves, one for each parameter, outside of boxes."""
+    if not leaves and not _is_container(params):
+        # optax.tree.map_params calls `init` with a leafless object, and takes whatever holds that
+        # for a tree of the parameters' shapes. This is none: there it is one leaf.
+        return _zeros((), jnp.int8, None)
+    return jax.tree.structure(outside_boxes(params)).unflatten(leaves)
 
 
 # ---- In others ----
@@ -175,6 +211,17 @@ def _sharding_of(leaf: Any) -> NamedSharding | None:
 
 def _is_explicit(sharding: NamedSharding) -> bool:
     return AxisType.Explicit in sharding.mesh.axis_types
+
+
+def over_auto_axes(f: Callable[..., T], like: T) -> Callable[..., T]:
+    """f, where its result lies like `like`, and no mesh axis is explicit inside.
+
+    An explicit axis that divides a dimension must divide all that is made of it, its blocks too.
+    """
+    shardings = jax.tree.map(_sharding_of, like)
+    if any(map(_is_explicit, jax.tree.leaves(shardings))):
+        return jax.sharding.auto_axes(f, out_sharding=shardings)
+    return f
 
 
 def _zeros(shape: tuple[int, ...], dtype: DTypeLike, sharding: NamedSharding | None) -> jax.Array:
@@ -277,9 +324,11 @@ def check_state(
             f"state.nu_scale is {'None' if state.nu_scale is None else 'a tree'}, which does not "
             f'go with moments="{moments.name}": it belongs to "int8". Make the state by `init`.'
         )
-    if (state.residual is not None) != rounding.keeps_error:
+    if (state.residual is not None) != rounding.is_early:
+        have = "None" if state.residual is None else "a tree"
         raise ValueError(
-            f"state.residual is {'None' if state.residual is None else 'a tree'}, but "
-            f'rounding="{rounding.name}" was asked for: it belongs to "compensated". Make '
-            "the state with the same rounding."
+            f'state.residual is {have}, but rounding="{rounding.name}" was asked for: "nearest" '
+            'has None there, "stochastic" and "compensated" a tree. Make the state with the same '
+            "rounding, or give it that of a new one: "
+            "state._replace(residual=tx.init(params).residual)."
         )

@@ -7,7 +7,7 @@ store, round, out.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -25,7 +25,13 @@ from functional_adam._operands import Scalars
 from functional_adam._rounding import Draw, Rounding, bits, draw, is_short, land, late_keys, master
 from functional_adam._scalars import at, is_zero, scalars
 from functional_adam._settings import Settings
-from functional_adam._state import AdamState, check_state, is_ours
+from functional_adam._state import (
+    AdamState,
+    check_state,
+    is_ours,
+    outside_boxes,
+    over_auto_axes,
+)
 from functional_adam._types import PyTree, arithmetic_dtype, real_dtype
 
 
@@ -57,6 +63,9 @@ def step(
     gs = _check.leaves_like("grads", grads, state.mu, "the parameters given to init")
     stored = _stored(settings.variant, state)
     thetas = _thetas(settings, paths_and_mu, gs, state.mu, params)
+    if all(g is None for g in gs):  # no step: the bias corrections are those of the steps made
+        none = (_no_update(mu, theta) for (_, mu), theta in zip(paths_and_mu, thetas, strict=True))
+        return treedef.unflatten(none), state
     count = jnp.minimum(state.count, np.iinfo(np.int32).max - 1) + 1  # stops instead of wrapping
     random = settings.moments.is_random or settings.rounding.is_early
     paths = tuple(keystr(path) for path, _ in paths_and_mu)
@@ -80,15 +89,20 @@ def step(
         count=count,
         mu=tree(lambda new: new.m),
         nu=tree(lambda new: new.v),
-        nu_scale=None if state.nu_scale is None else tree(lambda new: new.scale),
-        residual=None if state.residual is None else tree(lambda new: new.residual),
+        nu_scale=_like(state.nu_scale, (new.scale for _, new in stepped)),
+        residual=_like(state.residual, (new.residual for _, new in stepped)),
         extra=extra or None,
     )
 
 
+def _like(old: PyTree, leaves: Iterable[Any]) -> PyTree:
+    """A tree of these leaves, None included, built as it was before the step; None for None."""
+    return old if old is None else jax.tree.structure(old, is_leaf=_check.is_none).unflatten(leaves)
+
+
 def _stored(variant: Variant, state: AdamState) -> list[Stored]:
     """The state, leaf by leaf."""
-    mus = jax.tree.leaves(state.mu, is_leaf=_check.is_none)
+    mus, flat = jax.tree.leaves(state.mu, is_leaf=_check.is_none), outside_boxes(state.mu)
 
     def leaves(name: str, tree: PyTree) -> list[Any]:
         return _check.leaves_like(f"state.{name}", tree, state.mu, "state.mu")
@@ -97,8 +111,8 @@ def _stored(variant: Variant, state: AdamState) -> list[Stored]:
     columns = (
         mus,
         leaves("nu", state.nu),
-        _check.leaves_if_any("state.nu_scale", state.nu_scale, state.mu, "state.mu"),
-        _check.leaves_if_any("state.residual", state.residual, state.mu, "state.mu"),
+        _check.leaves_if_any("state.nu_scale", state.nu_scale, flat, "state.mu"),
+        _check.leaves_if_any("state.residual", state.residual, flat, "state.mu"),
     )
     return [
         Stored(mu, nu, {name: leaves[i] for name, leaves in more.items()}, scale, residual)
@@ -107,10 +121,11 @@ def _stored(variant: Variant, state: AdamState) -> list[Stored]:
 
 
 class Theta(NamedTuple):
-    """The parameter of a leaf, where anything needs it."""
+    """The parameter of a leaf: its value where anything needs it, its dtype where it is given."""
 
     value: Any = None
     decays: bool = False
+    dtype: np.dtype[Any] | None = None
 
 
 def _thetas(
@@ -122,37 +137,52 @@ def _thetas(
 ) -> list[Theta]:
     """For each leaf its parameter, if it decays or the variant or the rounding needs it."""
     decays = not is_zero(settings.weight_decay)
-    rounding = f'rounding="{settings.rounding.name}"'
+    why = _needs(settings, decays)
+    if params is None:
+        if why and any(g is not None for g in gs):
+            raise _no_params(settings, why)
+        return [Theta()] * len(gs)
+    thetas = _check.leaves_like("params", params, structure, "the parameters given to init")
+    keep = _check.mask_leaves(settings.mask, params) if decays else [False] * len(gs)
+    always = not {"weight_decay"}.issuperset(why)
+
+    def of_leaf(path: str, mu: Any, g: Any, theta: Any, kept: bool) -> Theta:
+        if mu is None or g is None:
+            return Theta(dtype=getattr(theta, "dtype", None))
+        dtype = _check.leaf_dtype("params" + path, theta)
+        _check.same_shape("params" + path, theta, mu, "state.mu" + path)
+        if not (kept or always):
+            return Theta(dtype=dtype)
+        value = _check.leaf_like("params" + path, theta, mu, "state.mu" + path)
+        return Theta(value, kept, dtype)
+
+    rows = zip(paths_and_mu, gs, thetas, keep, strict=True)
+    return [of_leaf(keystr(path), mu, g, theta, kept) for (path, mu), g, theta, kept in rows]
+
+
+def _needs(settings: Settings, decays: bool) -> list[str]:
+    """What needs the parameters' values, by name."""
     needed = {
         settings.variant.name: settings.variant.finish is not None,
         "weight_decay": decays,
         "l2": not is_zero(settings.l2),
-        rounding: settings.rounding.is_early,
+        _rounding_name(settings): settings.rounding.is_early,
     }
-    why = [name for name, needs in needed.items() if needs]
-    if not why or all(g is None for g in gs):
-        return [Theta()] * len(gs)
-    if params is None:
-        others = {rounding: 'rounding="nearest"'}
-        without = ", ".join(others.get(name, f"{name}=0.0") for name in why)
-        instead = "" if settings.variant.name in why else f", or pass {without}"
-        raise ValueError(
-            f"{' and '.join(why)} {'needs' if len(why) == 1 else 'need'} the parameters: call "
-            f"update(grads, state, params){instead}."
-        )
-    thetas = _check.leaves_like("params", params, structure, "the parameters given to init")
-    keep = _check.mask_leaves(settings.mask, params) if decays else [False] * len(gs)
-    always = why != ["weight_decay"]
-    return [
-        Theta(_theta(keystr(path), theta, mu), kept)
-        if (kept or always) and g is not None and mu is not None
-        else Theta()
-        for (path, mu), g, theta, kept in zip(paths_and_mu, gs, thetas, keep, strict=True)
-    ]
+    return [name for name, needs in needed.items() if needs]
 
 
-def _theta(path: str, theta: Any, mu: Any) -> jax.Array:
-    return _check.leaf_like("params" + path, theta, mu, "state.mu" + path)
+def _rounding_name(settings: Settings) -> str:
+    return f'rounding="{settings.rounding.name}"'
+
+
+def _no_params(settings: Settings, why: list[str]) -> ValueError:
+    others = {_rounding_name(settings): 'rounding="nearest"'}
+    without = ", ".join(others.get(name, f"{name}=0.0") for name in why)
+    instead = "" if settings.variant.name in why else f", or pass {without}"
+    return ValueError(
+        f"{' and '.join(why)} {'needs' if len(why) == 1 else 'need'} the parameters: call "
+        f"update(grads, state, params){instead}."
+    )
 
 
 def _leaf(once: Once, path: str, g: Any, stored: Stored, theta: Theta) -> tuple[Any, Stored]:
@@ -160,7 +190,7 @@ def _leaf(once: Once, path: str, g: Any, stored: Stored, theta: Theta) -> tuple[
     if stored.m is None and g is not None:
         raise ValueError(f"grads{path} is an array, but the parameter given to init is None.")
     if g is None:
-        return None if stored.m is None else _no_update(stored.m), stored
+        return _no_update(stored.m, theta), stored
     settings = once.settings
     dtype = settings.moments.check(path, stored)
     for name, like in settings.variant.keeps:
@@ -172,25 +202,33 @@ def _leaf(once: Once, path: str, g: Any, stored: Stored, theta: Theta) -> tuple[
     g = _check.leaf_like("grads" + path, g, stored.m, "state.mu" + path, advice=once.advice)
     s = once.scalars(real_dtype(arithmetic_dtype(dtype, g.dtype)))
     rounding = settings.rounding if _rounds(settings.rounding, path, stored, theta) else None
-    kind = Kind(settings.variant, settings.moments, rounding, theta.decays)
+    out = g.dtype if theta.dtype is None else np.dtype(jnp.promote_types(g.dtype, theta.dtype))
+    kind = Kind(settings.variant, settings.moments, rounding, theta.decays, out)
     shared = s, once.draw if kind.is_random else None
     key = once.keys[path] if kind.is_random else None
     if settings.moments.chunked:
         return in_chunks(functools.partial(_arithmetic, kind, *shared), key, g, stored, theta.value)
-    return _arithmetic(kind, *shared, key, g, stored, theta.value)
+    leaf: Callable[..., Any] = functools.partial(_arithmetic, kind)
+    if settings.moments.keeps_scale:
+        leaf = over_auto_axes(leaf, (g, stored))
+    return leaf(*shared, key, g, stored, theta.value)
 
 
-def _no_update(m: jax.Array) -> jax.Array:
-    """Zeros in the moment's dtype, as there is no gradient to give its own; float32 for codes."""
-    return jnp.zeros_like(m, dtype=m.dtype if jnp.issubdtype(m.dtype, jnp.inexact) else jnp.float32)
+def _no_update(m: Any, theta: Theta) -> Any:
+    """Zeros in the parameter's dtype, or else in the moment's; float32 for codes."""
+    if m is None:
+        return None
+    dtype = theta.dtype or (m.dtype if jnp.issubdtype(m.dtype, jnp.inexact) else jnp.float32)
+    return jnp.zeros_like(m, dtype=dtype)
 
 
 def _rounds(rounding: Rounding, path: str, stored: Stored, theta: Theta) -> bool:
-    """Whether this parameter is rounded; its residual is checked, rounded or not."""
-    short = rounding.is_early and theta.value is not None and is_short(theta.value.dtype)
-    if rounding.keeps_error:
-        _check.residual(path, stored.residual, np.shape(stored.m) if short else (0,))
-    return short
+    """Whether this parameter is rounded; what its state keeps for that is checked."""
+    if not rounding.is_early or theta.dtype is None:
+        return False
+    shape = np.shape(stored.m) if rounding.keeps_error else None
+    _check.residual(path, stored.residual, theta.dtype, shape)
+    return is_short(theta.dtype)
 
 
 class Kind(NamedTuple):
@@ -200,6 +238,7 @@ class Kind(NamedTuple):
     moments: Format
     rounding: Rounding | None
     decays: bool
+    out: np.dtype[Any]  # of the update
 
     @property
     def is_random(self) -> bool:
@@ -214,7 +253,7 @@ def _arithmetic(
     kind: Kind, s: Scalars, draw: Draw | None, key: Any, g: jax.Array, stored: Stored, theta: Any
 ) -> tuple[jax.Array, Stored]:
     """Load, through the formulas, store, round: (update, what is stored), dtypes as they were."""
-    variant, moments, rounding, decays = kind
+    variant, moments, rounding, decays, out = kind
     random: Any = None if draw is None else bits(draw, key, g.shape)
     wide = functools.partial(widened, s.eps.dtype)
     x, old = jax.tree.map(wide, (g, moments.load(stored)))
@@ -227,9 +266,9 @@ def _arithmetic(
         u = variant.finish(s, u, weights)
     stored = moments.store(new, stored, random, s)
     if rounding is None:
-        return u.astype(g.dtype), stored
+        return u.astype(out), stored
     u, residual = land(rounding, (weights + u).astype(jnp.float32), theta, random)
-    return u, stored._replace(residual=residual)
+    return u, stored if residual is None else stored._replace(residual=residual)
 
 
 def _weights(rounding: Rounding | None, stored: Stored, theta: Any, wide: Any) -> Any:

@@ -130,8 +130,6 @@ def update(
         if not is_ours(state):
             raise TypeError(_hints.not_a_state(state, grads, params))
         check_state(state, bound.variant.name, (), bound.moments, bound.rounding)
-        if params is not None:
-            _check.leaves_like("params", params, state.mu, "the parameters given to init")
         if mask is not None:
             _check.mask_leaves(bound.mask, state.mu if params is None else params)
     return step(bound, grads, state, params)
