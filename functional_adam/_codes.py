@@ -180,7 +180,7 @@ def _top(scales: jax.Array) -> jax.Array:
 # code's size: 48 codes up to 3/16, 54 to 39/64 and 25 to 1. All of it is exact in float32.
 _SLOPES = ((1 / 256, 48), (1 / 128, 54), (1 / 64, 25))
 _CODES = 127
-_NAN = -128
+NAN = -128
 _WHOLE = np.float32(1.5 * 2**23)
 _WHOLE_BITS = np.int32(0x4B400000)
 
@@ -210,7 +210,7 @@ def ratio_code(
     # `_WHOLE` leaves no bits for what follows the point; of the result's bits, only its last ones
     # are not `_WHOLE`'s. (A conversion would have to check for what cannot be converted.)
     code = bits_of(jnp.copysign(code, r) + (fraction(random) - 0.5) + _WHOLE) - _WHOLE_BITS
-    return jnp.where(jnp.isnan(r), _NAN, code).astype(jnp.int8)
+    return jnp.where(jnp.isnan(r), NAN, code).astype(jnp.int8)
 
 
 def _place(size: jax.Array) -> jax.Array:
@@ -225,7 +225,7 @@ def ratio(code: jax.Array, units: jax.Array) -> jax.Array:
     size = jnp.abs(signed)
     lines = [size * slope + (value - start * slope) for slope, start, value in _LINES]
     r = functools.reduce(jnp.maximum, lines) * _power(units.astype(jnp.int32))[..., None]
-    return jnp.where(code == _NAN, jnp.nan, jnp.copysign(r, signed))
+    return jnp.where(code == NAN, jnp.nan, jnp.copysign(r, signed))
 
 
 def _power(exponents: jax.Array) -> jax.Array:

@@ -240,11 +240,13 @@ class Int8:
         w = jnp.sqrt(v)
         r = jnp.where(w > 0, m / _codes.divisor(w, scales), m * 0)
         bound = jnp.inf if s is None else largest_ratio(s.b1, s.b2, s.t).astype(jnp.float32)
-        return old._replace(
-            m=_codes.join(_codes.ratio_code(r, units, bound, split(bits.mu)), shape),
-            v=_codes.join(_codes.root_code(w, scales, split(bits.nu)), shape),
-            scale=_codes.packed(scales, units),
-        )
+        m = _codes.join(_codes.ratio_code(r, units, bound, split(bits.mu)), shape)
+        v = _codes.join(_codes.root_code(w, scales, split(bits.nu)), shape)
+        # Both are so already. But an operation of the leaf's own shape ties codes to moments: XLA
+        # lays them out alike on a mesh, also where a device holds no whole number of blocks.
+        m = jnp.where(jnp.isnan(new.m), jnp.int8(_codes.NAN), m)
+        v = jnp.where(new.v == 0, jnp.uint8(0), v)
+        return old._replace(m=m, v=v, scale=_codes.packed(scales, units))
 
 
 Format: TypeAlias = Full | BFloat16 | Int8

@@ -6,8 +6,8 @@ itself, and what is kept for a parameter is found in them by the parameter's pat
 
 from __future__ import annotations
 
-import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +22,7 @@ from functional_adam._state import (
     dimensions,
     divided,
     is_ours,
+    outside_boxes,
     replicated,
     scale_sharding,
     state_shapes,
@@ -46,28 +47,29 @@ def state_shardings(
 ) -> PyTree:
     """Where each array of `tx.init(params)` is to lie on the mesh of the parameters.
 
-    `mu`, `nu`, `residual` and the trees of `extra` lie like their parameter. The blocks of
-    `nu_scale` are divided as the axis along which they lie, where that divides their number. The
-    count, and every array that belongs to no parameter or to another transformation, lies whole on
-    each device.
+    `mu`, `nu`, `residual` and the trees of `extra` lie like their parameter, and so does whatever
+    another transformation keeps of a parameter's shape (`optax.MultiSteps`, `trace`, `ema`,
+    `schedule_free`): it is found by the parameter's path at the end of its own. The blocks of
+    `nu_scale` are divided as the axis along which they lie, where that divides their number. Counts
+    and all other arrays lie whole on each device.
 
     Hand it to `out_shardings` of the jitted `init` and of the jitted step. `jax.jit(tx.init)` alone
     leaves the placing to XLA, which puts all zeros on one device; an eager `tx.init` places its
     arrays like this by itself, where the parameters lie on a mesh.
 
     Where a device holds no whole number of blocks, an update with moments="int8" exchanges their
-    ends, and without `out_shardings` XLA may give the next state another place.
+    ends.
 
     Explicit mesh axes move nothing unasked. With `zero_axis`, `jax.sharding.reshard` gradients and
-    parameters like `mu` before an update, and the updates back. An int8 update raises where an
-    axis divides a leaf's last dimension but not its number of blocks.
+    parameters like `mu` before an update, and the updates back.
 
     Args:
         tx: a transformation of this package, alone or anywhere in one of Optax's (`chain`,
             `named_chain`, `masked`, `partition`, `inject_hyperparams`).
-        params: a tree of arrays, or of `jax.ShapeDtypeStruct`s.
+        params: a tree of arrays, or of `jax.ShapeDtypeStruct`s, in boxes of Flax or not.
         params_shardings: None (default) takes each leaf's own `sharding`; or a tree of
-            `NamedSharding`s like `params`; or one `NamedSharding` for all of them.
+            `NamedSharding`s like `params`, with boxes or without (as `flax.linen.get_sharding`
+            makes it); or one `NamedSharding` for all of them.
         zero_axis: None (default), or a mesh axis over which what is kept for a parameter is divided
             once more: along its first dimension that this axis divides evenly beyond what divides
             it already. A leaf stays like its parameter where there is none, where the axis divides
@@ -100,47 +102,74 @@ def state_shardings(
     places = _places(params, params_shardings)
     somewhere = _on_one_mesh(places, params_shardings)
     _check_axis(zero_axis, somewhere)
+    scales = _scale_shapes(state)
+    places = {path: _divided_more(x, scales.get(path), zero_axis) for path, x in places.items()}
 
-    def place(node: Any) -> Any:
+    def place(path: Any, node: Any) -> Any:
         if is_ours(node):
-            return _placed(node, places, somewhere, zero_axis)
-        return replicated(somewhere, len(node.shape))
+            return _placed(node, places, somewhere)
+        return _like_parameter(keystr(path), node, places, somewhere)
 
-    return jax.tree.map(place, state, is_leaf=is_ours)
+    return jax.tree_util.tree_map_with_path(place, state, is_leaf=is_ours)
 
 
-def _placed(
-    state: AdamState, places: dict[str, Place], somewhere: NamedSharding, zero_axis: str | None
-) -> AdamState:
+def _scale_shapes(state: PyTree) -> dict[str, tuple[int, ...]]:
+    """The shapes of all scales, by the paths of their parameters."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for one in filter(is_ours, jax.tree.leaves(state, is_leaf=is_ours)):
+        if one.nu_scale is not None:
+            scales = jax.tree.leaves(one.nu_scale, is_leaf=_check.is_none)
+            pairs = zip(_paths(one.mu), scales, strict=True)
+            shapes |= {path: scale.shape for path, scale in pairs if scale is not None}
+    return shapes
+
+
+def _paths(mu: PyTree) -> list[str]:
+    """The paths of the parameters that a state is of, None included."""
+    leaves = jax.tree_util.tree_leaves_with_path(mu, is_leaf=_check.is_none)
+    return [keystr(path) for path, _ in leaves]
+
+
+def _placed(state: AdamState, places: dict[str, Place], somewhere: NamedSharding) -> AdamState:
     """The places of one state of this package."""
-    scales = jax.tree_util.tree_leaves_with_path(state.nu_scale)
-    shapes = {keystr(path): leaf.shape for path, leaf in scales}
-    once_more = {
-        path: _divided_more(place, shapes.get(path), zero_axis) for path, place in places.items()
-    }
 
-    def kept(path: Any, leaf: Any) -> Any:
-        place = once_more.get(keystr(path))
-        if place is None or place.shape != leaf.shape:  # such as a residual that is not needed
-            return replicated(somewhere, len(leaf.shape))
-        return place.sharding
+    def kept(path: str, leaf: Any) -> NamedSharding:
+        return _like_parameter(path, leaf, places, somewhere)
 
-    def scale(path: Any, leaf: Any) -> Any:
-        place = once_more.get(keystr(path))
+    def scale(path: str, leaf: Any) -> Any:
+        place = places.get(path)
         if place is None:
             return replicated(somewhere, len(leaf.shape))
         return scale_sharding(place.sharding, place.shape, leaf.shape)
 
-    like = functools.partial(jax.tree_util.tree_map_with_path, kept)
+    def like(tree: PyTree, place: Callable[[str, Any], Any] = kept) -> PyTree:
+        # In the order of `mu`: scales and residuals have paths of their own where there are boxes.
+        leaves, treedef = jax.tree.flatten(tree, is_leaf=_check.is_none)
+        pairs = zip(_paths(state.mu), leaves, strict=True)
+        return treedef.unflatten(None if x is None else place(path, x) for path, x in pairs)
+
     count: Any = replicated(somewhere, 0)
     return AdamState(
         count=count,
         mu=like(state.mu),
         nu=like(state.nu),
-        nu_scale=jax.tree_util.tree_map_with_path(scale, state.nu_scale),
-        residual=like(state.residual),
+        nu_scale=None if state.nu_scale is None else like(state.nu_scale, scale),
+        residual=None if state.residual is None else like(state.residual),
         extra=state.extra and {name: like(tree) for name, tree in state.extra.items()},
     )
+
+
+def _like_parameter(
+    path: str, leaf: Any, places: dict[str, Place], somewhere: NamedSharding
+) -> NamedSharding:
+    """The place of the parameter whose path is at the end of `path`, if it has this shape."""
+    ends = [
+        end for end, place in places.items() if path.endswith(end) and place.shape == leaf.shape
+    ]
+    if ends:
+        return places[max(ends, key=len)].sharding
+    whole: Any = replicated(somewhere, len(leaf.shape))
+    return whole
 
 
 def _divided_more(place: Place, scales: tuple[int, ...] | None, zero_axis: str | None) -> Place:
@@ -182,7 +211,8 @@ def _places(params: PyTree, params_shardings: PyTree) -> dict[str, Place]:
     elif isinstance(params_shardings, Mesh | PartitionSpec | Sharding):
         raise _not_named("params_shardings", params_shardings)
     else:
-        shardings = _check.leaves_like("params_shardings", params_shardings, params, "params")
+        flat = outside_boxes(params_shardings), outside_boxes(params)
+        shardings = _check.leaves_like("params_shardings", *flat, "params")
     own = params_shardings is None
     return {
         keystr(path): Place(np.shape(leaf), _sharding(keystr(path), leaf, sharding, own))
@@ -198,7 +228,7 @@ def _sharding(path: str, leaf: Any, sharding: Any, own: bool) -> NamedSharding:
             raise ValueError(
                 f"params{path} must lie on a mesh; its sharding is {_check.show(sharding)}. Place "
                 "it with jax.device_put(params, NamedSharding(mesh, spec)), or pass "
-                "params_shardings."
+                "params_shardings (from Flax Linen: nn.get_sharding(params, mesh))."
             )
         raise _not_named(f"params_shardings{path}", sharding)
     shape, spec = np.shape(leaf), sharding.spec

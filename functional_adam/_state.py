@@ -219,9 +219,10 @@ def over_auto_axes(f: Callable[..., T], like: T) -> Callable[..., T]:
     An explicit axis that divides a dimension must divide all that is made of it, its blocks too.
     """
     shardings = jax.tree.map(_sharding_of, like)
-    if any(map(_is_explicit, jax.tree.leaves(shardings))):
-        return jax.sharding.auto_axes(f, out_sharding=shardings)
-    return f
+    if not any(map(_is_explicit, jax.tree.leaves(shardings))):
+        return f
+    on_auto_axes: Any = jax.sharding.auto_axes(f, out_sharding=shardings)
+    return on_auto_axes
 
 
 def _zeros(shape: tuple[int, ...], dtype: DTypeLike, sharding: NamedSharding | None) -> jax.Array:

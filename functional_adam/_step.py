@@ -7,7 +7,7 @@ store, round, out.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -32,7 +32,7 @@ from functional_adam._state import (
     outside_boxes,
     over_auto_axes,
 )
-from functional_adam._types import PyTree, arithmetic_dtype, real_dtype
+from functional_adam._types import PyTree, arithmetic_dtype, real_dtype, wider
 
 
 class Once(NamedTuple):
@@ -63,7 +63,8 @@ def step(
     gs = _check.leaves_like("grads", grads, state.mu, "the parameters given to init")
     stored = _stored(settings.variant, state)
     thetas = _thetas(settings, paths_and_mu, gs, state.mu, params)
-    if all(g is None for g in gs):  # no step: the bias corrections are those of the steps made
+    if jax.tree.leaves(state.mu) and all(g is None for g in gs):
+        # No step, and none counted: bias corrections are those of the steps that were made.
         none = (_no_update(mu, theta) for (_, mu), theta in zip(paths_and_mu, thetas, strict=True))
         return treedef.unflatten(none), state
     count = jnp.minimum(state.count, np.iinfo(np.int32).max - 1) + 1  # stops instead of wrapping
@@ -89,33 +90,39 @@ def step(
         count=count,
         mu=tree(lambda new: new.m),
         nu=tree(lambda new: new.v),
-        nu_scale=_like(state.nu_scale, (new.scale for _, new in stepped)),
-        residual=_like(state.residual, (new.residual for _, new in stepped)),
+        nu_scale=_like(state.nu_scale, [new.scale for _, new in stepped]),
+        residual=_like(state.residual, [new.residual for _, new in stepped]),
         extra=extra or None,
     )
 
 
-def _like(old: PyTree, leaves: Iterable[Any]) -> PyTree:
-    """A tree of these leaves, None included, built as it was before the step; None for None."""
-    return old if old is None else jax.tree.structure(old, is_leaf=_check.is_none).unflatten(leaves)
+def _like(old: PyTree, leaves: list[Any]) -> PyTree:
+    """`old`, which may be None, with these leaves; None is a leaf."""
+    if old is None or not leaves:
+        return old
+    return jax.tree.structure(old, is_leaf=_check.is_none).unflatten(leaves)
 
 
 def _stored(variant: Variant, state: AdamState) -> list[Stored]:
     """The state, leaf by leaf."""
-    mus, flat = jax.tree.leaves(state.mu, is_leaf=_check.is_none), outside_boxes(state.mu)
+    mus = jax.tree.leaves(state.mu, is_leaf=_check.is_none)
 
     def leaves(name: str, tree: PyTree) -> list[Any]:
         return _check.leaves_like(f"state.{name}", tree, state.mu, "state.mu")
 
-    more = {k: leaves(f"extra[{k!r}]", state.extra[k]) for k, _ in variant.keeps}
+    def beside(name: str, tree: PyTree) -> list[Any]:
+        like = outside_boxes(state.mu) if mus and tree is not None else state.mu
+        return _check.leaves_if_any(f"state.{name}", tree if mus else None, like, "state.mu")
+
+    extra = {k: leaves(f"extra[{k!r}]", state.extra[k]) for k, _ in variant.keeps}
     columns = (
         mus,
         leaves("nu", state.nu),
-        _check.leaves_if_any("state.nu_scale", state.nu_scale, flat, "state.mu"),
-        _check.leaves_if_any("state.residual", state.residual, flat, "state.mu"),
+        beside("nu_scale", state.nu_scale),
+        beside("residual", state.residual),
     )
     return [
-        Stored(mu, nu, {name: leaves[i] for name, leaves in more.items()}, scale, residual)
+        Stored(mu, nu, {name: of_leaf[i] for name, of_leaf in extra.items()}, scale, residual)
         for i, (mu, nu, scale, residual) in enumerate(zip(*columns, strict=True))
     ]
 
@@ -202,7 +209,7 @@ def _leaf(once: Once, path: str, g: Any, stored: Stored, theta: Theta) -> tuple[
     g = _check.leaf_like("grads" + path, g, stored.m, "state.mu" + path, advice=once.advice)
     s = once.scalars(real_dtype(arithmetic_dtype(dtype, g.dtype)))
     rounding = settings.rounding if _rounds(settings.rounding, path, stored, theta) else None
-    out = g.dtype if theta.dtype is None else np.dtype(jnp.promote_types(g.dtype, theta.dtype))
+    out = g.dtype if theta.dtype is None else wider(g.dtype, theta.dtype)
     kind = Kind(settings.variant, settings.moments, rounding, theta.decays, out)
     shared = s, once.draw if kind.is_random else None
     key = once.keys[path] if kind.is_random else None

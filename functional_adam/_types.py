@@ -69,6 +69,11 @@ def arithmetic_dtype(*dtypes: np.dtype[Any]) -> np.dtype[Any]:
     return np.dtype(np.float64 if wide else np.float32)
 
 
+def wider(a: np.dtype[Any], b: np.dtype[Any]) -> np.dtype[Any]:
+    """The dtype that holds both: for bfloat16 and float16 that is float32."""
+    return a if a == b else arithmetic_dtype(a, b)
+
+
 def is_tiny(dtype: Any) -> bool:
     """Whether a float dtype has too few bits to train in: a step of Adam is lost in 8 of them."""
     return jnp.finfo(dtype).bits < 16

@@ -7,11 +7,14 @@ import functools
 import re
 from collections import Counter
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
+from flax.training.train_state import TrainState
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -301,7 +304,7 @@ def test_an_eager_init_is_placed_as_an_update_is(name, kind):
     rank = state.nu_scale["w"].ndim
     assert tuple(state.nu_scale["w"].sharding.spec)[: len(wanted)] == tuple(wanted)
     assert state.nu_scale["w"].sharding.is_equivalent_to(NamedSharding(mesh, wanted), rank)
-    assert state.residual["w"].shape == (0,)
+    assert state.residual == {"w": None}
     assert lies_as(state, fa.state_shardings(tx, params))
     step = jax.jit(functools.partial(one_step, tx))
     after = step(*step(params, state, params), params)
@@ -450,7 +453,13 @@ WITHIN = {
     "flatten": optax.flatten(fa.adam()),  # its one leaf is no parameter: it lies everywhere
     "ademamix": fa.ademamix(moments="bfloat16"),
     "not ours": optax.adam(1e-3),
+    "trace": optax.chain(optax.trace(0.9), INT8),
+    "ema": optax.chain(INT8, optax.ema(0.9)),
+    "schedule_free": optax.contrib.schedule_free(fa.adam(b1=0.0, moments="int8"), 0.1),
 }
+# Of "a": mu, nu and scales; a third moment of ademamix; what else has its path and its shape.
+DIVIDED = dict.fromkeys(WITHIN, 3) | {"flatten": 0, "not ours": 2}
+DIVIDED |= dict.fromkeys(("MultiSteps", "trace", "ema", "schedule_free"), 4)
 
 
 def ours(state):
@@ -459,7 +468,7 @@ def ours(state):
 
 
 @pytest.mark.parametrize("name", WITHIN)
-def test_states_inside_others_are_placed_and_the_rest_lies_everywhere(name):
+def test_states_inside_others_are_placed_like_their_parameters(name):
     mesh, tx = mesh_of("8"), WITHIN[name]
     places = {k: NamedSharding(mesh, spec) for k, spec in AB.items()}
     shardings = fa.state_shardings(tx, SMALL, places)
@@ -468,14 +477,154 @@ def test_states_inside_others_are_placed_and_the_rest_lies_everywhere(name):
     state = jax.jit(tx.init, out_shardings=shardings)(SMALL)
     assert lies_as(state, shardings)
     divided = sum("data" in s.spec for s in jax.tree.leaves(shardings))
-    # Of "a": mu, nu and scales; for ademamix a third moment; nothing that is not ours.
-    assert divided == {"flatten": 0, "not ours": 0}.get(name, 3)
+    assert divided == DIVIDED[name]
     for one in ours(shardings):
         assert one.count.spec == P()
         if hasattr(one.mu, "get") and isinstance(one.mu.get("a"), NamedSharding):
             assert one.mu["a"] == one.nu["a"] == places["a"]
     if name == "ademamix":
         assert shardings.extra["mu_slow"] == places
+
+
+@pytest.mark.parametrize("name", ["MultiSteps", "trace", "ema", "schedule_free"])
+def test_zero_divides_what_others_keep_of_a_parameter(name):
+    mesh, tx = mesh_of("2x4"), WITHIN[name]
+    specs = {"a": P("model"), "b": P()}
+    places = {k: NamedSharding(mesh, spec) for k, spec in specs.items()}
+    shardings = fa.state_shardings(tx, SMALL, places, zero_axis="data")
+    found = Counter(s.spec[0] for s in jax.tree.leaves(shardings) if len(s.spec))
+    assert found == {("model", "data"): DIVIDED[name]}  # all of "a"; "b" is one block, left whole
+    params = jax.device_put(SMALL, places)
+    state = jax.jit(tx.init, out_shardings=shardings)(params)
+    step = jax.jit(functools.partial(one_step, tx), out_shardings=(places, shardings))
+    grads = {"a": np.linspace(-2, 3, 4096).reshape(16, 256), "b": np.arange(8) - 3.5}
+    grads = jax.tree.map(np.float32, grads)
+    alone = SMALL, tx.init(SMALL)
+    for _ in range(3):
+        params, state = step(params, state, jax.device_put(grads, places))
+        alone = one_step(tx, *alone, grads)
+    assert lies_as(state, shardings)
+    assert step._cache_size() == 1
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), params, alone[0])
+
+
+# ---- In Flax's boxes ----
+
+# No number of blocks here is a multiple of 4: scales cannot be divided as the names say.
+BOXED = {"w": (64, 256), "head": (64, 8), "kernel": (64, 3, 8)}
+HALF = jnp.bfloat16
+
+
+def start_of(name):
+    rng = np.random.default_rng(len(name))
+    return jnp.asarray(rng.normal(size=BOXED[name]), jnp.float32 if name == "head" else HALF)
+
+
+def spec_of(name):
+    return (None,) * (len(BOXED[name]) - 1) + ("model",)
+
+
+def boxed_loss(weights):
+    return sum((x.astype(jnp.float32) ** 2).mean() for x in weights)
+
+
+def without_boxes(tx, steps=3):
+    """The same run on one device, and the loss before its last step."""
+    params = {name: start_of(name) for name in BOXED}
+    state = tx.init(params)
+    for _ in range(steps):
+        loss, grads = jax.value_and_grad(lambda p: boxed_loss(p.values()))(params)
+        params, state = one_step(tx, params, state, grads)
+    return params, loss
+
+
+class Boxed(nnx.Module):
+    def __init__(self):
+        for name in BOXED:
+            setattr(self, name, nnx.Param(start_of(name), out_sharding=spec_of(name)))
+
+    def __call__(self):
+        return boxed_loss(getattr(self, name)[...] for name in BOXED)
+
+
+# All formats and roundings; each of the other choices meets every format.
+KINDS = [(mode, "Auto") for mode in MODES] + [
+    (mode, "Explicit")
+    for mode in ("full compensated", "bfloat16 stochastic", "int8 compensated", "int8 nearest")
+    if EXPLICIT
+]
+WAYS = ("get_sharding", "get_partition_spec", "state_shardings")
+LINEN = [(mode, WAYS[(i + i // 3) % 3]) for i, mode in enumerate(MODES)]
+
+
+@pytest.mark.parametrize(("mode", "kind"), KINDS)
+def test_nnx_recipe(mode, kind):
+    tx = MODES[mode]
+    wanted, _ = without_boxes(tx)
+    with jax.set_mesh(mesh_of("2x4", kind)):
+        model = Boxed()
+        optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+
+        def step(model, optimizer):
+            optimizer.update(model, nnx.grad(lambda model: model())(model))
+
+        step(model, optimizer)
+        jitted = nnx.jit(step)
+        for _ in range(2):
+            jitted(model, optimizer)
+        state = nnx.as_pure(optimizer.opt_state)
+        assert state.count == 3
+        for name, want in wanted.items():
+            leaf = getattr(model, name)[...]
+            assert tuple(leaf.sharding.spec) == tuple(state.mu[name].sharding.spec) == spec_of(name)
+            np.testing.assert_allclose(
+                np.float32(leaf), np.float32(want), atol=2e-6 if name == "head" else 0.04
+            )
+
+
+class LinenBoxed(nn.Module):
+    @nn.compact
+    def __call__(self):
+        return boxed_loss(
+            self.param(name, nn.with_partitioning(lambda _, n=name: start_of(n), spec_of(name)))
+            for name in BOXED
+        )
+
+
+@pytest.mark.parametrize(("mode", "shardings_by"), LINEN)
+def test_linen_recipe(mode, shardings_by):
+    tx, mesh, model = MODES[mode], mesh_of("2x4"), LinenBoxed()
+    wanted, loss = without_boxes(tx)
+
+    def create():
+        params = model.init(jax.random.key(0))["params"]
+        return TrainState.create(apply_fn=model.apply, params=params, tx=tx)
+
+    shapes = jax.eval_shape(create)
+    shardings = nn.get_sharding(shapes, mesh)
+    if shardings_by == "get_partition_spec":
+        specs = nn.get_partition_spec(shapes)
+        shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
+    if shardings_by == "state_shardings":
+        places = fa.state_shardings(tx, shapes.params, shardings.params)
+        shardings = shardings.replace(opt_state=places)
+    state = jax.jit(create, out_shardings=shardings)()
+
+    @functools.partial(jax.jit, out_shardings=(shardings, None))
+    def step(state):
+        loss, grads = jax.value_and_grad(lambda p: model.apply({"params": p}))(state.params)
+        return state.apply_gradients(grads=grads), loss
+
+    for _ in range(3):
+        state, found = step(state)
+    assert step._cache_size() == 1
+    # A leaf's path, and so its random bits, has the box's `.value` in it: a rounding or two apart.
+    assert float(found) == pytest.approx(float(loss), rel=1e-3)
+    for name, want in wanted.items():
+        leaf, mu = state.params[name].value, state.opt_state.mu[name].value
+        assert tuple(leaf.sharding.spec) == tuple(mu.sharding.spec) == spec_of(name)
+        far = {"full": 2e-6}.get(mode.split()[0], 2e-3) if name == "head" else 0.04
+        np.testing.assert_allclose(np.float32(leaf), np.float32(want), atol=far)
 
 
 # ---- Arguments ----

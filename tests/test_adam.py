@@ -261,10 +261,12 @@ def check_types(kind, grad_dtype, param_dtype):
     grads = jax.tree.map(lambda p: jnp.full(p.shape, 0.7, grad_dtype), params)
     tx = fa.adamw(**hyper)
     state = tx.init(params)
+    with jax.numpy_dtype_promotion("standard"):
+        wider = jnp.promote_types(grad_dtype, param_dtype)
     for update in (tx.update, jax.jit(tx.update)):
         updates, after = update(grads, state, params)
         assert avals(after) == avals(state)
-        assert all(u.dtype == grad_dtype for u in jax.tree.leaves(updates))
+        assert all(u.dtype == wider for u in jax.tree.leaves(updates))
         assert avals(fa.apply_updates(params, updates)) == avals(params)
         assert jax.tree.structure(after) == jax.tree.structure(state)
 
