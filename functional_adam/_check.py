@@ -212,18 +212,25 @@ def residual(path: str, kept: Any, dtype: np.dtype[Any], shape: tuple[int, ...] 
 
     With a `shape` it keeps codes for 16 bits; without, a zero of the dtype.
     """
-    if kept is None or shape is not None:
-        before = "wider" if kept is None else "a float of 16 bits"
-        same = (kept is not None) == (jnp.finfo(dtype).bits == 16)
-    else:
-        before, same = kept.dtype, kept.dtype == dtype
-    if not same:
+    short = jnp.finfo(dtype).bits == 16
+    if kept is None and short:
+        raise ValueError(
+            f"params{path} is {dtype}, but state.residual{path} is None: at init it was wider, or "
+            f'the state was made with rounding="nearest".{_hints.other_dtype()}'
+        )
+    if kept is None:
+        return
+    is_zero = jnp.issubdtype(kept.dtype, jnp.inexact)
+    if not short or (is_zero and kept.dtype != dtype):
+        before = kept.dtype if is_zero else "a float of 16 bits"
         raise ValueError(
             f"params{path} is {dtype} now; it was {before} at init.{_hints.other_dtype()}"
         )
-    if kept is not None and shape is not None:
-        because, advice = "(that of the parameter)", "Make the state with the same rounding."
-        codes("state.residual" + path, kept, np.int8, shape, because, advice)
+    advice = "Make the state with the same rounding."
+    if shape is not None:
+        codes("state.residual" + path, kept, np.int8, shape, "(that of the parameter)", advice)
+    elif not is_zero:
+        raise ValueError(f"state.residual{path} must be a zero; got codes. {advice}")
 
 
 def kept_like(path: str, leaf: Any, moment: Any) -> None:

@@ -325,11 +325,9 @@ def check_state(
             f"state.nu_scale is {'None' if state.nu_scale is None else 'a tree'}, which does not "
             f'go with moments="{moments.name}": it belongs to "int8". Make the state by `init`.'
         )
-    if (state.residual is not None) != rounding.is_early:
-        have = "None" if state.residual is None else "a tree"
+    if state.residual is not None and not rounding.is_early:
         raise ValueError(
-            f'state.residual is {have}, but rounding="{rounding.name}" was asked for: "nearest" '
-            'has None there, "stochastic" and "compensated" a tree. Make the state with the same '
-            "rounding, or give it that of a new one: "
-            "state._replace(residual=tx.init(params).residual)."
+            f'state.residual is a tree, but rounding="{rounding.name}" was asked for: it goes with '
+            '"stochastic" or "compensated". Make the state with the same rounding, or drop it: '
+            "state._replace(residual=None)."
         )

@@ -180,7 +180,12 @@ MISTAKES = {
     "kernel of another shape without decay": (
         lambda: PLAIN.update(WIDER, STATE, WIDER),
         ValueError,
-        ["grads['b'] has shape (4,), but state.mu['b'] has shape (2,). ", ONE_MODEL],
+        ["params['b'] has shape (4,), but state.mu['b'] has shape (2,). ", ONE_MODEL],
+    ),
+    "params that nothing needs": (
+        lambda: PLAIN.update(GRADS, STATE, STATE),
+        ValueError,
+        ["params must have the structure of", "That is a state: updates, state = tx.update("],
     ),
     # 4. Integers.
     "counter among params": (
@@ -573,7 +578,6 @@ UNSEEN = {
     "updates applied twice": lambda: fa.apply_updates(fa.apply_updates(PARAMS, UPDATES), UPDATES),
     "gradients in place of updates": lambda: fa.apply_updates(PARAMS, GRADS),
     "state not kept": lambda: [TX.update(GRADS, STATE, PARAMS)[0] for _ in range(2)],
-    "params that nothing needs": lambda: PLAIN.update(GRADS, STATE, STATE),
 }
 
 

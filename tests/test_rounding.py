@@ -2,6 +2,7 @@
 
 import functools
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -331,18 +332,53 @@ def test_other_parameters_take_the_plain_step():
     for rounding in ("stochastic", "compensated"):
         tx = fa.adamw(0.01, b1=0.7, weight_decay=0.2, rounding=rounding)
         u, state = jax.jit(tx.update)(grads, tx.init(params), params)
-        assert (u["wide"].dtype, u["short"].dtype) == (jnp.bfloat16, jnp.float32)
+        assert (u["wide"].dtype, u["short"].dtype) == (jnp.float32, jnp.float32)
         for name in ("wide", "complex"):
             np.testing.assert_array_equal(u[name], want[name])
         assert u["complex"].dtype == jnp.complex64
+        assert (state.residual["wide"], state.residual["complex"]) == (None, None)
+        kept = state.residual["short"]
         if rounding == "compensated":
-            shapes = jax.tree.map(jnp.shape, state.residual)
-            assert shapes == {"wide": (0,), "short": (40,), "complex": (0,)}
+            assert (kept.shape, kept.dtype) == ((40,), jnp.int8)
             weights = fa.master_params(params, state)
             assert weights["wide"] is params["wide"]
             assert weights["short"].dtype == jnp.float32
         else:
-            assert state.residual is None
+            assert (kept.shape, kept.dtype) == ((), jnp.bfloat16)
+
+
+@pytest.mark.parametrize(("now", "at_init"), [("float32", "bfloat16"), ("bfloat16", "float32")])
+@pytest.mark.parametrize("moments", ["full", "int8"])
+@pytest.mark.parametrize("rounding", ["stochastic", "compensated"])
+def test_a_parameter_that_has_changed_its_dtype_is_refused(rounding, moments, now, at_init):
+    tx = fa.adamw(0.01, b1=0.7, weight_decay=0.2, rounding=rounding, moments=moments)
+    params = {"a": jnp.ones(3, jnp.float16), "b": jnp.ones(5, at_init)}
+    state = tx.init(params)
+    params["b"] = params["b"].astype(now)
+    was = "bfloat16" if rounding == "stochastic" else "a float of 16 bits"
+    wanted = rf"params\['b'\] is float32 now; it was {was} at init.*apply_updates"
+    if now == "bfloat16":
+        wanted = r"params\['b'\] is bfloat16, but state.residual\['b'\] is None: at init it was"
+    for update in (tx.update, jax.jit(tx.update)):
+        with pytest.raises(ValueError, match=wanted):
+            update(params, state, params)
+    fine = {"a": params["a"], "b": None}  # a frozen leaf is not looked at
+    _, state = tx.update(fine, state, params)
+    assert state.count == 1
+
+
+def test_a_bare_addition_is_found_out(standard):
+    # As equinox.apply_updates adds: a float32 update makes a float32 parameter of a bfloat16 one.
+    for rounding in ("stochastic", "compensated"):
+        tx = fa.adam(0.01, b1=0.7, rounding=rounding)
+        model = eqx.nn.Linear(3, 2, dtype=jnp.bfloat16, key=jax.random.key(0))
+        updates, state = tx.update(model, tx.init(model), model)
+        kept = eqx.combine(fa.apply_updates(model, updates), model)
+        assert kept.weight.dtype == jnp.bfloat16
+        tx.update(kept, state, kept)
+        widened = eqx.apply_updates(model, updates)
+        with pytest.raises(ValueError, match=r"params.weight is float32 now; it was .*fa.apply_up"):
+            tx.update(widened, state, widened)
 
 
 def test_decay_acts_on_the_master_weights_where_the_mask_says():
@@ -399,14 +435,16 @@ def test_unknown_roundings_are_refused():
 def test_a_state_with_or_without_residual_is_refused_where_it_does_not_belong():
     theta = jnp.ones(3, jnp.bfloat16)
     without, with_it = fa.init(theta), fa.init(theta, rounding="compensated")
-    with pytest.raises(ValueError, match='residual is None, but rounding="compensated" was asked'):
-        fa.update(theta, without, theta, rounding="compensated")
-    for rounding in ("nearest", "stochastic"):
-        with pytest.raises(ValueError, match=f'residual is a tree, but rounding="{rounding}" was'):
-            fa.update(theta, with_it, theta, rounding=rounding)
-    wide = fa.init(jnp.ones(3), rounding="compensated")
-    with pytest.raises(ValueError, match=r"state.residual must be int8 of shape \(3,\)"):
-        fa.update(theta, wide, theta, rounding="compensated")
+    for rounding in ("stochastic", "compensated"):
+        for grads, state in ((theta, without), ({"w": theta}, fa.init({"w": theta}))):
+            wanted = r"residual.* is None: at init it was wider, or the state was made with round"
+            with pytest.raises(ValueError, match=wanted):
+                fa.update(grads, state, grads, rounding=rounding)
+    for kept in (with_it, fa.init(theta, rounding="stochastic")):
+        with pytest.raises(ValueError, match='residual is a tree, but rounding="nearest" was'):
+            fa.update(theta, kept, theta)
+    with pytest.raises(ValueError, match=r"state.residual must be a zero; got codes"):
+        fa.update(theta, with_it, theta, rounding="stochastic")
     with pytest.raises(ValueError, match=r"state.residual is None: only a state made with"):
         fa.master_params(theta, without)
     with pytest.raises(TypeError, match="state must be an AdamState"):
