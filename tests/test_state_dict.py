@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 import safetensors.flax
 import safetensors.numpy
@@ -567,3 +568,23 @@ def test_the_digests_alone_refuse_every_flipped_bit_of_every_array():
                 fa.from_state_dict({**flat, name: raw}, SMALL)
             tried += 1
     assert tried == 8 * (4 + 8 + 4 + flat[HEADER].nbytes + 32)
+
+
+# ---- Orbax ----
+
+
+@pytest.mark.parametrize("moments", ["full", "bfloat16", "int8"])
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic", "compensated"])
+def test_orbax_keeps_a_state_of_mixed_parameters(rounding, moments, tmp_path):
+    params = {"short": jnp.ones((3, 40), jnp.bfloat16), "norm": [jnp.ones(5)], "frozen": None}
+    tx = fa.adamw(0.03, **RATES, weight_decay=0.1, moments=moments, rounding=rounding)
+    grads = jax.tree.map(lambda p: 0.3 * p, params)
+    _, state = tx.update(grads, tx.init(params), params)
+    assert all(x.size for x in jax.tree.leaves(state))  # Orbax saves no array of no elements
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "state", state)
+        checkpointer.wait_until_finished()
+        restored = checkpointer.restore(tmp_path / "state", jax.eval_shape(tx.init, params))
+    jax.tree.map(np.testing.assert_array_equal, restored, state)
+    assert jax.tree.structure(restored) == jax.tree.structure(state)
+    tx.update(grads, restored, params)
