@@ -134,7 +134,9 @@ def _thetas(
         return [Theta()] * len(gs)
     if params is None:
         others = {rounding: 'rounding="nearest"'}
-        without = ", ".join(others.get(name, f"{name}=0.0") for name in why)
+        without = ", ".join(
+            others.get(name) or _hints.zero(name, getattr(settings, name, None)) for name in why
+        )
         instead = "" if settings.variant.name in why else f", or pass {without}"
         raise ValueError(
             f"{' and '.join(why)} {'needs' if len(why) == 1 else 'need'} the parameters: call "

@@ -63,7 +63,9 @@ def update(
         b2: decay rate of the second moment, in [0, 1).
         eps: >= 0, added to the square root.
         eps_root: >= 0, added under the square root.
-        mu_dtype: None (default: whatever the state holds), or the dtype that `mu` must have.
+        mu_dtype: None (default: `mu` has 32 bits or more), or the dtype that `mu` must have, as
+            given to `init`. A `mu` of 16 bits that was not asked for here is refused: most often a
+            cast of the whole state has made it.
         weight_decay: lambda >= 0 of decoupled decay, or a schedule `count -> lambda`. It is
             multiplied by the learning rate.
         mask: which parameters decay: a tree (or prefix of one) of booleans, or a function from

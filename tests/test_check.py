@@ -125,6 +125,33 @@ def test_a_64_bit_moment_needs_64_bit_mode(name):
         fa.adam(**{name: "float64"})
 
 
+@pytest.mark.parametrize("names", [("mu_dtype",), ("nu_dtype",), ("mu_dtype", "nu_dtype")])
+def test_moments_of_16_bits_are_taken_where_they_were_asked_for(names):
+    params, grads = {"w": jnp.full((2, 3), 0.7)}, {"w": jnp.full((2, 3), 0.4)}
+    asked = dict.fromkeys(names, "float16")
+    state = fa.init(params, **asked)
+    fa.update(grads, state, **asked)
+    fa.adam(moments=fa.Full(**asked)).update(grads, state)
+    unasked = rf"^state\.{names[0][:2]}\['w'\] is float16, .*pass {names[0]}=\"float16\" if it is"
+    for call in (fa.update, fa.adam().update, fa.amsgrad().update, fa.scale_by_adam().update):
+        extra = {"nu_max": state.nu} if "amsgrad" in repr(call) else None
+        with pytest.raises(ValueError, match=unasked):
+            call(grads, state._replace(extra=extra))
+
+
+def test_one_moment_that_lost_half_its_precision_is_told(x64):
+    for params, dtypes in (
+        (jnp.full(3, 0.7), "float64 and state.nu float32"),
+        (jnp.full(3, 0.7 + 0.2j), "complex128 and state.nu float32"),
+    ):
+        state = fa.init(params)
+        fa.update(params, state)
+        state = state._replace(nu=state.nu.astype(jnp.float32))
+        with pytest.raises(ValueError, match=rf"^state\.mu is {dtypes}: without mu_dtype and nu_"):
+            fa.update(params, state)
+        fa.update(params, state, nu_dtype="float32")
+
+
 def test_unknown_arguments_are_refused_by_update_and_accepted_by_a_transformation():
     params = jnp.ones(2)
     with pytest.raises(TypeError, match="value"):
