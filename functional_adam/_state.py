@@ -71,7 +71,8 @@ def init(
 
     Args:
         params: any tree of complex arrays or floats of at least 16 bits (NumPy arrays and Python
-            floats work too). None leaves pass through.
+            floats work too). None leaves pass through. Complex ones need the conjugate of
+            `jax.grad`'s gradient: see `update`.
         moments: how both moments are kept: "full" (default), "bfloat16" or "int8", or a `Full`,
             `BFloat16` or `Int8` object. 8, 4 and 2.02 bytes a float32 parameter.
         mu_dtype: dtype of the first moment, at least 16 bits, taken as it is; None (default) means

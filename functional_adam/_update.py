@@ -51,14 +51,18 @@ def update(
 
     Every hyperparameter is data: a Python or NumPy number (range checked), or a JAX array of
     shape (), traced or not (not checked). Python and NumPy numbers are used at full precision.
+    The other choices (`moments`, `rounding`, `nesterov`, dtypes, masks, schedules) are no data:
+    under `jax.jit` bind them with `functools.partial`, or name them in `static_argnames`.
 
     Args:
         grads: tree of gradients. None for an array parameter skips that leaf: zero update, no
-            decay, moments untouched.
+            decay, moments untouched. For complex parameters pass the conjugate of what `jax.grad`
+            returns, which alone points uphill.
         state: from `init` or the last `update`.
         params: the parameters; needed for `weight_decay`.
         learning_rate: alpha >= 0, or a schedule `count -> alpha`, called with the count before
-            the step (0 first).
+            the step (0 first). A coordinate moves by about alpha in a step, whatever its gradient:
+            the rate is in the parameter's own unit, so no number is too large to be meant.
         b1: decay rate of the first moment, in [0, 1).
         b2: decay rate of the second moment, in [0, 1).
         eps: >= 0, added to the square root.
