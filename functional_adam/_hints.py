@@ -64,8 +64,10 @@ def _built_like(x: Any, like: Any) -> bool:
 
 def _shape(x: Any) -> tuple[Any, ...]:
     """The shape, also of other libraries' tensors; () where `x.shape` is none."""
-    shape = getattr(x, "shape", ())
-    return tuple(shape) if isinstance(shape, tuple) else ()
+    try:
+        return tuple(getattr(x, "shape", ()))
+    except TypeError:
+        return ()
 
 
 def called(function: Callable[[Any], Any], argument: Any, advice: str) -> Any:

@@ -38,7 +38,8 @@ def lamb(
 
     with Euclidean norms over each leaf (of a leaf that stacks layers, over all of them:
     `jax.vmap` over `update` gives each its own, see docs/variants.md); where either norm is 0,
-    u = -learning_rate * d. `update` always needs `params`. The decay is inside d, as in the paper, so it is always scaled along.
+    u = -learning_rate * d. `update` always needs `params`. The decay is inside d, as in the paper,
+    so it is always scaled along.
 
     Args:
         learning_rate: see `update`, as for all arguments below. Here it is the relative step:

@@ -237,8 +237,9 @@ def check_count(state: Any) -> None:
     if not isinstance(state, AdamState):
         raise TypeError(_hints.not_a_state(state))
     dtype = getattr(state.count, "dtype", None)
-    if dtype not in (np.int32, np.int64):
-        given = dtype or type(state.count).__name__
+    no_numbers = isinstance(state.count, jax.ShapeDtypeStruct)
+    if no_numbers or dtype not in (np.int32, np.int64):
+        given = _check.show(state.count) if no_numbers else dtype or type(state.count).__name__
         raise TypeError(
             f"state.count must be an int32 array, as `init` makes it; got {given}."
             f"{_restored.count(state)}"

@@ -821,6 +821,18 @@ MISTAKES = {
         TypeError,
         ["state.count must be an int32 array", f"{NO_NUMBERS}make the state with tx.init(par"],
     ),
+    **{
+        f"shapes as the state of {name}": (
+            lambda call=call: call(jax.eval_shape(TX.init, PARAMS)),
+            TypeError,
+            ["state.count must be an int32 array", f"{NO_NUMBERS}make the state with tx.init(par"],
+        )
+        for name, call in {
+            "diagnostics": lambda shapes: fa.diagnostics(UPDATES, shapes, PARAMS),
+            "convert_moments": lambda shapes: fa.convert_moments(shapes, PARAMS, moments="int8"),
+            "master_params": lambda shapes: fa.master_params(PARAMS, shapes),
+        }.items()
+    },
     "shapes as the parameters": (
         lambda: TX.update(GRADS, STATE, SHAPES),
         TypeError,
