@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from modes import switched
 from names import OF_STATES
 
 import functional_adam as fa
@@ -133,7 +134,8 @@ def interrupted(monkeypatch):
     monkeypatch.setattr(os, "_exit", ended)
     for module in (_transform, _update):
         monkeypatch.setattr(module, "step", step)
-    yield
+    with switched("jax_enable_x64", False):  # which a script may turn on
+        yield
     signal.signal(signal.SIGINT, before)
 
 

@@ -176,7 +176,7 @@ CAST = (
 )
 ANEW = "cast the parameters alone, and restore with a target in the right dtypes: from_state_dict("
 UNTYPED = ", as in a checkpoint restored without a target. Restore it with one: from_state_dict("
-NO_NUMBERS = " of type jax.ShapeDtypeStruct. jax.eval_shape tells shapes, without the numbers: "
+NO_NUMBERS = ".ShapeDtypeStruct. jax.eval_shape tells shapes, without the numbers: "
 BOXES = "Some arrays are in Flax's boxes and some are not. Take them out everywhere, before init: "
 SEVERAL = "For several rates give each group of leaves an optimizer of its own: optax.partition({"
 STATIC = "jax.jit(f, static_argnames="
