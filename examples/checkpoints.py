@@ -5,22 +5,21 @@ whole one. It does not notice a bit that changed on the disk, or fall back from 
 checkpoint to the one before: that is done here. The directory must be one that all processes see.
 """
 
-import contextlib
+import argparse
 import functools
 import hashlib
 import json
 import logging
-import os
 import re
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from interrupts import answer_interrupts
 from jax.experimental import multihost_utils
 
 import functional_adam as fa
@@ -64,17 +63,6 @@ def reason_of(error: Exception) -> str:
     """The error's last words, where TensorStore and the system say what was wrong."""
     text = re.sub(r"\[tensorstore_spec=.*|\[os_error_code.*", "", " ".join(str(error).split()))
     return text.rstrip(" .") if len(text) < 160 else f"... {text[-150:].rstrip(' .')}"
-
-
-def leave(message: str, status: int) -> NoReturn:
-    """End this process now.
-
-    An ordinary exit would wait for processes that may be dead, and minutes for a failed save.
-    """
-    with contextlib.suppress(RuntimeError):  # a signal came while it was being flushed
-        sys.stdout.flush()
-    os.write(sys.stderr.fileno(), f"{message}\n".encode())
-    os._exit(status)
 
 
 class Checkpoints:
@@ -144,18 +132,8 @@ class Checkpoints:
             self.good, self.pending = self.pending, None
 
     def answer_interrupts(self) -> None:
-        """Let Ctrl-C end this process at once, with a word on where the run can go on.
-
-        An exception would be lost where nobody can catch it, as in what JAX does at garbage
-        collection, and the run would not stop.
-        """
-
-        def answer(*_: Any) -> None:
-            # A progress bar has hidden the cursor, and left it in its own line.
-            restored = "\x1b[?25h\n" if sys.stderr.isatty() else ""
-            leave(f"{restored}Interrupted. The same command goes on from {self.left()}.", 130)
-
-        signal.signal(signal.SIGINT, answer)
+        """Let Ctrl-C end this process at once, with a word on where the run can go on."""
+        answer_interrupts(lambda: f"Interrupted. The same command goes on from {self.left()}.")
 
     def left(self) -> str:
         """From where the run can go on."""
@@ -219,3 +197,12 @@ class Checkpoints:
         while path.exists():
             path, number = self.directory / f"refused-{step}-{number}", number + 1
         (self.directory / str(step)).rename(path)
+
+
+if __name__ == "__main__":
+    argparse.ArgumentParser(
+        description=__doc__,
+        epilog="A part of train_digits.py and train_distributed.py, which have --checkpoint.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    ).parse_args()
+    print("A part of train_digits.py and train_distributed.py; see --help.")

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from interrupts import answer_interrupts
 from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
@@ -274,7 +275,7 @@ def parse_args() -> argparse.Namespace:
     add("--seeds", "runs to take the median of", type=number(int, 1), default=7)
     add("--noise", "in the quadratic's gradient", type=number(float, 0), default=0.0)
     add("--only", "these variants", VARIANTS, nargs="+", choices=VARIANTS, metavar="NAME")
-    add("--output", "to write", type=Path, default=Path("docs/variants.png"), metavar="FILE")
+    add("--output", "to write", type=Path, default=Path("variants.png"), metavar="FILE")
     args = parser.parse_args()
     if args.output.is_dir() or not args.output.parent.is_dir():
         parser.error(f"argument --output: {args.output} is not a file in an existing directory")
@@ -284,6 +285,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Train everything, report and draw."""
     args = parse_args()
+    answer_interrupts()
     train_set, held_out = load()
     tasks = {
         "digits": digits_task(train_set, args.epochs, args.seeds),

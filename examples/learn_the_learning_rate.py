@@ -15,6 +15,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from interrupts import answer_interrupts
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 from rich.console import Console
@@ -165,6 +166,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Check the derivatives, descend, sweep, report and draw."""
     args = parse_args()
+    answer_interrupts()
     # For the sake of the central differences, which have two or three digits in 32 bits.
     jax.config.update("jax_enable_x64", True)
     loss = jax.jit(functools.partial(held_out_loss, *load(), args.steps))

@@ -6,6 +6,8 @@ The network is Linear(2, 16), ReLU, Linear(16, 1), fitted to one sample by mean 
 
 import argparse
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -64,4 +66,5 @@ def main():
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # Ctrl-C: no traceback
     main()

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from interrupts import answer_interrupts
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -308,6 +309,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> str | None:
     """Sweep, report, draw; a message if the member checked goes another way alone."""
     args = parse_args()
+    answer_interrupts()
     train, held_out = load()
     hyper = grid(*args.axes, args.others)
     start, chunks = init_params(args.seed), epochs_of(train, args.epochs, args.seed)

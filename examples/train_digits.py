@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from checkpoints import CheckpointError, Checkpoints, leave
+from checkpoints import CheckpointError, Checkpoints
+from interrupts import answer_interrupts, leave
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
@@ -275,6 +276,7 @@ def main() -> str | None:
     adam = fa.adamw(adam_schedule, weight_decay=args.weight_decay, mask=matrices)
     sgd = optax.sgd(schedule(args.sgd_learning_rate, args.steps))
 
+    answer_interrupts()
     console = Console()
     checkpoints = None
     if args.checkpoint:

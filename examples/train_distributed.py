@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from checkpoints import CheckpointError, Checkpoints, leave, reason_of
+from checkpoints import CheckpointError, Checkpoints, reason_of
+from interrupts import answer_interrupts, leave
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
@@ -244,6 +245,7 @@ def main() -> int:
     args = parse_args()
     if args.spawn and not args.spawned:
         return spawn(args)
+    answer_interrupts()
     if args.spawned:
         die_with_parent()
     join(args)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from interrupts import answer_interrupts
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -143,6 +144,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Lay out parameters and state, train, report."""
     args = parse_args()
+    answer_interrupts()
     mesh = Mesh(jax.devices()[: args.devices], AXIS)  # XLA sees to what must move between them
     params = init_params(args.seed, args.width, jnp.float32)
     params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))

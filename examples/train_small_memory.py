@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from interrupts import answer_interrupts
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
@@ -265,6 +266,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Train with every setting, report and draw."""
     args = parse_args()
+    answer_interrupts()
     train, held_out = load()
     starts = np.arange(HELD_OUT_WINDOWS) * (len(held_out) // HELD_OUT_WINDOWS)
     data = jnp.asarray(train), windows_at(held_out, starts)

@@ -10,7 +10,9 @@ import argparse
 import importlib.util
 import json
 import math
+import os
 import platform
+import signal
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -97,7 +99,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m functional_adam",
         description=(__doc__ or "").partition("\n")[0],
-        epilog="Takes some 20 seconds. Exit status: 0 good, 1 something is wrong, 2 no device.",
+        epilog="Takes some 20 seconds. Exit status: 0 good, 1 something is wrong, 2 no device, "
+        "130 interrupted.",
     )
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object instead (null: not finite)"
@@ -131,4 +134,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    # Ctrl-C ends it without a traceback, also where an exception would be lost.
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
     sys.exit(main())

@@ -19,7 +19,8 @@ def cautious(tx: GradientTransformation) -> GradientTransformation:
         d <- d [d g > 0] / max(mean([d g > 0]), 1/1000)
 
     Moments are those of `tx`. For complex parameters d g is Re(d conj(g)). The mean is taken over
-    a leaf, so that splitting leaves changes the result.
+    a leaf, so that splitting leaves changes the result; of a leaf that stacks layers it is over all
+    of them, and `jax.vmap` over the update gives each its own (see docs/variants.md).
 
     Args:
         tx: what a factory of this package returned (`adam`, `adamw`, `lamb`, `scale_by_adam`, ...).

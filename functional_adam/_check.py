@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import keystr
 
-from functional_adam import _hints
-from functional_adam._types import PyTree, arithmetic_dtype, is_tiny
+from functional_adam import _hints, _restored, _words
+from functional_adam._types import PyTree, is_tiny
 
 T = TypeVar("T")
 
@@ -52,6 +52,11 @@ def _is_number(dtype: Any) -> bool:
     return jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
 
 
+def _is_schedule(value: Any) -> bool:
+    """Whether `value` is a function; some frameworks' models can be called, too."""
+    return callable(value) and not _hints.is_model(value)
+
+
 def scalar(
     name: str,
     value: Any,
@@ -64,7 +69,7 @@ def scalar(
     finite = f"a finite number >= {at_least:g}"
     wanted = f"a number in [{at_least:g}, {below:g})" if below < math.inf else finite
     wanted += ", a JAX scalar or a schedule (count -> value)" if schedule else " or a JAX scalar"
-    if schedule and callable(value):
+    if schedule and _is_schedule(value):
         return value
     if isinstance(value, jax.Array):
         if value.shape != ():
@@ -95,7 +100,8 @@ def fitting(name: str, value: float, dtype: np.dtype[Any]) -> np.generic:
 def flag(name: str, value: Any) -> bool:
     """A Python bool."""
     if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False; got {show(value)}.")
+        hint = _hints.flag(name, value)
+        raise TypeError(f"{name} must be True or False; got {show(value)}.{hint}")
     return value
 
 
@@ -112,33 +118,11 @@ def choice(name: str, value: Any, options: Mapping[str, T]) -> T:
     """What `options` has under the name `value`."""
     wanted = f"{name} must be {' or '.join(map(repr, options))}"
     if not isinstance(value, str):
-        raise TypeError(f"{wanted}; got {show(value)}.")
+        hint = _words.choice(name, value, options)
+        raise TypeError(f"{wanted}; got {show(value)}.{hint}")
     if value not in options:
-        raise ValueError(f"{wanted}; got {value!r}.")
+        raise ValueError(f"{wanted}; got {value!r}.{_words.choice(name, value, options)}")
     return options[value]
-
-
-def moment_dtype(name: str, value: Any, *, real: bool) -> np.dtype[Any] | None:
-    """None, or a float (unless `real`: or complex) dtype that JAX will keep as it is."""
-    if value is None:
-        return None
-    kind = jnp.floating if real else jnp.inexact
-    try:
-        dtype = None if isinstance(value, jax.Array | np.ndarray | np.generic) else jnp.dtype(value)
-    except TypeError:
-        dtype = None
-    if dtype is None or not jnp.issubdtype(dtype, kind) or is_tiny(dtype):
-        raise TypeError(
-            f"{name} must be None or a float dtype of at least 16 bits, such as 'bfloat16'; got "
-            f"{show(value)}. (Under "
-            "optax.inject_hyperparams write a string: it calls classes such as jnp.bfloat16.)"
-        )
-    if jax.dtypes.canonicalize_dtype(dtype) != dtype:
-        raise ValueError(
-            f"{name}={dtype} needs 64-bit mode, or JAX would halve its precision: "
-            "call jax.config.update('jax_enable_x64', True) first."
-        )
-    return dtype
 
 
 def leaf_dtype(path: str, leaf: Any) -> np.dtype[Any]:
@@ -146,7 +130,7 @@ def leaf_dtype(path: str, leaf: Any) -> np.dtype[Any]:
     dtype = leaf.dtype if hasattr(leaf, "dtype") else None
     if dtype is None and isinstance(leaf, bool | int | float | complex):
         dtype = jnp.result_type(leaf)
-    if dtype is None:
+    if not _is_dtype(dtype):
         raise TypeError(f"{path} must be an array; got {show(leaf)}.{_hints.no_array(path, leaf)}")
     inexact = jnp.issubdtype(dtype, jnp.inexact)
     if not inexact or is_tiny(dtype):
@@ -154,6 +138,17 @@ def leaf_dtype(path: str, leaf: Any) -> np.dtype[Any]:
         wanted = "a float array of at least 16 bits" if inexact else "a float or complex array"
         raise TypeError(f"{path} must be {wanted}; got dtype {given}.{_hints.frozen(path, dtype)}")
     return jax.dtypes.canonicalize_dtype(dtype)
+
+
+def _is_dtype(dtype: Any) -> TypeGuard[np.dtype[Any]]:
+    """Whether JAX knows it; PyTorch and TensorFlow have their own."""
+    if dtype is None:
+        return False
+    try:
+        jnp.issubdtype(dtype, jnp.inexact)
+    except TypeError:
+        return False
+    return True
 
 
 def same_shape(path: str, leaf: Any, like: Any, whose: str, advice: str = "") -> None:
@@ -172,6 +167,8 @@ def leaf_like(
     With `may_be_real` a real leaf fits a complex one too.
     """
     dtype = leaf_dtype(path, leaf)
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        raise TypeError(f"{path} must be an array; got {show(leaf)}.{_hints.no_array(path, leaf)}")
     same_shape(path, leaf, like, whose, advice)
     is_complex = jnp.issubdtype(dtype, jnp.complexfloating)
     if is_complex != jnp.iscomplexobj(like) and (is_complex or not may_be_real):
@@ -182,26 +179,14 @@ def leaf_like(
     return jnp.asarray(leaf)
 
 
-def moments(path: str, mu: Any, nu: Any, mu_dtype: Any, nu_dtype: Any) -> np.dtype[Any]:
-    """The dtype that arithmetic with these moments needs, once they are what the caller expects."""
-    found = leaf_dtype("state.mu" + path, mu), leaf_dtype("state.nu" + path, nu)
-    same_shape("state.nu" + path, nu, mu, "state.mu" + path)
-    wanted = ("mu", mu_dtype), ("nu", nu_dtype)
-    for (name, want), have in zip(wanted, found, strict=True):
-        if want is not None and have != want:
-            raise ValueError(
-                f"state.{name}{path} is {have}, but {name}_dtype={want} was asked for. Make the "
-                f"state with init(params, {name}_dtype=...) or by the same factory."
-            )
-    return arithmetic_dtype(*found)
-
-
 def codes(
     path: str, leaf: Any, dtype: Any, shape: tuple[int, ...], because: str, advice: str
 ) -> None:
     """A leaf of codes has just this dtype and shape."""
-    if getattr(leaf, "dtype", None) != dtype or leaf.shape != shape:
-        given = f"{getattr(leaf, 'dtype', type(leaf).__name__)} of shape {np.shape(leaf)}"
+    found = getattr(leaf, "dtype", None)
+    if found != dtype or leaf.shape != shape:
+        given = f"{found or type(leaf).__name__} of shape {np.shape(leaf)}"
+        advice = advice if found in (dtype, None) else _restored.CAST.strip()
         raise ValueError(
             f"{path} must be {np.dtype(dtype)} of shape {shape} {because}; got {given}. {advice}"
         )
@@ -238,7 +223,8 @@ def kept_like(path: str, leaf: Any, moment: Any) -> None:
     dtype = leaf_dtype(path, leaf)
     same_shape(path, leaf, moment, "the moment")
     if dtype != moment.dtype:
-        raise ValueError(f"{path} is {dtype}, but the moment it is stored like is {moment.dtype}.")
+        like = f"the moment it is stored like is {moment.dtype}"
+        raise ValueError(f"{path} is {dtype}, but {like}.{_restored.CAST}")
 
 
 def _children(node: Any) -> tuple[dict[Any, Any], Any]:

@@ -7,12 +7,16 @@ known.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set, ValuesView
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
+
+from functional_adam import _restored, _words
 
 ONE_MODEL = (
     " Gradients, parameters and state must be of one model: if it has changed since init, make a "
@@ -31,6 +35,10 @@ _FREEZE = (
     "optax.partition"
 )
 _MASK = "mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params)"
+_SEVERAL = (
+    " For several rates give each group of leaves an optimizer of its own: "
+    'optax.partition({"slow": fa.adam(1e-4), "fast": fa.adam(1e-3)}, labels).'
+)
 MASK = f"A mask function is called once, with the whole tree of parameters: {_MASK}."
 
 
@@ -54,8 +62,12 @@ def _built_like(x: Any, like: Any) -> bool:
     return treedef == structure and list(map(_shape, leaves)) == list(map(_shape, wanted))
 
 
-def _shape(x: Any) -> Any:
-    return getattr(x, "shape", ())
+def _shape(x: Any) -> tuple[Any, ...]:
+    """The shape, also of other libraries' tensors; () where `x.shape` is none."""
+    try:
+        return tuple(getattr(x, "shape", ()))
+    except TypeError:
+        return ()
 
 
 def called(function: Callable[[Any], Any], argument: Any, advice: str) -> Any:
@@ -105,7 +117,7 @@ def no_state(state: Any, grads: Any = None, params: Any = None) -> str:
         )
     if grads is not None and _built_like(state, grads):
         return f" It is built like grads: {_ORDER}, and the first state is tx.init(params)."
-    return (
+    return _restored.untyped(state) or (
         " (optax.chain keeps a tuple of states; a checkpoint restored without a target is a dict.)"
     )
 
@@ -114,7 +126,15 @@ def structure(name: str, tree: Any, wanted: Any, whose: str) -> str:
     """For a tree `name` that is not built like `wanted`, which belongs to `whose`."""
     if name not in _OTHERWISE:
         return ""
-    return _pair(name, tree, wanted) or _pair(whose, wanted, tree) or _other(name, tree)
+    if name == "grads" and wanted is None:
+        return f" `init` was given None in place of the parameters: {_INIT}."
+    return (
+        _pair(name, tree, wanted)
+        or _pair(whose, wanted, tree)
+        or _restored.boxed(tree, wanted)
+        or _restored.numbered(tree, wanted)
+        or _other(name, tree)
+    )
 
 
 def _pair(name: str, tree: Any, wanted: Any) -> str:
@@ -144,6 +164,10 @@ def _other(name: str, tree: Any) -> str:
 
 def no_array(path: str, leaf: Any) -> str:
     """For a leaf at `path` that is no array."""
+    if hasattr(leaf, "detach") or hasattr(leaf, "state_dict"):
+        return " Convert PyTorch's tensors: jnp.asarray(x.detach().cpu().numpy())."
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return " jax.eval_shape tells shapes, without the numbers: pass the arrays."
     if path.startswith("state"):
         return " Make the state with `init`."
     if callable(getattr(leaf, "init", None)):
@@ -155,6 +179,8 @@ def no_array(path: str, leaf: Any) -> str:
 
 def frozen(path: str, dtype: Any) -> str:
     """For a leaf at `path` that is neither float nor complex."""
+    if path.startswith("state"):
+        return _restored.CAST
     freeze = f" To freeze it, {_FREEZE}."
     if path.startswith("params") and path.endswith(".count"):
         return f" If this is an optimizer's state, pass the parameters alone.{freeze}"
@@ -189,6 +215,11 @@ def scalar(name: str, value: Any) -> str:
         return f" Write float({value!r}). (YAML, for one, reads 1e-3 as text.)"
     if _shape(value) != ():
         return array(name, value)
+    others = bool | complex | np.generic | np.ndarray
+    if hasattr(value, "__float__") and not isinstance(value, others):
+        return " Write float(value)."
+    if _is_several(value):
+        return _SEVERAL
     if name in ("b1", "b2") and len(_members(value)) == 2:
         return f" PyTorch's betas={value!r} are b1={value[0]!r}, b2={value[1]!r} here."
     return _returned(value) if name.endswith("(count)") else ""
@@ -203,29 +234,64 @@ def _returned(value: Any) -> str:
     return " A schedule returns one number."
 
 
+def _is_several(value: Any) -> bool:
+    """Whether `value` is a container of numbers by name or place, as for groups of leaves."""
+    leaves = jax.tree.leaves(value) if isinstance(value, Mapping | list) else []
+    return bool(leaves) and all(_shape(x) == () and hasattr(x, "__float__") for x in leaves)
+
+
 def array(name: str, value: Any) -> str:
     """For a hyperparameter `name`, or `name(count)`, with a shape other than ()."""
-    if getattr(value, "size", 0) == 1:
+    if math.prod(_shape(value)) == 1:
         return " Take its only element: value.reshape(())."
     one = " A schedule returns one number." if name.endswith("(count)") else ""
     return f"{one} To use many values at once, jax.vmap over the update."
 
 
-def moments(value: Any) -> str:
+def flag(name: str, value: Any) -> str:
+    """For what should be True or False."""
+    if isinstance(value, Tracer):
+        return (
+            " It decides what is computed, so it must be known before: name it under jax.jit, as in"
+            f' jax.jit(f, static_argnames="{name}"), or bind it with functools.partial.'
+        )
+    return ""
+
+
+def zero(name: str, value: Any) -> str:
+    """How to say that there is no `name`, which now is `value`."""
+    traced = " as a Python number" if isinstance(value, jax.Array) else ""
+    return f"{name}=0.0{traced}"
+
+
+def moments(value: Any, options: Iterable[str]) -> str:
     """For what names no format."""
     if isinstance(value, type) and hasattr(value, "is_random"):
         return f" Call it: fa.{value.__name__}()."
-    if value is jnp.bfloat16 or (isinstance(value, np.dtype) and value == jnp.bfloat16):
-        return ' Write moments="bfloat16".'
-    return ""
+    return _words.choice("moments", value, options)
 
 
 def not_parameters(name: str, value: Any) -> str:
     """For a learning rate that looks like the parameters, which PyTorch wants there."""
-    leaves = jax.tree.leaves(value)
-    if name == "learning_rate" and any(getattr(x, "size", 0) > 1 for x in leaves):
+    if name != "learning_rate":
+        return ""
+    leaves = jax.tree.leaves(value, is_leaf=_is_passing)
+    alone = len(leaves) == 1 and leaves[0] is value
+    arrays = any(_shape(x) != () and not (alone and math.prod(_shape(x)) == 1) for x in leaves)
+    if arrays or is_model(value) or any(map(_is_passing, leaves)):
         return ", not the parameters: state = tx.init(params) takes them"
     return ""
+
+
+def _is_passing(x: Any) -> bool:
+    """Whether `x` is an iterable that JAX does not take for a tree, as PyTorch's parameters()."""
+    return isinstance(x, Iterator | Set | ValuesView)
+
+
+def is_model(x: Any) -> bool:
+    """Whether `x` is a model of Flax Linen or PyTorch, which can be called, as a schedule can."""
+    ways = ("init", "apply"), ("parameters", "state_dict")
+    return any(all(callable(getattr(x, name, None)) for name in names) for names in ways)
 
 
 def _reads_as_number(text: str) -> bool:

@@ -36,8 +36,10 @@ def lamb(
         d = m_hat / (sqrt(v_hat + eps_root) + eps) + weight_decay * theta
         u = -learning_rate * |theta| / |d| * d
 
-    with Euclidean norms over each leaf; where either norm is 0, u = -learning_rate * d. `update`
-    always needs `params`. The decay is inside d, as in the paper, so it is always scaled along.
+    with Euclidean norms over each leaf (of a leaf that stacks layers, over all of them:
+    `jax.vmap` over `update` gives each its own, see docs/variants.md); where either norm is 0,
+    u = -learning_rate * d. `update` always needs `params`. The decay is inside d, as in the paper,
+    so it is always scaled along.
 
     Args:
         learning_rate: see `update`, as for all arguments below. Here it is the relative step:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from functional_adam import _check, _codes, _hints
+from functional_adam import _check, _codes, _hints, _moment_dtypes, _restored
 from functional_adam._family import Variant
 from functional_adam._numerics import largest_ratio
 from functional_adam._operands import Moments, Scalars
@@ -64,7 +64,7 @@ class Full:
     def __post_init__(self) -> None:
         """Dtypes as NumPy has them, so that equal formats are equal."""
         for name, real in (("mu_dtype", False), ("nu_dtype", True)):
-            dtype = _check.moment_dtype(name, getattr(self, name), real=real)
+            dtype = _moment_dtypes.asked_for(name, getattr(self, name), real=real)
             object.__setattr__(self, name, dtype)
 
     def refusal(self, variant: Variant, b1: Any, b2: Any) -> str | None:
@@ -80,7 +80,7 @@ class Full:
     def check(self, path: str, stored: Stored) -> np.dtype[Any]:
         """The dtype of the arithmetic, if the leaf fits."""
         refuse_other(self, path, stored)
-        return _check.moments(path, stored.m, stored.v, self.mu_dtype, self.nu_dtype)
+        return _moment_dtypes.fitting(path, stored.m, stored.v, self.mu_dtype, self.nu_dtype)
 
     def load(self, stored: Stored) -> Moments:
         """As they are."""
@@ -269,7 +269,7 @@ def chosen(moments: Any, mu_dtype: Any = None, nu_dtype: Any = None) -> Format:
         return format
     raise TypeError(
         f"moments must be {' or '.join(map(repr, FORMATS))}, or a Full, BFloat16 or Int8 "
-        f"object; got {_check.show(moments)}.{_hints.moments(moments)}"
+        f"object; got {_check.show(moments)}.{_hints.moments(moments, FORMATS)}"
     )
 
 
@@ -282,19 +282,22 @@ def format_of(mu: Any, nu: Any) -> str:
 
 
 def refuse_other(format: Format, path: str, stored: Stored) -> None:
+    """Raise for moments that another format keeps, or none."""
     found = format_of(stored.m, stored.v)
-    if found == format.name:
-        return
     both_given = isinstance(format, Full) and None not in (format.mu_dtype, format.nu_dtype)
-    if found == BFloat16.name and both_given:
+    if found == format.name or (found == BFloat16.name and both_given):
         return
     held = f"state.mu{path} is {stored.m.dtype} and state.nu{path} {stored.v.dtype}"
+    if stored.scale is not None:
+        raise ValueError(
+            f"{held}, but beside state.nu_scale they are codes, int8 and uint8.{_restored.CAST}"
+        )
     hint = ""
     if found == BFloat16.name and isinstance(format, Full):
         hint = ', or mu_dtype="bfloat16", nu_dtype="bfloat16" to round both to nearest'
     raise ValueError(
         f'{held}, that is moments="{found}", but moments="{format.name}" was asked for. Pass '
-        f'moments="{found}"{hint}, or change the state with convert_moments.'
+        f'moments="{found}"{hint}, or change the state with convert_moments.{_restored.CAST}'
     )
 
 

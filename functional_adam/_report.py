@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.tree_util import keystr
 
-from functional_adam import _check
+from functional_adam import _check, _table
 from functional_adam._state import is_ours, state_shapes
 from functional_adam._types import GradientTransformation, PyTree
 
@@ -52,7 +53,10 @@ class LeafMemory(NamedTuple):
 
 
 class MemoryReport(NamedTuple):
-    """Bytes by leaf and in all; as text a table.
+    """Bytes by leaf and in all; as text a table of 88 columns.
+
+    Where whole numbers or the parts of the state do not fit, the text rounds or omits them; the
+    fields have all.
 
     Attributes:
         leaves: one `LeafMemory` a parameter.
@@ -92,48 +96,50 @@ class MemoryReport(NamedTuple):
         return 8 * self.parameters + 4
 
     def __str__(self) -> str:
-        """The table."""
-        rows = [_row(leaf.path or "(params)", leaf.shape, leaf.dtype, leaf) for leaf in self.leaves]
+        """The table, in 88 columns: a part that is 0 everywhere is left out; where that is not
+        enough, sizes are rounded, then all parts are left out.
+        """
         sums = [sum(column) for column in zip(*map(_sizes, self.leaves), strict=True)] or [0] * 6
-        on_each, end = self.state_bytes_per_device, ""
-        if on_each is not None and self.other_per_device is not None:
-            end = f"; {on_each:,} on each device"
-            on_each -= self.other_per_device
-        total = LeafMemory("", (self.parameters,), "", *sums, per_device=on_each)
-        rows.append(_row("total", (), "", total))
-        head = ["leaf", "shape", "dtype", "parameter", *_PARTS, "state", "B/param"]
-        head += ["per device"] if on_each is not None else []
-        widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-        texts = [
-            "  ".join(
-                x.ljust(w) if i < 3 else x.rjust(w)
-                for i, (x, w) in enumerate(zip(row, widths, strict=True))
-            )
-            for row in (head, *rows)
-        ]
-        rule = "-" * len(texts[0])
-        share = self.state_bytes / self.float32_adam_bytes
+        on_each, rest = self.state_bytes_per_device, self.other_per_device
+        of_leaves = None if on_each is None or rest is None else on_each - rest
+        total = LeafMemory("total", (self.parameters,), "", *sums, per_device=of_leaves)
+        parts = [name for name in _PARTS if getattr(total, name)]
+        forms = (parts, _table.whole), (parts, _table.short), ([], _table.short)
+        tables = [(_rows([*self.leaves, total], *form), gap) for form in forms for gap in (2, 1)]
+        table, gap = next((t for t in tables if _table.fits(*t)), tables[-1])
         end = (
-            f"{self.other:,} bytes besides; {self.state_bytes:,} in all, {share:.1%} of float32 "
-            f"Adam's {self.float32_adam_bytes:,}{end}"
+            f"{self.other:,} bytes besides; {self.state_bytes:,} in all, "
+            f"{self.state_bytes / self.float32_adam_bytes:.1%} of float32 Adam's "
+            f"{self.float32_adam_bytes:,}"
         )
-        return "\n".join([texts[0], rule, *texts[1:-1], rule, texts[-1], end])
+        end += "" if on_each is None else f"; {on_each:,} on each device"
+        end += "" if table in (tables[0][0], tables[1][0]) else f". {_table.UNITS}"
+        return "\n".join([*_table.lines(table, gap, words=3), *textwrap.wrap(end, _table.WIDTH)])
 
 
 def _sizes(leaf: LeafMemory) -> tuple[int, ...]:
     return leaf.parameter, leaf.mu, leaf.nu, leaf.nu_scale, leaf.residual, leaf.extra
 
 
-def _row(name: str, shape: tuple[int, ...], dtype: str, leaf: LeafMemory) -> list[str]:
+def _rows(
+    leaves: Sequence[LeafMemory], parts: Sequence[str], of: Callable[[int], str]
+) -> list[list[str]]:
+    """The head, and for each leaf (the total last) its sizes as `of` writes them."""
+    head = ["leaf", "shape", "dtype", "parameter", *parts, "state", "B/param"]
+    head += [] if leaves[-1].per_device is None else ["per device"]
+    return [head, *(_row(leaf, parts, of) for leaf in leaves)]
+
+
+def _row(leaf: LeafMemory, parts: Sequence[str], of: Callable[[int], str]) -> list[str]:
     count = math.prod(leaf.shape)
-    per = f"{leaf.state / count:.3f}" if count else "-"
+    sizes = [leaf.parameter, *(getattr(leaf, part) for part in parts), leaf.state]
     return [
-        name,
-        str(shape) if dtype else "",
-        dtype,
-        *(f"{n:,}" for n in (*_sizes(leaf), leaf.state)),
-        per,
-        *([] if leaf.per_device is None else [f"{leaf.per_device:,}"]),
+        leaf.path or "(params)",
+        str(leaf.shape) if leaf.dtype else "",
+        leaf.dtype,
+        *map(of, sizes),
+        f"{leaf.state / count:.3f}" if count else "-",
+        *([] if leaf.per_device is None else [of(leaf.per_device)]),
     ]
 
 

@@ -15,7 +15,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jax.tree_util import keystr
 from jax.typing import DTypeLike
 
-from functional_adam import _check, _hints
+from functional_adam import _check, _hints, _restored
 from functional_adam._moments import (
     Format,
     Full,
@@ -74,7 +74,8 @@ def init(
 
     Args:
         params: any tree of complex arrays or floats of at least 16 bits (NumPy arrays and Python
-            floats work too). None leaves pass through.
+            floats work too). None leaves pass through. Complex ones need the conjugate of
+            `jax.grad`'s gradient: see `update`.
         moments: how both moments are kept: "full" (default), "bfloat16" or "int8", or a `Full`,
             `BFloat16` or `Int8` object. 8, 4 and 2.02 bytes a float32 parameter.
         mu_dtype: dtype of the first moment, at least 16 bits, taken as it is; None (default) means
@@ -284,9 +285,13 @@ def check_count(state: Any) -> None:
     if not isinstance(state, AdamState):
         raise TypeError(_hints.not_a_state(state))
     dtype = getattr(state.count, "dtype", None)
-    if dtype not in (np.int32, np.int64):
-        given = dtype or type(state.count).__name__
-        raise TypeError(f"state.count must be an int32 array, as `init` makes it; got {given}.")
+    no_numbers = isinstance(state.count, jax.ShapeDtypeStruct)
+    if no_numbers or dtype not in (np.int32, np.int64):
+        given = _check.show(state.count) if no_numbers else dtype or type(state.count).__name__
+        raise TypeError(
+            f"state.count must be an int32 array, as `init` makes it; got {given}."
+            f"{_restored.count(state)}"
+        )
     if np.shape(state.count) != ():
         raise ValueError(
             f"state.count must have shape (); got {np.shape(state.count)}. For a batch of states, "
@@ -303,6 +308,11 @@ def check_state(
 ) -> None:
     """`state` is an AdamState with a scalar count and just the trees that its update keeps."""
     check_count(state)
+    if not isinstance(state.count, jax.Array | np.ndarray | np.generic):
+        raise TypeError(
+            "state.count must be an int32 array, as `init` makes it; got "
+            f"{_check.show(state.count)}.{_restored.count(state)}"
+        )
     found = {} if state.extra is None else state.extra
     if type(found) is not dict:
         raise TypeError(
@@ -317,6 +327,8 @@ def check_state(
             "`init` of the same transformation."
         )
     moments = moments or Full()
+    if state.mu is None:  # `init` was given no parameters: the gradients will say so
+        return
     if (state.nu_scale is not None) != moments.keeps_scale:
         leaves = jax.tree_util.tree_leaves_with_path(state.mu), jax.tree.leaves(state.nu)
         for (path, m), v in zip(*leaves, strict=False):

@@ -184,7 +184,9 @@ def _rounding_name(settings: Settings) -> str:
 
 def _no_params(settings: Settings, why: list[str]) -> ValueError:
     others = {_rounding_name(settings): 'rounding="nearest"'}
-    without = ", ".join(others.get(name, f"{name}=0.0") for name in why)
+    without = ", ".join(
+        others.get(name) or _hints.zero(name, getattr(settings, name, None)) for name in why
+    )
     instead = "" if settings.variant.name in why else f", or pass {without}"
     return ValueError(
         f"{' and '.join(why)} {'needs' if len(why) == 1 else 'need'} the parameters: call "

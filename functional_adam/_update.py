@@ -51,19 +51,25 @@ def update(
 
     Every hyperparameter is data: a Python or NumPy number (range checked), or a JAX array of
     shape (), traced or not (not checked). Python and NumPy numbers are used at full precision.
+    The other choices (`moments`, `rounding`, `nesterov`, dtypes, masks, schedules) are no data:
+    under `jax.jit` bind them with `functools.partial`, or name them in `static_argnames`.
 
     Args:
         grads: tree of gradients. None for an array parameter skips that leaf: zero update, no
-            decay, moments untouched.
+            decay, moments untouched. For complex parameters pass the conjugate of what `jax.grad`
+            returns, which alone points uphill.
         state: from `init` or the last `update`.
         params: the parameters; needed for `weight_decay`.
         learning_rate: alpha >= 0, or a schedule `count -> alpha`, called with the count before
-            the step (0 first).
+            the step (0 first). A coordinate moves by about alpha in a step, whatever its gradient:
+            the rate is in the parameter's own unit, so no number is too large to be meant.
         b1: decay rate of the first moment, in [0, 1).
         b2: decay rate of the second moment, in [0, 1).
         eps: >= 0, added to the square root.
         eps_root: >= 0, added under the square root.
-        mu_dtype: None (default: whatever the state holds), or the dtype that `mu` must have.
+        mu_dtype: None (default: `mu` has 32 bits or more), or the dtype that `mu` must have, as
+            given to `init`. A `mu` of 16 bits that was not asked for here is refused: most often a
+            cast of the whole state has made it.
         weight_decay: lambda >= 0 of decoupled decay, or a schedule `count -> lambda`. It is
             multiplied by the learning rate.
         mask: which parameters decay: a tree (or prefix of one) of booleans, or a function from

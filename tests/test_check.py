@@ -125,6 +125,38 @@ def test_a_64_bit_moment_needs_64_bit_mode(name):
         fa.adam(**{name: "float64"})
 
 
+@pytest.mark.parametrize("names", [("mu_dtype",), ("nu_dtype",), ("mu_dtype", "nu_dtype")])
+def test_moments_of_16_bits_are_taken_where_they_were_asked_for(names):
+    params, grads = {"w": jnp.full((2, 3), 0.7)}, {"w": jnp.full((2, 3), 0.4)}
+    asked = dict.fromkeys(names, "float16")
+    state = fa.init(params, **asked)
+    fa.update(grads, state, **asked)
+    fa.adam(moments=fa.Full(**asked)).update(grads, state)
+    unasked = rf"^state\.{names[0][:2]}\['w'\] is float16, .*pass {names[0]}=\"float16\" if it is"
+    of_amsgrad = state._replace(extra={"nu_max": state.nu})
+    for call, given in (
+        (fa.update, state),
+        (fa.adam().update, state),
+        (fa.scale_by_adam().update, state),
+        (fa.amsgrad().update, of_amsgrad),
+    ):
+        with pytest.raises(ValueError, match=unasked):
+            call(grads, given)
+
+
+def test_one_moment_that_lost_half_its_precision_is_told(x64):
+    for params, dtypes in (
+        (jnp.full(3, 0.7), "float64 and state.nu float32"),
+        (jnp.full(3, 0.7 + 0.2j), "complex128 and state.nu float32"),
+    ):
+        state = fa.init(params)
+        fa.update(params, state)
+        state = state._replace(nu=state.nu.astype(jnp.float32))
+        with pytest.raises(ValueError, match=rf"^state\.mu is {dtypes}: without mu_dtype and nu_"):
+            fa.update(params, state)
+        fa.update(params, state, nu_dtype="float32")
+
+
 def test_unknown_arguments_are_refused_by_update_and_accepted_by_a_transformation():
     params = jnp.ones(2)
     with pytest.raises(TypeError, match="value"):

@@ -1,6 +1,7 @@
 """The example scripts, run as a reader would run them: in a process of their own."""
 
 import argparse
+import ast
 import functools
 import importlib
 import json
@@ -9,6 +10,7 @@ import os
 import re
 import runpy
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,9 +19,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from modes import switched
 from names import OF_STATES
 
 import functional_adam as fa
+from functional_adam import _transform, _update
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SCRIPTS = [
@@ -32,6 +36,8 @@ SCRIPTS = [
     "train_sharded.py",
     "train_distributed.py",
 ]
+PARTS = ["checkpoints.py", "interrupts.py"]
+RECIPES = sorted(str(path.relative_to(EXAMPLES)) for path in EXAMPLES.glob("frameworks/*.py"))
 # 30 steps: an epoch of 22 and a part. Neither stop nor checkpoint falls on the epoch's end.
 SETTINGS = {"steps": 30, "batch_size": 64, "learning_rate": 0.003, "weight_decay": 0.2, "seed": 3}
 SHORT = [f"--{name.replace('_', '-')}={value}" for name, value in SETTINGS.items()]
@@ -55,7 +61,7 @@ def exit_of(monkeypatch):
     """A function that runs a script in this process, for speed, and returns what it exits with."""
 
     def run_here(script, *args, cwd):
-        monkeypatch.syspath_prepend(EXAMPLES)  # as Python does for a script
+        monkeypatch.syspath_prepend(Path(script).parent)  # as Python does for a script
         monkeypatch.chdir(cwd)
         monkeypatch.setattr(sys, "argv", [str(script), *map(str, args)])
         with pytest.raises(SystemExit) as stopped:
@@ -80,6 +86,82 @@ def test_help_describes_the_script(script, tmp_path):
     output = run(script, "--help", cwd=tmp_path)
     assert output.startswith(f"usage: {script}")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("script", PARTS + RECIPES)
+def test_help_describes_parts_and_recipes_too(script, exit_of, tmp_path, capsys):
+    assert exit_of(EXAMPLES / script, "--help", cwd=tmp_path) == 0
+    output = capsys.readouterr().out
+    assert output.startswith(f"usage: {Path(script).name} [-h]")
+    first = ast.get_docstring(ast.parse((EXAMPLES / script).read_text("utf-8"))).split("\n")[0]
+    assert first in output
+
+
+LIBRARIES = {
+    "equinox_module": ("equinox", "equinox scikit-learn"),
+    "flax_linen": ("flax", "flax scikit-learn"),
+    "flax_nnx": ("flax", "flax scikit-learn"),
+    "haiku_transform": ("haiku", "dm-haiku scikit-learn"),
+    "numpyro_svi": ("numpyro", "numpyro optax scikit-learn"),
+    "optax_wrappers": ("optax", "optax scikit-learn"),
+    "optimistix_minimise": ("optimistix", "optimistix scikit-learn"),
+    "plain_jax": ("sklearn.datasets", "scikit-learn"),
+}
+
+
+@pytest.mark.parametrize(
+    "name", [Path(recipe).stem for recipe in RECIPES if "command" not in recipe]
+)
+def test_a_recipe_says_what_to_install(name, exit_of, monkeypatch, tmp_path):
+    library, packages = LIBRARIES[name]
+    monkeypatch.setitem(sys.modules, library, None)  # as if it were not there
+    said = exit_of(EXAMPLES / "frameworks" / f"{name}.py", cwd=tmp_path)
+    assert library in said
+    assert said.endswith(f"Install what this example needs: pip install {packages}")
+
+
+@pytest.fixture
+def interrupted(monkeypatch):
+    """From now on, the first step of any optimizer is hit by Ctrl-C, and a process's end raises."""
+
+    def ended(status):
+        raise SystemExit(status)
+
+    def step(*_, **__):
+        signal.raise_signal(signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(os, "_exit", ended)
+    for module in (_transform, _update):
+        monkeypatch.setattr(module, "step", step)
+    with switched("jax_enable_x64", False):  # which a script may turn on
+        yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interrupted")
+@pytest.mark.parametrize(
+    "script",
+    ["quickstart.py", "train_digits.py", "learn_the_learning_rate.py", "frameworks/plain_jax.py"],
+)
+def test_ctrl_c_ends_a_script_without_a_traceback(script, exit_of, tmp_path):
+    assert exit_of(EXAMPLES / script, cwd=tmp_path) == 130
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("script", SCRIPTS + [r for r in RECIPES if "command" not in r])
+def test_every_script_answers_ctrl_c(script):
+    text = (EXAMPLES / script).read_text("utf-8")
+    begins = "begin(__doc__)" if "frameworks" in script else "answer_interrupts()"
+    assert ("signal.signal(signal.SIGINT" if script == "quickstart.py" else begins) in text
+
+
+@pytest.mark.parametrize(
+    "script", ["compare_variants", "learn_the_learning_rate", "sweep", "train_small_memory"]
+)
+def test_a_picture_goes_where_the_script_was_called(script, example, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [script])
+    assert example(script).parse_args().output.parent == Path()
 
 
 def test_quickstart_prints_the_reference_losses(tmp_path):

@@ -348,6 +348,52 @@ def test_a_cautious_step_hides_no_nan_and_scales_by_1000_at_most():
     assert jnp.isfinite(updates[4])
 
 
+def each_layer(tx):
+    """As in docs/variants.md: each layer of stacked leaves updated as if it were alone."""
+    update = lambda grads, state, params=None: jax.vmap(tx.update)(grads, state, params)  # noqa: E731
+    return fa.GradientTransformation(jax.vmap(tx.init), update)
+
+
+def norms(x, axis=None):
+    return np.sqrt(np.sum(np.square(np.float64(x)), axis=axis))
+
+
+def test_stacked_layers_share_a_lamb_norm_unless_the_update_is_mapped():
+    scales = np.float32([0.5, 3.0, 40.0])
+    layers = np.random.default_rng(8).normal(size=(3, 6, 5)).astype(np.float32)
+    layers *= scales[:, None, None]
+    tx = fa.lamb(0.07, b1=0.83, b2=0.97, weight_decay=0.0)
+    updates, _ = tx.update(layers, tx.init(layers), layers)
+    np.testing.assert_allclose(norms(updates), 0.07 * norms(layers), rtol=1e-5)
+    # A first step goes by signs, so that all layers get a third of the square.
+    np.testing.assert_allclose(
+        norms(updates, (1, 2)), 0.07 * norms(layers) / np.sqrt(3) * np.ones(3), rtol=1e-4
+    )
+    each = each_layer(tx)
+    updates, state = jax.jit(each.update)(layers, each.init(layers), layers)
+    np.testing.assert_allclose(norms(updates, (1, 2)), 0.07 * norms(layers, (1, 2)), rtol=1e-5)
+    assert state.count.shape == (3,)
+
+
+def test_stacked_layers_share_a_cautious_mean_unless_the_update_is_mapped():
+    first = np.random.default_rng(9).normal(size=(3, 40)).astype(np.float32)
+    turned = np.float32([0.0, 0.25, 0.9])[:, None]  # the share of each layer that turns round
+    then = np.where(np.arange(40) < turned * 40, -0.1, 1.0).astype(np.float32) * first
+    plain = fa.adam(0.07, b1=0.83, b2=0.97)
+    tx = fa.cautious(plain)
+
+    def second(tx):
+        state = tx.update(first, tx.init(first))[1]
+        return np.float64(tx.update(then, state)[0])
+
+    adam = second(plain)
+    kept = adam * then < 0
+    np.testing.assert_allclose(kept.mean(axis=1), 1 - turned[:, 0], atol=1e-7)
+    np.testing.assert_allclose(second(tx), adam * kept / kept.mean(), rtol=1e-5, atol=1e-8)
+    alone = adam * kept / kept.mean(axis=1, keepdims=True)
+    np.testing.assert_allclose(second(each_layer(tx)), alone, rtol=1e-5, atol=1e-8)
+
+
 def test_cautious_signs_of_tiny_complex_numbers():
     tx = fa.cautious(fa.adam(0.1, b1=0.5, b2=0.5))
     g = jnp.array([1 + 1j, -1j], jnp.complex64)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import linen, nnx
+from flax import linen, nnx, serialization
 from flax.training.train_state import TrainState
 
 import functional_adam as fa
@@ -28,6 +28,61 @@ OTHER = {"kernel": PARAMS["w"], "bias": PARAMS["b"]}
 TX, PLAIN = fa.adamw(1e-2), fa.adam(1e-2)
 STATE = TX.init(PARAMS)
 UPDATES, NEXT = TX.update(GRADS, STATE, PARAMS)
+SHAPES = jax.eval_shape(lambda: PARAMS)
+INT8, SHORT = fa.adamw(1e-2, moments="int8"), fa.adamw(1e-2, rounding="compensated")
+AMSGRAD = fa.amsgrad(1e-2)
+HALF = jax.tree.map(lambda x: x.astype(jnp.bfloat16), PARAMS)
+BOXED = {"w": linen.Partitioned(PARAMS["w"], names=(None, "x")), "b": PARAMS["b"]}
+LAYERS = [PARAMS["w"], PARAMS["b"]]
+
+
+def cast(tree, dtype, counts=False):
+    """Every float array (with `counts` every array) of `tree` in another dtype."""
+
+    def one(x):
+        return x.astype(dtype) if counts or jnp.issubdtype(x.dtype, jnp.inexact) else x
+
+    return jax.tree.map(one, tree)
+
+
+class TorchSize(tuple):
+    pass
+
+
+class Tensor:
+    """What PyTorch's tensor is to others: `size` a method, `shape` a tuple of its own, a dtype
+    that NumPy does not know, no numbers for NumPy while it needs a gradient."""
+
+    __module__ = "torch"
+
+    def __init__(self, values):
+        self.values, self.dtype = np.float32(values), object()
+        self.shape, self.size = TorchSize(self.values.shape), self.values.copy
+
+    def __repr__(self):
+        return f"tensor({self.values})"
+
+    def __float__(self):
+        return float(self.values)
+
+    def __array__(self, *_, **__):
+        raise RuntimeError("Can't call numpy() on Tensor that requires grad.")
+
+    def detach(self):
+        return self.values
+
+
+class TorchModule:
+    """PyTorch's module: like a schedule, it can be called."""
+
+    def __call__(self, x):
+        return x
+
+    def parameters(self):
+        return iter([Tensor(np.ones((3, 2))), Tensor(np.ones(2))])
+
+    def state_dict(self):
+        return {"weight": Tensor(np.ones((3, 2))), "bias": Tensor(np.ones(2))}
 
 
 def loss_of(params):
@@ -115,6 +170,16 @@ TUPLE = " is a node of type tuple, where a node of type dict belongs. "
 PAIR = "[0] has it: unpack the tuple, as in updates, state = tx.update(grads, state, params)."
 RATE = "learning_rate must be a finite number >= 0, a JAX scalar or a schedule (count -> value)"
 NOT_PARAMS = ", not the parameters: state = tx.init(params) takes them; got "
+FORMATS = "moments must be 'full' or 'bfloat16' or 'int8'"
+CAST = (
+    " If something cast the state (a cast of a whole TrainState, a mixed-precision policy, a check"
+)
+ANEW = "cast the parameters alone, and restore with a target in the right dtypes: from_state_dict("
+UNTYPED = ", as in a checkpoint restored without a target. Restore it with one: from_state_dict("
+NO_NUMBERS = ".ShapeDtypeStruct. jax.eval_shape tells shapes, without the numbers: "
+BOXES = "Some arrays are in Flax's boxes and some are not. Take them out everywhere, before init: "
+SEVERAL = "For several rates give each group of leaves an optimizer of its own: optax.partition({"
+STATIC = "jax.jit(f, static_argnames="
 RETURNED = "learning_rate(count) must be a finite number >= 0 or a JAX scalar; got "
 
 # Parts of a message in their order, what is between them being free.
@@ -499,7 +564,347 @@ MISTAKES = {
         ValueError,
         [f"{RATE}{NOT_PARAMS}an array of shape (3, 2)."],
     ),
-    # 13. Flax and Equinox.
+    "adam(model.parameters())": (
+        lambda: fa.adam(TorchModule().parameters()),
+        TypeError,
+        [f"{RATE}{NOT_PARAMS}", "iterator"],
+    ),
+    "adam(the values of a dict)": (
+        lambda: fa.adam(TorchModule().state_dict().values()),
+        TypeError,
+        [f"{RATE}{NOT_PARAMS}dict_values([tensor("],
+    ),
+    "adam(list(model.parameters()))": (
+        lambda: fa.adam(list(TorchModule().parameters())),
+        TypeError,
+        [f"{RATE}{NOT_PARAMS}[tensor(", " of type list."],
+    ),
+    "adam(model.state_dict())": (
+        lambda: fa.adam(TorchModule().state_dict()),
+        TypeError,
+        [f"{RATE}{NOT_PARAMS}", " of type dict."],
+    ),
+    "adam(groups of parameters)": (
+        lambda: fa.adam([{"params": list(TorchModule().parameters()), "lr": 1e-3}]),
+        TypeError,
+        [f"{RATE}{NOT_PARAMS}", " of type list."],
+    ),
+    "adam(model)": (
+        lambda: fa.adam(TorchModule()),
+        TypeError,
+        [f"{RATE}{NOT_PARAMS}<", "TorchModule."],
+    ),
+    "adam(Linen's model)": (
+        lambda: fa.adam(linen.Dense(2)),
+        TypeError,
+        [f"{RATE}{NOT_PARAMS}Dense(", "linear.Dense."],
+    ),
+    "a rate in a tensor": (
+        lambda: fa.adam(Tensor(1e-3)),
+        TypeError,
+        [f"{RATE}; got tensor(0.001", " of type torch.Tensor. Write float(value)."],
+    ),
+    "a rate in a tensor of shape (1,)": (
+        lambda: fa.adam(Tensor([1e-3])),
+        TypeError,
+        [
+            f"{RATE}; got tensor(",
+            " of type torch.Tensor. Take its only element: value.reshape(()).",
+        ],
+    ),
+    "a schedule of tensors": (
+        lambda: scheduled(Tensor(1e-3)),
+        TypeError,
+        [f"{RETURNED}tensor(0.001", " of type torch.Tensor. Write float(value)."],
+    ),
+    "tensors to init": (
+        lambda: fa.init(TorchModule().state_dict()),
+        TypeError,
+        [
+            "params['bias'] must be an array; got tensor(",
+            "PyTorch's tensors: jnp.asarray(x.detach()",
+        ],
+    ),
+    "tensors as gradients": (
+        lambda: TX.update({"w": Tensor(GRADS["w"]), "b": Tensor(GRADS["b"])}, STATE, PARAMS),
+        TypeError,
+        ["grads['b'] must be an array; got tensor(", "PyTorch's tensors: jnp.asarray(x.detach()."],
+    ),
+    "PyTorch's model to init": (
+        lambda: fa.init(TorchModule()),
+        TypeError,
+        ["params must be an array; got <", "PyTorch's tensors: jnp.asarray(x.detach().cpu().nump"],
+    ),
+    # 13. Several rates; words for formats.
+    "rates by name": (
+        lambda: fa.adam({"w": 1e-3, "b": np.float32(1e-2)}),
+        TypeError,
+        [f"{RATE}; got {{'w': 0.001, ", f" of type dict. {SEVERAL}", "labels)."],
+    ),
+    "rates by place": (
+        lambda: fa.adam([1e-3, jnp.array(1e-2)]),
+        TypeError,
+        [f"{RATE}; got [0.001, ", f" of type list. {SEVERAL}", "labels)."],
+    ),
+    "decays by name": (
+        lambda: fa.adamw(1e-3, weight_decay={"w": 0.1, "b": 0.0}),
+        TypeError,
+        ["weight_decay must be a finite number", f" of type dict. {SEVERAL}", "labels)."],
+    ),
+    **{
+        f"moments={value!r}": (
+            lambda value=value: fa.adam(moments=value),
+            error,
+            [FORMATS, f'Write moments="{right}".'],
+        )
+        for value, error, right in [
+            (jnp.int8, TypeError, "int8"),
+            (np.dtype("int8"), TypeError, "int8"),
+            (8, TypeError, "int8"),
+            ("8bit", ValueError, "int8"),
+            ("8-bit", ValueError, "int8"),
+            ("INT8", ValueError, "int8"),
+            ("bf16", ValueError, "bfloat16"),
+            (jnp.float16, TypeError, "bfloat16"),
+            ("fp32", ValueError, "full"),
+            (jnp.float32, TypeError, "full"),
+            (None, TypeError, "full"),
+        ]
+    },
+    "moments with a slip": (
+        lambda: fa.adam(moments="bflaot16"),
+        ValueError,
+        [f"{FORMATS}; got 'bflaot16'. Did you mean moments=\"bfloat16\"?"],
+    ),
+    "rounding by another name": (
+        lambda: fa.adam(rounding="kahan"),
+        ValueError,
+        ["rounding must be 'nearest' or 'stoch", "got 'kahan'. Write rounding=\"compensated\"."],
+    ),
+    "no rounding": (
+        lambda: fa.init(PARAMS, rounding=None),
+        TypeError,
+        ["rounding must be 'nearest' or 'stoch", 'NoneType. Write rounding="nearest".'],
+    ),
+    # 14. States that were cast, restored without a target, boxed, or never made.
+    **{
+        f"state cast to {dtype}{', count too' * counts}, {name}": (
+            lambda tx=tx, params=params, dtype=dtype, counts=counts: tx.update(
+                GRADS, cast(tx.init(params), dtype, counts), params
+            ),
+            TypeError if counts else ValueError,
+            [f"state.{field}", dtype, says, CAST, ANEW],
+        )
+        for name, tx, params, dtype, counts, field, says in [
+            (
+                "full",
+                TX,
+                PARAMS,
+                "float16",
+                False,
+                "mu['b'] is ",
+                "unless mu_dtype asks for fewer: ",
+            ),
+            (
+                "full",
+                TX,
+                PARAMS,
+                "bfloat16",
+                False,
+                "mu['b'] is ",
+                'Pass moments="bfloat16", or mu_',
+            ),
+            ("full", TX, PARAMS, "float16", True, "count must be an int32 array", "."),
+            ("full", TX, PARAMS, "float32", True, "count must be an int32 array", "."),
+            ("int8", INT8, PARAMS, "float32", True, "count must be an int32 array", "."),
+            (
+                "amsgrad",
+                AMSGRAD,
+                PARAMS,
+                "float16",
+                False,
+                "mu['b'] is ",
+                "unless mu_dtype asks for",
+            ),
+            (
+                "compensated",
+                SHORT,
+                HALF,
+                "bfloat16",
+                False,
+                "mu['b'] is ",
+                'Pass moments="bfloat16"',
+            ),
+        ]
+    },
+    "nu cast alone": (
+        lambda: TX.update(GRADS, STATE._replace(nu=cast(STATE.nu, "float16")), PARAMS),
+        ValueError,
+        ["state.nu['b'] is float16, ", 'pass nu_dtype="float16" if it is meant.', CAST, ANEW],
+    ),
+    "nu cast, mu in bfloat16 as asked": (
+        lambda: fa.adamw(mu_dtype="bfloat16").update(
+            GRADS, cast(fa.adamw(mu_dtype="bfloat16").init(PARAMS), "bfloat16"), PARAMS
+        ),
+        ValueError,
+        ["state.mu['b'] is bfloat16 and state.nu['b'] bfloat16, that is moments=", CAST, ANEW],
+    ),
+    "mu cast, update told nothing": (
+        lambda: fa.update(GRADS, STATE._replace(mu=cast(STATE.mu, "bfloat16"))),
+        ValueError,
+        ["state.mu['b'] is bfloat16, ", 'pass mu_dtype="bfloat16" if it is meant.', CAST, ANEW],
+    ),
+    "amsgrad's maximum cast alone": (
+        lambda: AMSGRAD.update(
+            GRADS, (s := AMSGRAD.init(PARAMS))._replace(extra=cast(s.extra, "bfloat16")), PARAMS
+        ),
+        ValueError,
+        ["state.extra['nu_max']['b'] is bfloat16, but the moment it is ", "float32.", CAST, ANEW],
+    ),
+    "codes cast to float32": (
+        lambda: INT8.update(
+            GRADS, cast(s := INT8.init(PARAMS), "float32", True)._replace(count=s.count), PARAMS
+        ),
+        ValueError,
+        [
+            "state.mu['b'] is float32 and state.nu['b'] float32, but beside state.nu_scale",
+            CAST,
+            ANEW,
+        ],
+    ),
+    "scales cast": (
+        lambda: INT8.update(
+            GRADS,
+            (s := INT8.init(PARAMS))._replace(nu_scale=cast(s.nu_scale, "int32", True)),
+            PARAMS,
+        ),
+        ValueError,
+        ["state.nu_scale['b'] must be uint16 of shape (1,)", "got int32", CAST.strip(), ANEW],
+    ),
+    "residual cast": (
+        lambda: SHORT.update(
+            GRADS, (s := SHORT.init(HALF))._replace(residual=cast(s.residual, "int32", True)), HALF
+        ),
+        ValueError,
+        ["state.residual['b'] must be int8 of shape (2,)", "got int32", CAST.strip(), ANEW],
+    ),
+    "moments cast to integers": (
+        lambda: TX.update(GRADS, STATE._replace(mu=cast(STATE.mu, "int32")), PARAMS),
+        TypeError,
+        ["state.mu['b'] must be a float or complex array; got dtype int32.", CAST, ANEW],
+    ),
+    "state restored as a dict": (
+        lambda: TX.update(GRADS, serialization.to_state_dict(STATE), PARAMS),
+        TypeError,
+        [f"{NO_STATE}dict. It has the fields of an AdamState{UNTYPED}"],
+    ),
+    "state of a chain restored as a dict": (
+        lambda: TX.update(GRADS, {"0": {}, "1": serialization.to_state_dict(STATE)}, PARAMS),
+        TypeError,
+        [f"{NO_STATE}dict. It has the fields of an AdamState{UNTYPED}"],
+    ),
+    "state restored as a list": (
+        lambda: TX.update(GRADS, list(STATE), PARAMS),
+        TypeError,
+        [f"{NO_STATE}list. It has the members of an AdamState{UNTYPED}"],
+    ),
+    "state as to_state_dict gives it": (
+        lambda: TX.update(GRADS, fa.to_state_dict(STATE), PARAMS),
+        TypeError,
+        [f"{NO_STATE}dict. That is what to_state_dict returns: state = fa.from_state_dict(f"],
+    ),
+    "lists restored as dicts": (
+        lambda: TX.update(LAYERS, TX.init(serialization.to_state_dict(LAYERS)), LAYERS),
+        ValueError,
+        [
+            f"{STRUCTURE} is a node of type list",
+            f". A list has become a dict in the state{UNTYPED}",
+        ],
+    ),
+    "shapes as the state": (
+        lambda: TX.update(GRADS, jax.eval_shape(TX.init, PARAMS), PARAMS),
+        TypeError,
+        ["state.count must be an int32 array", f"{NO_NUMBERS}make the state with tx.init(par"],
+    ),
+    **{
+        f"shapes as the state of {name}": (
+            lambda call=call: call(jax.eval_shape(TX.init, PARAMS)),
+            TypeError,
+            ["state.count must be an int32 array", f"{NO_NUMBERS}make the state with tx.init(par"],
+        )
+        for name, call in {
+            "diagnostics": lambda shapes: fa.diagnostics(UPDATES, shapes, PARAMS),
+            "convert_moments": lambda shapes: fa.convert_moments(shapes, PARAMS, moments="int8"),
+            "master_params": lambda shapes: fa.master_params(PARAMS, shapes),
+        }.items()
+    },
+    "shapes as the parameters": (
+        lambda: TX.update(GRADS, STATE, SHAPES),
+        TypeError,
+        ["params['b'] must be an array; got ShapeDtypeStruct(", f"{NO_NUMBERS}pass the arrays."],
+    ),
+    "shapes as the gradients": (
+        lambda: PLAIN.update(SHAPES, STATE),
+        TypeError,
+        ["grads['b'] must be an array; got ShapeDtypeStruct(", f"{NO_NUMBERS}pass the arrays."],
+    ),
+    "shapes as the updates": (
+        lambda: fa.apply_updates(PARAMS, SHAPES),
+        TypeError,
+        ["updates['b'] must be an array; got ShapeDtypeStruct(", f"{NO_NUMBERS}pass the arrays."],
+    ),
+    **{
+        f"init(None), {name}": (
+            lambda tx=tx: tx.update(GRADS, tx.init(None), PARAMS),
+            ValueError,
+            [f"{STRUCTURE} is a node of type dict, where None belongs. `init` was given None"],
+        )
+        for name, tx in {"full": TX, "int8": INT8, "compensated": SHORT}.items()
+    },
+    "gradients out of Linen's boxes": (
+        lambda: TX.update(GRADS, TX.init(BOXED), BOXED),
+        ValueError,
+        [f"{STRUCTURE}['w'] is a leaf", f"{BOXES}params = flax.linen.meta.unbox(params)"],
+    ),
+    "parameters in Linen's boxes": (
+        lambda: TX.update(GRADS, STATE, BOXED),
+        ValueError,
+        ["params['w'] is a node of type flax", f"{BOXES}params = flax.linen.meta.unbox(params)"],
+    ),
+    "updates out of Linen's boxes": (
+        lambda: fa.apply_updates(BOXED, UPDATES),
+        ValueError,
+        ["updates['w'] is a leaf", f"{BOXES}params = flax.linen.meta.unbox(params)"],
+    ),
+    "gradients out of NNX's variables": (
+        lambda: TX.update(GRADS, TX.init({k: nnx.Param(v) for k, v in PARAMS.items()}), PARAMS),
+        ValueError,
+        [f"{STRUCTURE}['b'] is a leaf", f"{BOXES}params = flax.nnx.as_pure(params)"],
+    ),
+    "state of an nnx.Optimizer": (
+        lambda: TX.update(
+            GRADS, nnx.Optimizer(nnx.Linear(1, 2, rngs=nnx.Rngs(0)), TX, wrt=nnx.Param).opt_state
+        ),
+        TypeError,
+        ["state.count must be an int32 array", "OptArray. ", "nnx.as_pure(optimizer.opt_state)."],
+    ),
+    # 15. Under jit, what decides must be static.
+    "a flag under jit": (
+        lambda: jax.jit(fa.update)(GRADS, STATE, PARAMS, nesterov=True),
+        TypeError,
+        ["nesterov must be True or False; got ", f'{STATIC}"nesterov"), or bind it with functools'],
+    ),
+    "moments under jit": (  # JAX's own words: nothing of ours has run
+        lambda: jax.jit(fa.update)(GRADS, STATE, PARAMS, moments="int8"),
+        TypeError,
+        ["moments", "static_argnames"],
+    ),
+    "no decay under jit": (
+        lambda: jax.jit(fa.update)(GRADS, STATE, weight_decay=0.0),
+        ValueError,
+        ["weight_decay needs the parameters: ", "pass weight_decay=0.0 as a Python number."],
+    ),
+    # 16. Flax and Equinox.
     "a Linen model": (
         lambda: TX.init(linen.Dense(2)),
         TypeError,
@@ -549,6 +954,17 @@ def test_a_mistake_says_the_same_in_a_trace(name, under):
         under(TX.update)(*TRACED[name])
 
 
+def test_what_the_messages_advise_for_a_restored_dict_gives_the_state_back():
+    for state in (NEXT, INT8.init(PARAMS)):
+        restored = serialization.to_state_dict(state)
+        found = [
+            serialization.from_state_dict(jax.tree.map(jnp.zeros_like, state), restored),
+            fa.from_state_dict(fa.to_state_dict(state), target=jax.tree.map(jnp.zeros_like, state)),
+        ]
+        for one in found:
+            jax.tree.map(np.testing.assert_array_equal, one, state)
+
+
 # No mistakes, or none that can be seen --------------------------------------------------------
 
 
@@ -578,6 +994,7 @@ UNSEEN = {
     "updates applied twice": lambda: fa.apply_updates(fa.apply_updates(PARAMS, UPDATES), UPDATES),
     "gradients in place of updates": lambda: fa.apply_updates(PARAMS, GRADS),
     "state not kept": lambda: [TX.update(GRADS, STATE, PARAMS)[0] for _ in range(2)],
+    "a rate of 1000, which is as far as that in the parameter's unit": lambda: fa.adamw(1000),
 }
 
 

@@ -7,6 +7,7 @@ import optax
 import pytest
 
 import functional_adam as fa
+from functional_adam import _table
 
 PARAMS = {
     "body": [jnp.ones((5, 130)), jnp.ones((7, 3, 3), jnp.bfloat16)],
@@ -102,17 +103,55 @@ def test_the_text_has_a_line_for_each_leaf_and_the_sums():
     report = fa.memory_report(TRANSFORMATIONS["int8"], PARAMS)
     lines = str(report).splitlines()
     assert lines[0].split() == [
-        *("leaf", "shape", "dtype", "parameter", "mu", "nu", "nu_scale", "residual", "extra"),
+        *("leaf", "shape", "dtype", "parameter", "mu", "nu", "nu_scale", "residual"),
         *("state", "B/param"),
     ]
     assert len(lines) == 1 + 1 + 4 + 1 + 1 + 1
-    first = ["['body'][0]", "(5,", "130)", "float32", "2,600", "650", "650", "20", "0", "0"]
+    first = ["['body'][0]", "(5,", "130)", "float32", "2,600", "650", "650", "20", "0"]
     assert lines[2].split() == [*first, "1,320", f"{1320 / 650:.3f}"]
     total = lines[-2].split()
     assert total[0] == "total"
     assert total[-2] == f"{report.state_bytes - report.other:,}"
     assert f"{report.state_bytes:,} in all" in lines[-1]
     assert len({len(line) for line in lines[:-1]}) == 1  # columns are aligned
+
+
+LARGE = {
+    "decoder": [{"attention": {"out_projection": {"kernel": (32, 4096, 14336)}}}] * 2,
+    "tower_of_a_name_that_is_longer_than_any_screen_" * 3: (4096,),
+}
+LARGE = jax.tree.map(
+    lambda shape: jax.ShapeDtypeStruct(shape, jnp.bfloat16),
+    LARGE,
+    is_leaf=lambda x: isinstance(x, tuple),
+)
+
+
+@pytest.mark.parametrize("of_devices", [False, True])
+@pytest.mark.parametrize("params", [PARAMS, LARGE], ids=["small", "large"])
+@pytest.mark.parametrize("name", ["full", "int8", "amsgrad"])
+def test_the_text_fits_88_columns_and_keeps_every_leaf(name, params, of_devices):
+    tx, mesh = TRANSFORMATIONS[name], jax.make_mesh((1,), ("x",))
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    shardings = jax.tree.map(lambda x: everywhere, jax.eval_shape(tx.init, params))
+    report = fa.memory_report(tx, params, shardings if of_devices else None)
+    text = str(report)
+    assert max(map(len, text.splitlines())) <= 88
+    for leaf in report.leaves:
+        assert leaf.path[-87:] in text
+        row = next(r for r in text.splitlines() if f"{leaf.shape}" in r)
+        assert f"{leaf.state / np.prod(leaf.shape):.3f}" in row
+    assert f"{report.state_bytes:,} in all" in text.replace("\n", " ")
+
+
+def test_large_sizes_have_three_digits_and_a_unit():
+    report = fa.memory_report(fa.adam(), LARGE)
+    row = next(line for line in str(report).splitlines() if "14336" in line).split()
+    assert row == ["(32,", "4096,", "14336)", "bfloat16", "3.5G", "7G", "7G", "14G", "8.000"]
+    assert 32 * 4096 * 14336 * 2 == 3.5 * 1024**3
+    assert "powers of 1024" in str(report).replace("\n", " ")
+    for size, text in {999: "999", 1000: "0.977K", 123 * 2**20: "123M", 2**41: "2T"}.items():
+        assert _table.short(size) == text
 
 
 def test_a_single_leaf_and_empty_trees_have_a_table():

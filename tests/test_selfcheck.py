@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import runpy
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -181,3 +183,20 @@ def test_the_package_does_not_import_optax():
     code = "import functional_adam, functional_adam._selfcheck, sys; print('optax' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+def test_ctrl_c_ends_it_without_a_traceback(monkeypatch, capsys):
+    def ended(status):
+        raise SystemExit(status)
+
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(os, "_exit", ended)
+    monkeypatch.setattr(sys, "argv", ["functional_adam"])
+    monkeypatch.setattr(check, "errors", lambda _: signal.raise_signal(signal.SIGINT))
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            runpy.run_path(program.__file__, run_name="__main__")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert stopped.value.code == 130
+    assert "Traceback" not in capsys.readouterr().err

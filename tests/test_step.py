@@ -363,6 +363,28 @@ def test_complex_leaves_have_a_complex_mean_and_a_real_second_moment(nesterov):
     np.testing.assert_allclose(state.nu, truth.nu[-1], rtol=1e-5)
 
 
+def test_the_conjugate_of_jax_grad_descends_on_complex_parameters():
+    goal = np.complex64(1 - 4j)
+    loss = lambda w: jnp.abs(w - goal) ** 2  # noqa: E731
+    tx = fa.adam(0.1, b1=0.85, b2=0.98)
+    final = {}
+    for conjugated in (True, False):
+        w = jnp.zeros((), jnp.complex64)
+        state = tx.init(w)
+        for _ in range(150):
+            g = jax.grad(loss)(w)
+            np.testing.assert_allclose(g.conj(), 2 * (w - goal), rtol=1e-5)  # dL/dx + i dL/dy
+            updates, state = tx.update(g.conj() if conjugated else g, state)
+            w = fa.apply_updates(w, updates)
+        final[conjugated] = w
+    assert loss(jnp.zeros((), jnp.complex64)) == 17
+    np.testing.assert_allclose(final[True], goal, atol=0.05)
+    # By the gradient itself the real part arrives all the same; the imaginary one climbs.
+    np.testing.assert_allclose(final[False].real, 1, atol=0.5)
+    assert final[False].imag > 10
+    assert loss(final[False]) > (4 + 10) ** 2
+
+
 def test_complex_leaves_decay():
     theta = jnp.array([1 + 2j, -3j], jnp.complex64)
     tx = fa.adamw(0.5, weight_decay=0.1)

@@ -5,12 +5,18 @@ and None for everything else. None passes through `init` and `update`, in the pa
 gradients of `eqx.filter_grad`, so that `eqx.apply_updates` fits the updates to the whole model.
 """
 
-import equinox as eqx
+import sys
+
 import jax
 import numpy as np
-from sklearn.datasets import load_digits
 
 import functional_adam as fa
+
+try:
+    import equinox as eqx
+    from sklearn.datasets import load_digits
+except ModuleNotFoundError as missing:
+    sys.exit(f"{missing}. Install what this example needs: pip install equinox scikit-learn")
 
 
 def load():
@@ -44,5 +50,8 @@ def train(tx, steps):
 
 
 if __name__ == "__main__":
+    from command import begin
+
+    begin(__doc__)
     losses, *_ = train(fa.adamw(1e-2, weight_decay=1e-2), steps=200)
     print(f"loss {losses[0]:.3f} -> {losses[-1]:.3f}")

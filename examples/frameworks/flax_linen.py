@@ -4,13 +4,19 @@ No trick: `TrainState.create` calls `tx.init`, and `apply_gradients` calls `tx.u
 that returns. Adam's state is `state.opt_state`, its moments `state.opt_state.mu` and `.nu`.
 """
 
+import sys
+
 import jax
 import numpy as np
-from flax import linen as nn
-from flax.training.train_state import TrainState
-from sklearn.datasets import load_digits
 
 import functional_adam as fa
+
+try:
+    from flax import linen as nn
+    from flax.training.train_state import TrainState
+    from sklearn.datasets import load_digits
+except ModuleNotFoundError as missing:
+    sys.exit(f"{missing}. Install what this example needs: pip install flax scikit-learn")
 
 
 def load():
@@ -45,5 +51,8 @@ def train(tx, steps):
 
 
 if __name__ == "__main__":
+    from command import begin
+
+    begin(__doc__)
     losses, _ = train(fa.adamw(1e-2, weight_decay=1e-2), steps=200)
     print(f"loss {losses[0]:.3f} -> {losses[-1]:.3f}")

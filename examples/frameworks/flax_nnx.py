@@ -4,13 +4,19 @@
 calls in an integer, which is no parameter and which `tx.init` would refuse.
 """
 
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
-from sklearn.datasets import load_digits
 
 import functional_adam as fa
+
+try:
+    from flax import nnx
+    from sklearn.datasets import load_digits
+except ModuleNotFoundError as missing:
+    sys.exit(f"{missing}. Install what this example needs: pip install flax scikit-learn")
 
 
 class Model(nnx.Module):
@@ -60,6 +66,9 @@ def train(tx, steps, both=False):
 
 
 if __name__ == "__main__":
+    from command import begin
+
+    begin(__doc__)
     for both in False, True:
         losses, _, optimizer = train(fa.adamw(1e-2, weight_decay=1e-2), steps=200, both=both)
         print(f"{type(optimizer).__name__}: loss {losses[0]:.3f} -> {losses[-1]:.3f}")

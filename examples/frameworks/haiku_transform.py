@@ -4,12 +4,18 @@ Parameters are a plain dict of dicts, `{"linear": {"w": ..., "b": ...}}`, so the
 the training; the decay's mask is a function of them and goes by the names that Haiku gives.
 """
 
-import haiku as hk
+import sys
+
 import jax
 import numpy as np
-from sklearn.datasets import load_digits
 
 import functional_adam as fa
+
+try:
+    import haiku as hk
+    from sklearn.datasets import load_digits
+except ModuleNotFoundError as missing:
+    sys.exit(f"{missing}. Install what this example needs: pip install dm-haiku scikit-learn")
 
 
 def load():
@@ -53,5 +59,8 @@ def train(tx, steps):
 
 
 if __name__ == "__main__":
+    from command import begin
+
+    begin(__doc__)
     losses, *_ = train(fa.adamw(1e-2, weight_decay=1e-2, mask=weights_only), steps=200)
     print(f"loss {losses[0]:.3f} -> {losses[-1]:.3f}")

@@ -5,17 +5,23 @@ hand it over through `numpyro.optim.optax_to_numpyro`. The rate decays because t
 noisy; at a constant one the posterior's mean would keep moving about.
 """
 
+import sys
+
 import jax
 import numpy as np
-import numpyro
-import numpyro.distributions as dist
-import optax
-from numpyro.infer import SVI, Trace_ELBO
-from numpyro.infer.autoguide import AutoNormal
-from numpyro.optim import optax_to_numpyro
-from sklearn.datasets import load_diabetes
 
 import functional_adam as fa
+
+try:
+    import numpyro
+    import numpyro.distributions as dist
+    import optax
+    from numpyro.infer import SVI, Trace_ELBO
+    from numpyro.infer.autoguide import AutoNormal
+    from numpyro.optim import optax_to_numpyro
+    from sklearn.datasets import load_diabetes
+except ModuleNotFoundError as missing:
+    sys.exit(f"{missing}. Install what this example needs: pip install numpyro optax scikit-learn")
 
 NOISE = 0.7
 
@@ -39,6 +45,9 @@ def train(tx, steps):
 
 
 if __name__ == "__main__":
+    from command import begin
+
+    begin(__doc__)
     result = train(fa.adam(optax.cosine_decay_schedule(0.05, 1500)), steps=1500)
     print(f"-ELBO {result.losses[0]:.1f} -> {result.losses[-100:].mean():.1f}")
     print("mean ", np.round(result.params["w_auto_loc"], 3))

@@ -5,14 +5,19 @@ same. What each wrapper wants of its user is in its function.
 """
 
 import functools
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from sklearn.datasets import load_diabetes
 
 import functional_adam as fa
+
+try:
+    import optax
+    from sklearn.datasets import load_diabetes
+except ModuleNotFoundError as missing:
+    sys.exit(f"{missing}. Install what this example needs: pip install optax scikit-learn")
 
 STEPS = 200
 
@@ -146,5 +151,8 @@ def train():
 
 
 if __name__ == "__main__":
+    from command import begin
+
+    begin(__doc__)
     for name, (losses, *_) in train().items():
         print(f"{name:20} loss {losses[0]:.3f} -> {losses[-1]:.3f}")

@@ -5,13 +5,19 @@ nothing before the minimum is reached. It compiles again for every new transform
 outside of loops.
 """
 
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optimistix as optx
-from sklearn.datasets import load_breast_cancer
 
 import functional_adam as fa
+
+try:
+    import optimistix as optx
+    from sklearn.datasets import load_breast_cancer
+except ModuleNotFoundError as missing:
+    sys.exit(f"{missing}. Install what this example needs: pip install optimistix scikit-learn")
 
 L2 = 0.01
 
@@ -41,5 +47,8 @@ def train(tx, max_steps, rtol=1e-6, atol=1e-6):
 
 
 if __name__ == "__main__":
+    from command import begin
+
+    begin(__doc__)
     first, last, solution = train(fa.adam(0.1), max_steps=2000)
     print(f"loss {first:.4f} -> {last:.4f} in {solution.stats['num_steps']} steps")

@@ -4,12 +4,18 @@ Nothing but pure functions, so the whole run is one `jax.lax.scan`: parameters a
 carry, which works because their shapes and dtypes never change.
 """
 
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-from sklearn.datasets import load_digits
 
 import functional_adam as fa
+
+try:
+    from sklearn.datasets import load_digits
+except ModuleNotFoundError as missing:
+    sys.exit(f"{missing}. Install what this example needs: pip install scikit-learn")
 
 
 def load():
@@ -54,5 +60,8 @@ def train(tx, steps):
 
 
 if __name__ == "__main__":
+    from command import begin
+
+    begin(__doc__)
     losses, *_ = train(fa.adamw(1e-2, weight_decay=1e-2), steps=200)
     print(f"loss {losses[0]:.3f} -> {losses[-1]:.3f}")
