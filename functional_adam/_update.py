@@ -94,8 +94,10 @@ def update(
             Keras: m sqrt(1 - b2**t) / (1 - b1**t) / (sqrt(v + eps_root) + eps).
 
     Returns:
-        `(updates, state)`: updates to add to the parameters, each with its gradient's dtype, and
-        a state with the same structure, shapes and dtypes as before.
+        `(updates, state)`: updates to add to the parameters, and a state with the same structure,
+        shapes and dtypes as before. An update has the wider dtype of its gradient and, where
+        `params` are given, its parameter; it is float32 where the parameter is rounded. A step
+        without any gradient is not counted.
 
     Raises:
         ValueError: a number out of range; trees that differ in structure or shape; decay without

@@ -2,7 +2,7 @@
 
 Adam cannot train a function, so it gets `eqx.filter(model, eqx.is_inexact_array)`: the same tree,
 and None for everything else. None passes through `init` and `update`, in the parameters and in the
-gradients of `eqx.filter_grad`, so that `eqx.apply_updates` fits the updates to the whole model.
+gradients of `eqx.filter_grad`, so that `fa.apply_updates` fits the updates to the whole model.
 """
 
 import sys
@@ -38,7 +38,7 @@ def train(tx, steps):
     def step(model, state, images, labels):
         loss, grads = loss_and_grads(model, images, labels)
         updates, state = tx.update(grads, state, eqx.filter(model, eqx.is_inexact_array))
-        return eqx.apply_updates(model, updates), state, loss
+        return fa.apply_updates(model, updates), state, loss
 
     model = eqx.nn.MLP(64, 10, width_size=32, depth=1, key=jax.random.key(0))
     state = tx.init(eqx.filter(model, eqx.is_inexact_array))
