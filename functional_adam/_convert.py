@@ -102,7 +102,7 @@ def _refuse_infinite(path: str, old: Stored) -> None:
             continue
         if found := int(jnp.sum(jnp.isinf(moment))):
             raise ValueError(
-                f'state.{name}{path} has {found} infinite of {moment.size} elements, which '
+                f"state.{name}{path} has {found} infinite of {moment.size} elements, which "
                 'moments="int8" cannot hold; use moments="bfloat16", or set both moments of these '
                 "elements to 0 to start them again."
             )

@@ -349,6 +349,39 @@ def test_the_number_of_groups_that_rose_says_how_far_a_scale_may(number, rise, s
     np.testing.assert_array_equal(scale(v, jnp.full(5, exponent(0.7), jnp.uint8)), want)
 
 
+def plain_scale(v, old, lasting):
+    """The rule of docs/memory.md for one block, by sorting."""
+    groups = math.gcd(len(v), 32)
+    finite = np.where(np.isfinite(v), v, 0).reshape(-1, groups).max(axis=0)
+    sizes = sorted((exponent(x) for x in finite if x), reverse=True)
+    if not sizes:
+        return 0
+    few, rose = len(sizes) < 16, sum(e > old + 4 for e in sizes)
+    bound = old + (4 if rose < len(sizes) / 8 else 12)
+    if rose > len(sizes) / (8 if few else 4):
+        usual = sizes[min(1, len(sizes) - 1)] if few else sizes[3]
+        bound = max(bound, usual + (20 if few or lasting else 12))
+    return min(sizes[0], bound, 253)
+
+
+@pytest.mark.parametrize("lasting", [False, True])
+@pytest.mark.parametrize("length", [16, 48, 96, 128, 400])
+def test_scales_are_those_of_the_plain_rule(length, lasting):
+    rng = np.random.default_rng(length)
+    v = np.exp2(rng.normal(rng.uniform(-30, 30, (200, 1)), rng.choice([0.5, 3, 12], (200, 1))))
+    v = np.repeat(v, length, 1) * np.exp2(
+        rng.normal(0, rng.choice([1, 5], (200, 1)), (200, length))
+    )
+    v = np.where(rng.random(v.shape) < rng.choice([0, 0.02, 0.3], (200, 1)), v * 2.0**25, v)
+    v = np.where(rng.random(v.shape) < rng.choice([0, 0.5, 0.97], (200, 1)), 0, v)
+    v = np.where(rng.random(v.shape) < rng.choice([0, 0.02], (200, 1)), np.inf, v)
+    v = np.float32(v)
+    old = np.clip(np.vectorize(exponent)(v.mean(axis=1)) % 253 + rng.integers(-25, 9, 200), 0, 253)
+    old = np.where(rng.random(200) < 0.2, 0, old).astype(np.uint8)
+    want = [plain_scale(*pair, lasting) for pair in zip(v, old.tolist(), strict=True)]
+    np.testing.assert_array_equal(scale(v, old, lasting=lasting), want)
+
+
 def test_three_spikes_of_many_sizes_are_spikes_in_a_new_block_too():
     v = np.random.default_rng(4).uniform(0.3, 0.9, (2, 128)).astype(np.float32)
     v[:, [7, 26, 121]] = [3e9, 1e12, 7e20]

@@ -239,7 +239,9 @@ def test_what_cannot_be_in_8_bits_is_refused_or_nan_and_never_set_going_again():
         count=jnp.int32(5), mu={"w": jnp.asarray(m)}, nu={"w": jnp.asarray(v)}
     )
     for held in (state, fa.convert_moments(state, params, moments="bfloat16")):
-        message = r"state.nu\['w'\] has 2 infinite of 128 elements, which moments=\"int8\" cannot hold"
+        message = (
+            r"state.nu\['w'\] has 2 infinite of 128 elements, which moments=\"int8\" cannot hold"
+        )
         with pytest.raises(ValueError, match=message):
             fa.convert_moments(held, params, moments="int8")
     infinite = state._replace(nu=state.mu, mu=state.nu)
