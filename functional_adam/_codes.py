@@ -104,8 +104,9 @@ def scale(v: jax.Array, old: jax.Array, *, lasting: bool = False) -> jax.Array:
       rises to 12 octaves above the fourth largest group.
 
     Thirteen elements of 128 lie in four groups at least, so no arrangement of columns hides them.
-    Blocks with fewer than 16 groups that are not 0 take the second largest and 20 octaves. So do
-    `lasting` values of 20: a float32 state that is converted has the sizes that it will keep.
+    A block with fewer than 16 groups that are not 0 may rise to 20 octaves above the second largest
+    as soon as more than an eighth of them rose. `lasting` says that v comes from a long run in
+    another format and holds no spike of today: 20 octaves above the fourth largest then.
     """
     groups = _exponents(bits_of(v))
     alive = _number(groups > 0)
