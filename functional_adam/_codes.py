@@ -20,6 +20,8 @@ from functional_adam._rounding import bits_of, fraction, from_bits
 # ---- Blocks ----
 
 _LANES = 16
+_GROUP_BITS = 5
+_GROUPS = 1 << _GROUP_BITS
 
 
 def blocks(shape: tuple[int, ...], block_size: int) -> tuple[int, ...]:
@@ -71,7 +73,10 @@ def join(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 # A scale's largest code means the end of that octave. (The headroom matters: were the largest code
 # the largest v, stochastic rounding could not lift it.)
 _LARGEST_SCALE = 253  # one octave below float32's end
-_RISE = 4
+_RISE = 4  # octaves of v by which a spike may raise its block's scale
+_MIDDLE = 12  # octaves of v below the scale where codes lie 1/16 octave of sqrt(v) apart
+_COARSE = 20  # octaves of v below the scale where they begin to lie 1/8 apart
+_FEW = 16  # fewer groups than these do not show what is usual
 _INFINITE = np.int32(255 << 23)  # infinity's bits; NaN's are larger
 
 
@@ -85,19 +90,36 @@ def unpacked(both: jax.Array) -> tuple[jax.Array, jax.Array]:
     return (both & np.uint16(255)).astype(jnp.uint8), (both >> np.uint16(8)).astype(jnp.uint8)
 
 
-def scale(v: jax.Array, old: jax.Array) -> jax.Array:
+def scale(v: jax.Array, old: jax.Array, *, lasting: bool = False) -> jax.Array:
     """The scales of the blocks (..., length) of v, given those of the step before.
 
-    A block follows its largest v, but rises at most 4 octaves beyond its old scale, or beyond what
-    is usual in it: of the largest of its four quarters, the smallest. A spike or two must not push
-    the others below the smallest code, where they would be clamped up and stand still for thousands
-    of steps. The spike's own code saturates instead.
+    A scale follows its block's largest v, but not a spike: that would push the spike's neighbours
+    below the smallest code, where they would be clamped up and stand still for thousands of steps.
+    The spike's own code saturates instead. How many of the block's 32 groups rose tells a spike:
+
+    - Up to three rose by more than 4 octaves: spikes. The scale rises by 4.
+    - Up to eight: spikes, or a column of every fourth or eighth element. It rises by 12, which the
+      neighbours survive and which soon reaches a column.
+    - More, as in any block without history: the old scale says nothing about this one. The scale
+      rises to 12 octaves above the fourth largest group.
+
+    Thirteen elements of 128 lie in four groups at least, so no arrangement of columns hides them.
+    A block with fewer than 16 groups that are not 0 may rise to 20 octaves above the second largest
+    as soon as more than an eighth of them rose. `lasting` says that v comes from a long run in
+    another format and holds no spike of today: 20 octaves above the fourth largest then.
     """
-    largest = _exponents(bits_of(v))
-    usual = jnp.min(jnp.where(largest > 0, largest, _LARGEST_SCALE), axis=-1)
-    bound = jnp.maximum(usual, old.astype(jnp.int32)) + _RISE
-    bound = jnp.minimum(bound, _LARGEST_SCALE)
-    return jnp.minimum(jnp.max(largest, axis=-1), bound).astype(jnp.uint8)
+    groups = _exponents(bits_of(v))
+    alive = _number(groups > 0)
+    few = alive < _FEW
+    largest, second, _, fourth = _ranked(groups, 4)
+    usual = jnp.where(few, jnp.where(second > 0, second, largest), fourth)
+    room = _COARSE if lasting else jnp.where(few, _COARSE, _MIDDLE)
+    old = old.astype(jnp.int32)
+    rose = _number(groups > old[..., None] + _RISE)
+    bound = old + jnp.where(rose * 8 < alive, _RISE, _MIDDLE)
+    is_new = rose * jnp.where(few, 8, 4) > alive
+    bound = jnp.where(is_new, jnp.maximum(bound, usual + room), bound)
+    return jnp.minimum(largest, jnp.minimum(bound, _LARGEST_SCALE)).astype(jnp.uint8)
 
 
 def unit(m: jax.Array, v: jax.Array, scales: jax.Array) -> jax.Array:
@@ -115,18 +137,30 @@ def unit(m: jax.Array, v: jax.Array, scales: jax.Array) -> jax.Array:
 
 
 def _exponents(bits: jax.Array) -> jax.Array:
-    """The largest biased exponents of finite numbers in each quarter of the blocks (..., length).
+    """The largest biased exponent of finite numbers in each group of the blocks (..., length).
 
-    A quarter is every fourth element, since neighbours are often of a size. The maximum is of 32
-    lanes first, then of halves of them: vectors all, where one along a block would be of numbers.
+    A group is every 32nd element, in blocks that 32 does not divide every 16th: maxima of vectors,
+    where one along a block would be of numbers.
     """
-    lanes = math.gcd(bits.shape[-1], 2 * _LANES)
-    shape = (*bits.shape[:-1], bits.shape[-1] // lanes, lanes // 4, 4)
-    largest = jnp.max(jnp.where(bits < _INFINITE, bits, 0).reshape(shape), axis=-3, initial=0) >> 23
-    while largest.shape[-2] > 1:
-        half = largest.shape[-2] // 2
-        largest = jnp.maximum(largest[..., :half, :], largest[..., half:, :])
-    return largest[..., 0, :]
+    lanes = math.gcd(bits.shape[-1], _GROUPS)
+    shape = (*bits.shape[:-1], bits.shape[-1] // lanes, lanes)
+    finite = jnp.where(bits < _INFINITE, bits, 0).reshape(shape)
+    return jnp.max(finite, axis=-2, initial=0) >> 23
+
+
+def _number(which: jax.Array) -> jax.Array:
+    """How many groups."""
+    return jnp.sum(which, axis=-1, dtype=jnp.int32)
+
+
+def _ranked(exponents: jax.Array, count: int) -> list[jax.Array]:
+    """The largest of (..., groups), the second largest, and so on; equal ones count one by one."""
+    place = jax.lax.broadcasted_iota(jnp.int32, exponents.shape, exponents.ndim - 1)
+    keys = (exponents << _GROUP_BITS) | place
+    ranks = [jnp.max(keys, axis=-1)]
+    while len(ranks) < count:
+        ranks.append(jnp.max(jnp.where(keys < ranks[-1][..., None], keys, 0), axis=-1))
+    return [rank >> _GROUP_BITS for rank in ranks]
 
 
 # ---- Roots ----

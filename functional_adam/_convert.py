@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.tree_util import keystr
 
 from functional_adam import _check
@@ -35,7 +36,8 @@ def convert_moments(state: AdamState, params: PyTree, *, moments: MomentFormat) 
 
     Raises:
         TypeError: `state` is not an `AdamState`, or `moments` cannot hold a leaf.
-        ValueError: the trees differ, or `moments="int8"` for a state with trees in `extra`.
+        ValueError: the trees differ, or `moments="int8"` for a state with trees in `extra` or with
+            infinite moments. (Under `jit`, which cannot raise, these become NaN. NaN stays NaN.)
 
     Example:
         >>> import functional_adam as fa, jax.numpy as jnp
@@ -87,8 +89,23 @@ def _converted(format: Format, path: str, theta: Any, old: Stored, drawn: Draw) 
     _check.same_shape("state.mu" + path, old.m, theta, "params" + path)
     # Of the variant's own trees, `mu_...` is kept like mu and `nu_...` like nu.
     like = {k: fresh.m if k.startswith("mu") else fresh.v for k in old.more}
+    if isinstance(format, Int8):
+        _refuse_infinite(path, old)
     wide = arithmetic_dtype(_check.leaf_dtype("params" + path, theta))
     return _carried(format, wide, old, fresh._replace(more=like), drawn, leaf_key(path))
+
+
+def _refuse_infinite(path: str, old: Stored) -> None:
+    """An infinite v stops its coordinate for good; codes are finite and would start it again."""
+    for name, moment in (("nu", old.v), ("mu", old.m)):
+        if isinstance(moment, Tracer) or not jnp.issubdtype(moment.dtype, jnp.inexact):
+            continue
+        if found := int(jnp.sum(jnp.isinf(moment))):
+            raise ValueError(
+                f"state.{name}{path} has {found} infinite of {moment.size} elements, which "
+                'moments="int8" cannot hold; use moments="bfloat16", or set both moments of these '
+                "elements to 0 to start them again."
+            )
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -156,8 +156,8 @@ class Int8:
     in a unit just above the block's largest; -128 is NaN. `nu_scale` holds both, octave and unit,
     as biased exponents in the lower and the upper byte of a uint16, one for each block along the
     last axis: its shape is (*leading axes, blocks); short trailing axes are merged first. Codes are
-    rounded stochastically. A spike that is far above the rest of its block saturates, and its
-    neighbours keep their precision. See docs/memory.md.
+    rounded stochastically. A spike in up to three elements of a block saturates, and its neighbours
+    keep their precision; columns of different sizes are followed. See docs/memory.md.
 
     Args:
         block_size: elements that share a scale, a multiple of 16; default 128.
@@ -231,14 +231,16 @@ class Int8:
         return Moments(_codes.join(m, shape), _codes.join(w * w, shape), {})
 
     def store(self, new: Moments, old: Stored, bits: Bits, s: Scalars | None) -> Stored:
-        """w and m / w, each on average."""
+        """w and m / w, each on average; without the scalars of a step, a state being converted."""
         new = undifferentiable(new)
         shape, split = old.v.shape, functools.partial(_codes.split, scales=old.scale.shape)
         m, v = (split(x.astype(jnp.float32)) for x in (new.m, new.v))
-        scales = _codes.scale(v, _codes.unpacked(old.scale)[0])
+        if s is None:  # an infinite v stops its coordinate, and its code is finite: NaN says so
+            m = jnp.where(jnp.isinf(m) | jnp.isinf(v), jnp.nan, m)
+        scales = _codes.scale(v, _codes.unpacked(old.scale)[0], lasting=s is None)
         units = _codes.unit(m, v, scales)
         w = jnp.sqrt(v)
-        r = jnp.where(w > 0, m / _codes.divisor(w, scales), m * 0)
+        r = jnp.where(w == 0, m * 0, m / _codes.divisor(w, scales))  # NaN for a v that is
         bound = jnp.inf if s is None else largest_ratio(s.b1, s.b2, s.t).astype(jnp.float32)
         m = _codes.join(_codes.ratio_code(r, units, bound, split(bits.mu)), shape)
         v = _codes.join(_codes.root_code(w, scales, split(bits.nu)), shape)

@@ -19,7 +19,7 @@ root = jax.jit(_codes.root)
 root_code = jax.jit(_codes.root_code)
 ratio = jax.jit(_codes.ratio)
 ratio_code = jax.jit(_codes.ratio_code)
-scale = jax.jit(_codes.scale)
+scale = jax.jit(_codes.scale, static_argnames="lasting")
 unit = jax.jit(_codes.unit)
 divisor = jax.jit(_codes.divisor)
 
@@ -300,7 +300,7 @@ def exponent(v):
 def test_a_scale_is_the_octave_of_the_largest_of_a_fresh_block():
     rng = np.random.default_rng(1)
     v = np.exp(4 * rng.standard_normal((60, 128)) * rng.uniform(0, 2, (60, 1))).astype(np.float32)
-    # One of the largest's size in every quarter, or it would be a spike.
+    # Four of the largest's size, or it would be a spike.
     spot = v.argmax(axis=1)
     for shift in (1, 2, 3):
         v[np.arange(60), (spot + shift) % 128] = v.max(axis=1)
@@ -319,7 +319,7 @@ def test_the_largest_code_is_above_the_largest_of_the_block():
 def test_a_scale_falls_at_once_and_rises_by_four_octaves():
     v = np.full((3, 128), 3.3, np.float32)
     v[:, 77] = 3.3e4
-    old = jnp.uint8([250, exponent(3.3e4) - 2, 3])
+    old = jnp.uint8([250, exponent(3.3e4) - 2, exponent(3.3)])
     want = [exponent(3.3e4), exponent(3.3e4), exponent(3.3) + 4]
     np.testing.assert_array_equal(scale(v, old), want)
 
@@ -329,21 +329,104 @@ SPIKES = [1e10, 1e37, np.inf, np.nan]
 
 @pytest.mark.parametrize("spot", [0, 15, 16, 127])
 @pytest.mark.parametrize("spike", SPIKES)
-def test_one_spike_raises_a_scale_by_four_octaves_at_most(spike, spot):
+def test_one_spike_raises_a_scale_by_four_octaves_or_twelve_at_first(spike, spot):
     rng = np.random.default_rng(3)
     v = rng.uniform(0.3, 0.9, (2, 128)).astype(np.float32)
     v[:, spot] = spike
-    others = np.delete(v[0], spot).max()
-    rise = 4 if np.isfinite(spike) else 0
-    old = jnp.uint8([0, exponent(others)])
-    np.testing.assert_array_equal(scale(v, old), exponent(others) + rise)
+    others = exponent(np.delete(v[0], spot).max())
+    rises = np.array([12, 4]) if np.isfinite(spike) else 0
+    np.testing.assert_array_equal(scale(v, jnp.uint8([0, others])), others + rises)
 
 
-def test_three_spikes_at_once_are_spikes_still():
+@pytest.mark.parametrize("size", [3e9, 7e30])
+@pytest.mark.parametrize(("number", "rise"), [(1, 4), (3, 4), (4, 12), (8, 12), (9, None)])
+def test_the_number_of_groups_that_rose_says_how_far_a_scale_may(number, rise, size):
+    # A group is every 32nd element. Nine of 32 are more than a quarter: no spikes, but a new block.
+    v = np.random.default_rng(4).uniform(0.51, 0.9, (5, 128)).astype(np.float32)
+    for i, row in enumerate(v):
+        row[np.random.default_rng(i).permutation(32)[:number] + 32 * (i % 4)] = size
+    want = exponent(size) if rise is None else exponent(0.7) + rise
+    np.testing.assert_array_equal(scale(v, jnp.full(5, exponent(0.7), jnp.uint8)), want)
+
+
+def plain_scale(v, old, lasting):
+    """The rule of docs/memory.md for one block, by sorting."""
+    groups = math.gcd(len(v), 32)
+    finite = np.where(np.isfinite(v), v, 0).reshape(-1, groups).max(axis=0)
+    sizes = sorted((exponent(x) for x in finite if x), reverse=True)
+    if not sizes:
+        return 0
+    few, rose = len(sizes) < 16, sum(e > old + 4 for e in sizes)
+    bound = old + (4 if rose < len(sizes) / 8 else 12)
+    if rose > len(sizes) / (8 if few else 4):
+        usual = sizes[min(1, len(sizes) - 1)] if few else sizes[3]
+        bound = max(bound, usual + (20 if few or lasting else 12))
+    return min(sizes[0], bound, 253)
+
+
+@pytest.mark.parametrize("lasting", [False, True])
+@pytest.mark.parametrize("length", [16, 48, 96, 128, 400])
+def test_scales_are_those_of_the_plain_rule(length, lasting):
+    rng = np.random.default_rng(length)
+    v = np.exp2(rng.normal(rng.uniform(-30, 30, (200, 1)), rng.choice([0.5, 3, 12], (200, 1))))
+    v = np.repeat(v, length, 1) * np.exp2(
+        rng.normal(0, rng.choice([1, 5], (200, 1)), (200, length))
+    )
+    v = np.where(rng.random(v.shape) < rng.choice([0, 0.02, 0.3], (200, 1)), v * 2.0**25, v)
+    v = np.where(rng.random(v.shape) < rng.choice([0, 0.5, 0.97], (200, 1)), 0, v)
+    v = np.where(rng.random(v.shape) < rng.choice([0, 0.02], (200, 1)), np.inf, v)
+    v = np.float32(v)
+    old = np.clip(np.vectorize(exponent)(v.mean(axis=1)) % 253 + rng.integers(-25, 9, 200), 0, 253)
+    old = np.where(rng.random(200) < 0.2, 0, old).astype(np.uint8)
+    want = [plain_scale(*pair, lasting) for pair in zip(v, old.tolist(), strict=True)]
+    np.testing.assert_array_equal(scale(v, old, lasting=lasting), want)
+
+
+def test_three_spikes_of_many_sizes_are_spikes_in_a_new_block_too():
     v = np.random.default_rng(4).uniform(0.3, 0.9, (2, 128)).astype(np.float32)
     v[:, [7, 26, 121]] = [3e9, 1e12, 7e20]
-    largest = exponent(np.delete(v[0], [7, 26, 121]).max())
-    np.testing.assert_array_equal(scale(v, jnp.uint8([0, largest])), largest + 4)
+    others = exponent(np.delete(v[0], [7, 26, 121]).max())
+    np.testing.assert_array_equal(scale(v, jnp.uint8([0, others])), [others + 12, others + 4])
+
+
+def arrangements(length):
+    """Where the large ones of a block are, an eighth of it or more: every n-th, runs, anywhere."""
+    place, rng = np.arange(length), np.random.default_rng(length)
+    found = [place % n == k for n in (2, 4, 8) for k in (0, n - 1)]
+    found += [place % n != n - 1 for n in (2, 4, 8, 16)]
+    found += [place < length // n for n in (2, 4, 8)] + [place >= length - length // 8]
+    found += [place // 16 % 2 == 1, place // 4 % 8 == 3]
+    return np.array(found + [rng.permutation(place) < length // n for n in (2, 4, 8, 8, 8)])
+
+
+@pytest.mark.parametrize("length", [128, 256, 1024])
+@pytest.mark.parametrize("lasting", [False, True])
+def test_no_arrangement_of_columns_hides_the_largest_of_a_new_block(length, lasting):
+    large = arrangements(length)
+    sizes = [10.0**-k for k in (2, 4, 6, 8, 12)]
+    v = np.float32([np.where(large, 0.41, 0.41 * s) for s in sizes])
+    got = scale(v, jnp.zeros(v.shape[:-1], jnp.uint8), lasting=lasting)
+    np.testing.assert_array_equal(got, exponent(0.41))
+    # A block that was all small, 1e-2 of it, follows as well: four groups or more rose.
+    old = jnp.full(v.shape[1:-1], exponent(0.41e-2), jnp.uint8)
+    np.testing.assert_array_equal(scale(v[0], old), exponent(0.41))
+
+
+@pytest.mark.parametrize("number", [1, 2, 4, 8, 15])
+def test_few_elements_are_followed_to_twenty_octaves_above_the_second_largest(number):
+    v = np.zeros((4, 16), np.float32)
+    v[:, :number] = 0.3
+    v[:, 0] = 0.3 * 2.0 ** np.array([0, 9, 20, 33])
+    want = exponent(0.3) + np.array([0, 9, 20, 33 if number == 1 else 20])
+    np.testing.assert_array_equal(scale(v, jnp.zeros(4, jnp.uint8)), want)
+
+
+def test_lasting_values_are_followed_to_twenty_octaves_above_the_fourth_largest():
+    v = np.full((3, 128), 0.3, np.float32)
+    v[:, [5, 38, 90]] = 0.3 * 2.0 ** np.array([[11], [20], [33]])
+    old = jnp.zeros(3, jnp.uint8)
+    np.testing.assert_array_equal(scale(v, old, lasting=True) - exponent(0.3), [11, 20, 20])
+    np.testing.assert_array_equal(scale(v, old) - exponent(0.3), [11, 12, 12])
 
 
 def test_a_spike_is_told_from_one_that_stays():
