@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,7 +16,14 @@ from functional_adam import _check
 from functional_adam._moments import FORMATS, Format, Int8, MomentFormat, Stored, chosen, format_of
 from functional_adam._numerics import widened
 from functional_adam._rounding import Draw, bits, draw, leaf_key
-from functional_adam._state import AdamState, check_count
+from functional_adam._state import (
+    AdamState,
+    check_count,
+    no_scale,
+    outside_boxes,
+    over_auto_axes,
+    sharding_of,
+)
 from functional_adam._types import PyTree, arithmetic_dtype, real_dtype
 
 
@@ -62,7 +70,9 @@ def convert_moments(state: AdamState, params: PyTree, *, moments: MomentFormat) 
 
     extra = state.extra or {}
     more = {name: leaves(f"extra[{name!r}]", tree) for name, tree in extra.items()}
-    columns = [leaves(name, getattr(state, name)) for name in ("mu", "nu", "nu_scale")]
+    flat = outside_boxes(params)
+    scales = _check.leaves_if_any("state.nu_scale", state.nu_scale, flat, "params")
+    columns = leaves("mu", state.mu), leaves("nu", state.nu), scales
     drawn = draw(jnp.asarray(state.count))
     new = [
         _converted(
@@ -77,7 +87,11 @@ def convert_moments(state: AdamState, params: PyTree, *, moments: MomentFormat) 
     return state._replace(
         mu=treedef.unflatten(leaf.m for leaf in new),
         nu=treedef.unflatten(leaf.v for leaf in new),
-        nu_scale=treedef.unflatten(leaf.scale for leaf in new) if format.keeps_scale else None,
+        nu_scale=jax.tree.structure(flat, is_leaf=_check.is_none).unflatten(
+            leaf.scale for leaf in new
+        )
+        if format.keeps_scale
+        else None,
         extra={k: treedef.unflatten(leaf.more[k] for leaf in new) for k in extra} or None,
     )
 
@@ -92,7 +106,12 @@ def _converted(format: Format, path: str, theta: Any, old: Stored, drawn: Draw) 
     if isinstance(format, Int8):
         _refuse_infinite(path, old)
     wide = arithmetic_dtype(_check.leaf_dtype("params" + path, theta))
-    return _carried(format, wide, old, fresh._replace(more=like), drawn, leaf_key(path))
+    scale = no_scale(fresh, sharding_of(theta)) if format.keeps_scale else None
+    fresh = fresh._replace(more=like, scale=scale)
+    carried: Callable[..., Stored] = functools.partial(_carried, format, wide)
+    if format.keeps_scale or old.scale is not None:
+        carried = over_auto_axes(carried, fresh)
+    return carried(old, fresh, drawn, leaf_key(path))
 
 
 def _refuse_infinite(path: str, old: Stored) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from jax.tree_util import keystr
 
 from functional_adam import _check
-from functional_adam._state import check_init
+from functional_adam._state import check_init, outside_boxes
 from functional_adam._types import GradientTransformation, PyTree
 
 
@@ -86,7 +86,10 @@ def extend_state(
     for path, leaf in made.items():
         if path not in begun:
             _check_kept(path, leaf, kept)
-    _check_dropped([path for path in kept if path not in made], old.keys() - new.keys())
+    # Scales and residuals lie outside of the boxes that parameters may be in.
+    flat, new_flat = (_by_path(outside_boxes(p), "params") for p in (old_params, new_params))
+    gone = (old.keys() - new.keys()) | (flat.keys() - new_flat.keys())
+    _check_dropped([path for path in kept if path not in made], gone)
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: leaf if keystr(path) in begun else kept[keystr(path)], fresh
     )

@@ -19,6 +19,7 @@ from functional_adam import _check
 from functional_adam._codes import block_length
 from functional_adam._state import (
     AdamState,
+    by_parameter,
     dimensions,
     divided,
     is_ours,
@@ -118,16 +119,9 @@ def _scale_shapes(state: PyTree) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
     for one in filter(is_ours, jax.tree.leaves(state, is_leaf=is_ours)):
         if one.nu_scale is not None:
-            scales = jax.tree.leaves(one.nu_scale, is_leaf=_check.is_none)
-            pairs = zip(_paths(one.mu), scales, strict=True)
-            shapes |= {path: scale.shape for path, scale in pairs if scale is not None}
+            scales = by_parameter(one, one.nu_scale)
+            shapes |= {path: scale.shape for path, scale in scales if scale is not None}
     return shapes
-
-
-def _paths(mu: PyTree) -> list[str]:
-    """The paths of the parameters that a state is of, None included."""
-    leaves = jax.tree_util.tree_leaves_with_path(mu, is_leaf=_check.is_none)
-    return [keystr(path) for path, _ in leaves]
 
 
 def _placed(state: AdamState, places: dict[str, Place], somewhere: NamedSharding) -> AdamState:
@@ -143,10 +137,9 @@ def _placed(state: AdamState, places: dict[str, Place], somewhere: NamedSharding
         return scale_sharding(place.sharding, place.shape, leaf.shape)
 
     def like(tree: PyTree, place: Callable[[str, Any], Any] = kept) -> PyTree:
-        # In the order of `mu`: scales and residuals have paths of their own where there are boxes.
-        leaves, treedef = jax.tree.flatten(tree, is_leaf=_check.is_none)
-        pairs = zip(_paths(state.mu), leaves, strict=True)
-        return treedef.unflatten(None if x is None else place(path, x) for path, x in pairs)
+        treedef = jax.tree.structure(tree, is_leaf=_check.is_none)
+        leaves = by_parameter(state, tree)
+        return treedef.unflatten(None if x is None else place(path, x) for path, x in leaves)
 
     count: Any = replicated(somewhere, 0)
     return AdamState(

@@ -112,23 +112,23 @@ def fresh(params: PyTree, moments: Format, rounding: Rounding) -> AdamState:
     """`init`, its arguments checked."""
     paths_and_leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
     stored = [moments.fresh("params" + keystr(path), leaf) for path, leaf in paths_and_leaves]
-    lies = [_sharding_of(leaf) for _, leaf in paths_and_leaves]
+    lies = [sharding_of(leaf) for _, leaf in paths_and_leaves]
     state = AdamState(
         count=_zeros((), jnp.int32, replicated(next(filter(None, lies), None), 0)),
         mu=treedef.unflatten(leaf.m for leaf in stored),
         nu=treedef.unflatten(leaf.v for leaf in stored),
     )
     if moments.keeps_scale:
-        scales = [_no_scale(leaf, s) for leaf, s in zip(stored, lies, strict=True)]
-        state = state._replace(nu_scale=_beside(params, scales))
+        scales = [no_scale(leaf, s) for leaf, s in zip(stored, lies, strict=True)]
+        state = state._replace(nu_scale=beside(params, scales))
     if rounding.is_early:
         leaves = [leaf for _, leaf in paths_and_leaves]
         residual = [_no_error(rounding, *pair) for pair in zip(leaves, lies, strict=True)]
-        state = state._replace(residual=_beside(params, residual))
+        state = state._replace(residual=beside(params, residual))
     return state
 
 
-def _no_scale(stored: Stored, sharding: NamedSharding | None) -> jax.Array:
+def no_scale(stored: Stored, sharding: NamedSharding | None) -> jax.Array:
     """The scales of a moment of zeros."""
     shape = stored.scale.shape
     return _zeros(shape, stored.scale.dtype, scale_sharding(sharding, stored.v.shape, shape))
@@ -164,11 +164,21 @@ def outside_boxes(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda x: jax.tree.leaves(x)[0], tree, is_leaf=is_box)
 
 
-def _beside(params: PyTree, leaves: list[Any]) -> PyTree:
+def by_parameter(state: AdamState, tree: PyTree) -> list[tuple[str, Any]]:
+    """The leaves of one of the state's trees with their parameters' paths, None included.
+
+    Outside of boxes a leaf has another path than its parameter; `mu` has the parameter's.
+    """
+    paths = jax.tree_util.tree_leaves_with_path(state.mu, is_leaf=_check.is_none)
+    leaves = jax.tree.leaves(tree, is_leaf=_check.is_none)
+    return [(keystr(path), leaf) for (path, _), leaf in zip(paths, leaves, strict=True)]
+
+
+def beside(params: PyTree, leaves: list[Any]) -> PyTree:
     """A tree of these leaves, one for each parameter, outside of boxes."""
-    if not leaves and not _is_container(params):
-        # optax.tree.map_params calls `init` with a leafless object, and takes whatever holds that
-        # for a tree of the parameters' shapes. This is none: there it is one leaf.
+    if not leaves and not _is_container(params) and jax.tree.structure(params).num_nodes == 1:
+        # optax.tree.map_params calls `init` with an empty node, and takes whatever holds that for
+        # a tree of the parameters' shapes. This is none: there it is one leaf.
         return _zeros((), jnp.int8, None)
     return jax.tree.structure(outside_boxes(params)).unflatten(leaves)
 
@@ -201,7 +211,7 @@ def state_shapes(tx: Any, params: PyTree) -> PyTree:
 # the second step compiled anew. `zeros_like` sees to the moments; the rest is placed here.
 
 
-def _sharding_of(leaf: Any) -> NamedSharding | None:
+def sharding_of(leaf: Any) -> NamedSharding | None:
     """Where a leaf lies on a mesh, as far as that is known; a trace knows explicit axes alone."""
     traced = isinstance(leaf, Tracer)
     sharding = getattr(jax.typeof(leaf) if traced else leaf, "sharding", None)
@@ -219,7 +229,7 @@ def over_auto_axes(f: Callable[..., T], like: T) -> Callable[..., T]:
 
     An explicit axis that divides a dimension must divide all that is made of it, its blocks too.
     """
-    shardings = jax.tree.map(_sharding_of, like)
+    shardings = jax.tree.map(sharding_of, like)
     if not any(map(_is_explicit, jax.tree.leaves(shardings))):
         return f
     on_auto_axes: Any = jax.sharding.auto_axes(f, out_sharding=shardings)

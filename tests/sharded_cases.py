@@ -678,6 +678,24 @@ def test_linen_recipe(mode, shardings_by):
         np.testing.assert_allclose(np.float32(leaf), np.float32(want), atol=far)
 
 
+@pytest.mark.skipif(not EXPLICIT, reason="explicit axes came with jax 0.7.2")
+def test_moments_are_converted_on_explicit_axes():
+    mesh, tx = mesh_of("2x4", "Explicit"), MODES["full nearest"]
+    params = {name: start_of(name) for name in BOXED}
+    _, state = tx.update(params, tx.init(params), params)
+    wanted = fa.convert_moments(state, params, moments="int8")
+    places = {name: NamedSharding(mesh, P(*spec_of(name))) for name in BOXED}
+    there = jax.device_put(params, places)
+    on_mesh = state._replace(
+        mu=jax.device_put(state.mu, places), nu=jax.device_put(state.nu, places)
+    )
+    found = fa.convert_moments(on_mesh, there, moments="int8")
+    assert differing(found, wanted) == {}
+    assert lies_as(found.mu, places)
+    back = fa.convert_moments(found, there, moments="full")
+    assert lies_as(back.nu, places)
+
+
 # ---- Arguments ----
 
 

@@ -360,3 +360,26 @@ def test_a_parameter_that_moves_between_partitions_is_refused():
 def test_tx_must_be_a_transformation():
     with pytest.raises(TypeError, match="tx must be a gradient transformation with an init"):
         fa.extend_state(fa.adam, ADAM.init(OLD), OLD, NEW)
+
+
+def test_layers_in_boxes_come_and_go():
+    linen = pytest.importorskip("flax.linen")
+
+    def boxed(shape):
+        return linen.Partitioned(jnp.ones(shape, jnp.bfloat16), names=(None,) * len(shape))
+
+    tx = fa.adamw(0.1, b1=0.8, moments="int8", rounding="compensated")
+    small = {"w": boxed((3, 40))}
+    large = small | {"head": boxed((5, 2))}
+    _, state = tx.update(large, tx.init(large), large)
+    shrunk = fa.extend_state(tx, state, large, small)
+    assert_same(shrunk.nu_scale, {"w": state.nu_scale["w"]})
+    assert_same(shrunk.residual, {"w": state.residual["w"]})
+    grown = fa.extend_state(tx, shrunk, small, large)
+    assert jax.tree.structure(grown) == jax.tree.structure(state)
+    assert_same(grown.mu["w"], state.mu["w"])
+    assert not np.any(grown.nu_scale["head"])
+    for moments in ("full", "bfloat16"):
+        there = fa.convert_moments(state, large, moments=moments)
+        back = fa.convert_moments(there, large, moments="int8")
+        assert jax.tree.structure(back) == jax.tree.structure(state)
