@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import keystr
 
-from functional_adam import _check, _hints
+from functional_adam import _check, _hints, _masks
 from functional_adam import _formulas as F
 from functional_adam._chunks import in_chunks
 from functional_adam._family import Variant
@@ -141,7 +141,7 @@ def _thetas(
             f"update(grads, state, params){instead}."
         )
     thetas = _check.leaves_like("params", params, structure, "the parameters given to init")
-    keep = _check.mask_leaves(settings.mask, params) if decays else [False] * len(gs)
+    keep = _masks.spread(settings.mask, params) if decays else [False] * len(gs)
     always = why != ["weight_decay"]
     return [
         Theta(_theta(keystr(path), theta, mu), kept)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from jax.typing import DTypeLike
 
-from functional_adam import _check, _hints
+from functional_adam import _check, _hints, _masks
+from functional_adam._keywords import explained
 from functional_adam._moments import MomentFormat
 from functional_adam._scalars import is_zero
 from functional_adam._settings import adam_like, bind
@@ -20,6 +21,7 @@ from functional_adam._types import (
 )
 
 
+@explained
 def update(
     grads: PyTree,
     state: AdamState,
@@ -133,5 +135,5 @@ def update(
         if params is not None:
             _check.leaves_like("params", params, state.mu, "the parameters given to init")
         if mask is not None:
-            _check.mask_leaves(bound.mask, state.mu if params is None else params)
+            _masks.spread(bound.mask, state.mu if params is None else params)
     return step(bound, grads, state, params)
