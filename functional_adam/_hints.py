@@ -79,9 +79,10 @@ def schedule(name: str) -> str:
 def not_a_state(state: Any, grads: Any = None, params: Any = None) -> str:
     """The whole message where something else was given as the state."""
     whose = "Optax's " if is_adam(state) and not _is_ours(state) else ""
+    what = "a function" if callable(state) else f"{whose}{type(state).__name__}"
     return (
-        "state must be an AdamState, as `init` returns it; got "
-        f"{whose}{type(state).__name__}.{no_state(state, grads, params)}"
+        f"state must be an AdamState, as `init` returns it; got {what}."
+        f"{no_state(state, grads, params)}"
     )
 
 

@@ -22,22 +22,26 @@ class _Bound(functools.partial[Any]):
     `jax.jit` and its static arguments know what they have compiled by `==` and `hash`.
     """
 
-    settings: Settings
-    _identity: tuple[Any, ...]
-    _hash: int
-
     def __new__(cls, func: Callable[..., Any], settings: Settings) -> _Bound:
-        self = super().__new__(cls, func, settings)
-        self.settings = settings
-        self._identity = (func, identity(settings))
-        self._hash = hash(self._identity)  # asked for at every call of a jitted step
-        return self
+        return super().__new__(cls, func, settings)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _Bound, (self.func, self.settings)
 
+    @property
+    def settings(self) -> Settings:
+        return self.args[0]
+
+    @functools.cached_property
+    def identity(self) -> tuple[Any, ...]:
+        return self.func, identity(self.settings)
+
+    @functools.cached_property
+    def _hash(self) -> int:  # asked for at every call of a jitted step
+        return hash(self.identity)
+
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Bound) and self._identity == other._identity
+        return isinstance(other, _Bound) and self.identity == other.identity
 
     def __hash__(self) -> int:
         return self._hash

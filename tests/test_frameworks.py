@@ -269,10 +269,13 @@ def test_numpyro_finds_the_exact_posterior():
     np.testing.assert_allclose(result.params["w_auto_scale"], scale, rtol=0.1)
 
 
-def test_numpyro_wants_optaxs_class_or_its_own_wrapper():
+def test_numpyro_wraps_it_as_one_of_optaxs():
     model = recipe("numpyro_svi").model
+    svi = SVI(model, AutoNormal(model), fa.adamw(**ADAMW), Trace_ELBO())
+    _, (_, state) = svi.init(jax.random.key(0), *recipe("numpyro_svi").load()).optim_state
+    assert isinstance(state, fa.AdamState)
     with pytest.raises(TypeError, match="Expected either an instance of"):
-        SVI(model, AutoNormal(model), fa.adamw(**ADAMW), Trace_ELBO())
+        SVI(model, AutoNormal(model), tuple(fa.adamw(**ADAMW)), Trace_ELBO())
 
 
 def test_optimistix_minimise():
