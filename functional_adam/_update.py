@@ -69,7 +69,8 @@ def update(
         weight_decay: lambda >= 0 of decoupled decay, or a schedule `count -> lambda`. It is
             multiplied by the learning rate.
         mask: which parameters decay: a tree (or prefix of one) of booleans, or a function from
-            `params` to one. None (default): all of them.
+            `params` to one. None (default): all of them. A single boolean is refused beside a
+            decay: write `mask=None` or `weight_decay=0.0`.
         nesterov: look one step ahead (Dozat 2016): m_hat becomes
             b1 m / (1 - b1**(t+1)) + (1 - b1) g / (1 - b1**t).
         nu_dtype: as `mu_dtype`, for `nu`.
