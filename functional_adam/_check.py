@@ -63,8 +63,8 @@ def scalar(
 ) -> Any:
     """A hyperparameter in [at_least, below): a number as float, JAX array or schedule as it is.
 
-    Its dtype, if it has one, must hold numbers as small as `tiny`, and as near to `below` as decay
-    rates are to 1. That is seen of traced values too.
+    The dtype of a JAX array must hold numbers as small as `tiny`, and as near to `below` as decay
+    rates are to 1: that is seen of traced ones too.
     """
     finite = f"a finite number >= {at_least:g}"
     wanted = f"a number in [{at_least:g}, {below:g})" if below < math.inf else finite
@@ -85,7 +85,6 @@ def scalar(
     if dtype is None or not _is_number(dtype):
         wanted += _hints.not_parameters(name, value)
         raise TypeError(f"{name} must be {wanted}; got {show(value)}.{_hints.scalar(name, value)}")
-    _fine_enough(name, dtype, below, tiny)
     number = float(value)
     if not at_least <= number < below:
         raise ValueError(f"{name} must be {wanted}; got {value!r}.")
@@ -96,7 +95,7 @@ def _fine_enough(name: str, dtype: np.dtype[Any], below: float, tiny: float) -> 
     if not jnp.issubdtype(dtype, jnp.floating):
         return
     info = jnp.finfo(dtype)
-    if info.smallest_subnormal > tiny or (below < math.inf and info.bits < 32):
+    if info.tiny > tiny or (below < math.inf and info.bits < 32):
         raise TypeError(f"{name} must not be {dtype}, {_hints.coarse(name)}")
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ParamSpec, TypeVar
 
 from functional_adam._origin import short
@@ -56,13 +56,18 @@ def signed(call: Callable[P, R], signature: Signature) -> Callable[P, R]:
     return call
 
 
+def _positional(parameters: Iterable[inspect.Parameter]) -> list[str]:
+    return [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+
+
 def explained(function: Callable[P, R]) -> Callable[P, R]:
     """`function`, with the way out for arguments that it does not have."""
     signature = signature_of(function)
+    most = len(_positional(signature.parameters.values()))
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        if not kwargs.keys() <= signature.parameters.keys():
+        if len(args) > most or not kwargs.keys() <= signature.parameters.keys():
             signature.bind(*args, **kwargs)  # raises
         return function(*args, **kwargs)
 
@@ -83,12 +88,11 @@ def _hint(
     unknown = {name: value for name, value in kwargs.items() if name not in takes}
     if unknown:
         return "".join(f" {_way_out(function, takes, *item)}" for item in unknown.items())
-    ordered = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    ordered = _positional(parameters)
     if len(args) > len(ordered):
-        return (
-            f" Without their names go only {', '.join(ordered)}, in this order; write the others "
-            f"as in {function}(..., {takes[-1]}=...)."
-        )
+        named = takes[len(ordered) :][:1]
+        others = "".join(f"; name the others: {function}(..., {x}=...)" for x in named)
+        return f" By position it takes only {', '.join(ordered)}{others}."
     if args and ordered[:1] == ["learning_rate"] and "learning_rate" in kwargs:
         return " A factory takes no parameters: state = tx.init(params) does."
     return ""

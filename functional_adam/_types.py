@@ -96,7 +96,9 @@ else:
 
         def __repr__(self) -> str:
             call = getattr(self.update, "call", None)
-            return call or f"GradientTransformation(init={self.init!r}, update={self.update!r})"
+            if isinstance(call, str):
+                return call
+            return f"GradientTransformation(init={self.init!r}, update={self.update!r})"
 
 
 def real_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:

@@ -53,6 +53,7 @@ def update(
 
     Every hyperparameter is data: a Python or NumPy number (range checked), or a JAX array of
     shape (), traced or not (not checked). Python and NumPy numbers are used at full precision.
+    Arrays for b1 and b2 must have at least 32 bits, because 0.999 is 1 in bfloat16.
 
     Args:
         grads: tree of gradients. None for an array parameter skips that leaf: zero update, no

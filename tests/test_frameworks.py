@@ -20,6 +20,7 @@ import optimistix as optx
 import pytest
 import reference
 from flax import nnx, serialization
+from flax.training.train_state import TrainState
 from modes import switched
 from numpyro.infer import SVI, Trace_ELBO
 from numpyro.infer.autoguide import AutoNormal
@@ -159,6 +160,28 @@ def test_nnx_optimizer(both):
     assert int(model.calls[...]) == int(optimizer.step[...]) == STEPS
     params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     assert_trained_like_reference(nnx.as_pure(optimizer.opt_state), params)
+
+
+def test_equal_transformations_within_flaxs_states_compile_once():
+    traced = []
+
+    @nnx.jit
+    def nnx_step(model, optimizer):
+        traced.append("nnx")
+        optimizer.update(model, nnx.grad(lambda m: (m(jnp.ones((1, 2))) ** 2).mean())(model))
+
+    @jax.jit
+    def step(state, grads):
+        traced.append("linen")
+        return state.apply_gradients(grads=grads)
+
+    params, apply = {"w": jnp.ones(2)}, lambda params: params
+    for rate in (0.02, 0.02, 0.03):
+        model = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
+        nnx_step(model, nnx.Optimizer(model, fa.adamw(rate, b1=0.8), wrt=nnx.Param))
+        tx = fa.adamw(rate, b1=0.8)
+        step(TrainState.create(apply_fn=apply, params=params, tx=tx), params)
+    assert sorted(traced) == ["linen", "linen", "nnx", "nnx"]
 
 
 def test_nnx_without_wrt_meets_the_integer():

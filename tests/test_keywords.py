@@ -86,6 +86,8 @@ def test_what_is_given_by_position_and_does_not_fit():
         fa.adam([X], learning_rate=0.1)
     with pytest.raises(TypeError, match=r"^adam\(\): too many .* learning_rate, b1, b2, eps,"):
         fa.adam(0.1, 0.8, 0.9, 1e-8, 0.0, None, True)
+    with pytest.raises(TypeError, match=r"only grads, state, params; .*\(..., learning_rate="):
+        fa.update(X, fa.init(X), X, 0.1)
 
 
 def test_inject_hyperparams_says_it_too():
