@@ -101,6 +101,8 @@ def _hint(
 def _way_out(function: str, takes: tuple[str, ...], name: str, value: Any) -> str:
     """For one argument of `function` that it does not take."""
     ours = _RENAMED.get(name, name)
+    if (value is False or value is None) and name in (*_SPECIAL, *_ELSEWHERE):
+        return f"Leave {name}={value} out."
     if name in _SPECIAL:
         return _SPECIAL[name](function, takes, value)
     if ours in takes:
@@ -169,7 +171,7 @@ def _betas(function: str, takes: tuple[str, ...], value: Any) -> str:
 
 
 def _amsgrad(function: str, _takes: tuple[str, ...], value: Any) -> str:
-    if value is False or function.endswith("amsgrad"):
+    if function.endswith("amsgrad"):
         return f"Leave amsgrad={value} out."
     return (
         "AMSGrad is a factory of its own: fa.amsgrad(...), and as PyTorch computes it, "

@@ -22,6 +22,11 @@ CASES = {
     "wd": (fa.adamw, dict(wd=0.1), ["wd=0.1 is weight_decay=0.1 here"]),
     "amsgrad": (fa.adamw, dict(amsgrad=True), ["fa.amsgrad(..., maximum="]),
     "no amsgrad": (fa.adam, dict(amsgrad=False), ["Leave amsgrad=False out."]),
+    "PyTorch's defaults": (
+        fa.adam,
+        dict(maximize=False, foreach=None),
+        ["Leave maximize=False out. Leave foreach=None out."],
+    ),
     "decay of adam": (
         fa.adam,
         dict(weight_decay=0.1),
