@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from jax.typing import DTypeLike
 
+from functional_adam._factory import factory
 from functional_adam._family import ADABELIEF
 from functional_adam._moments import MomentFormat
 from functional_adam._settings import bind, looking_ahead
@@ -16,6 +17,7 @@ from functional_adam._types import (
 )
 
 
+@factory
 def adabelief(
     learning_rate: ScalarOrSchedule = 1e-3,
     b1: Scalar = 0.9,
@@ -81,6 +83,7 @@ def adabelief(
     )
 
 
+@factory
 def scale_by_belief(
     b1: Scalar = 0.9,
     b2: Scalar = 0.999,

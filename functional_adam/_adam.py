@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from jax.typing import DTypeLike
 
+from functional_adam._factory import factory
 from functional_adam._moments import MomentFormat
 from functional_adam._settings import adam_like, bind
 from functional_adam._transform import direction, transformation
@@ -17,6 +18,7 @@ from functional_adam._types import (
 )
 
 
+@factory
 def adam(
     learning_rate: ScalarOrSchedule = 1e-3,
     b1: Scalar = 0.9,
@@ -86,6 +88,7 @@ def adam(
     )
 
 
+@factory
 def adamw(
     learning_rate: ScalarOrSchedule = 1e-3,
     b1: Scalar = 0.9,
@@ -163,6 +166,7 @@ def adamw(
     )
 
 
+@factory
 def scale_by_adam(
     b1: Scalar = 0.9,
     b2: Scalar = 0.999,

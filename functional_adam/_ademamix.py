@@ -5,6 +5,7 @@ from __future__ import annotations
 from jax.typing import DTypeLike
 
 from functional_adam import _check
+from functional_adam._factory import factory
 from functional_adam._family import ADEMAMIX
 from functional_adam._moments import MomentFormat
 from functional_adam._settings import bind
@@ -18,6 +19,7 @@ from functional_adam._types import (
 )
 
 
+@factory
 def ademamix(
     learning_rate: ScalarOrSchedule = 1e-3,
     b1: Scalar = 0.9,
@@ -102,6 +104,7 @@ def ademamix(
     )
 
 
+@factory
 def scale_by_ademamix(
     b1: Scalar = 0.9,
     b2: Scalar = 0.999,

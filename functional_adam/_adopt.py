@@ -11,6 +11,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from functional_adam import _check
 from functional_adam import _formulas as F
+from functional_adam._factory import factory
 from functional_adam._family import ADOPT
 from functional_adam._moments import MomentFormat
 from functional_adam._settings import bind, looking_ahead
@@ -31,6 +32,7 @@ def _unbounded(count: ArrayLike) -> jax.Array:
     return jnp.full_like(count, math.inf, dtype=float)
 
 
+@factory
 def adopt(
     learning_rate: ScalarOrSchedule = 1e-3,
     b1: Scalar = 0.9,
@@ -101,6 +103,7 @@ def adopt(
     )
 
 
+@factory
 def scale_by_adopt(
     b1: Scalar = 0.9,
     b2: Scalar = 0.9999,

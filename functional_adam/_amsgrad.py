@@ -8,6 +8,7 @@ from jax.typing import DTypeLike
 
 from functional_adam import _check
 from functional_adam import _formulas as F
+from functional_adam._factory import factory
 from functional_adam._family import AMSGRAD, AMSGRAD_OF_CORRECTED, Variant
 from functional_adam._moments import MomentFormat
 from functional_adam._settings import bind, placed
@@ -22,6 +23,7 @@ from functional_adam._types import (
 )
 
 
+@factory
 def amsgrad(
     learning_rate: ScalarOrSchedule = 1e-3,
     b1: Scalar = 0.9,
@@ -119,6 +121,7 @@ def amsgrad(
     )
 
 
+@factory
 def scale_by_amsgrad(
     b1: Scalar = 0.9,
     b2: Scalar = 0.999,

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from functional_adam import _formulas as F
+from functional_adam._factory import factory
 from functional_adam._settings import check_format
 from functional_adam._transform import settings_of, transformation
 from functional_adam._types import GradientTransformation
 
 
+@factory
 def cautious(tx: GradientTransformation) -> GradientTransformation:
     """`tx` without the coordinates whose step and gradient disagree in sign.
 

@@ -64,8 +64,13 @@ def scalar(
     *,
     at_least: float = 0.0,
     schedule: bool = False,
+    tiny: float = 1.0,
 ) -> Any:
-    """A hyperparameter in [at_least, below): a number as float, JAX array or schedule as it is."""
+    """A hyperparameter in [at_least, below): a number as float, JAX array or schedule as it is.
+
+    The dtype of a JAX array must hold numbers as small as `tiny`, and as near to `below` as decay
+    rates are to 1: that is seen of traced ones too.
+    """
     finite = f"a finite number >= {at_least:g}"
     wanted = f"a number in [{at_least:g}, {below:g})" if below < math.inf else finite
     wanted += ", a JAX scalar or a schedule (count -> value)" if schedule else " or a JAX scalar"
@@ -79,6 +84,7 @@ def scalar(
             )
         if not _is_number(value.dtype):
             raise TypeError(f"{name} must be {wanted}; got an array of dtype {value.dtype}.")
+        _fine_enough(name, value.dtype, below, tiny)
         return value
     dtype = _scalar_dtype(value)
     if dtype is None or not _is_number(dtype):
@@ -88,6 +94,14 @@ def scalar(
     if not at_least <= number < below:
         raise ValueError(f"{name} must be {wanted}; got {value!r}.")
     return number
+
+
+def _fine_enough(name: str, dtype: np.dtype[Any], below: float, tiny: float) -> None:
+    if not jnp.issubdtype(dtype, jnp.floating):
+        return
+    info = jnp.finfo(dtype)
+    if info.tiny > tiny or (below < math.inf and info.bits < 32):
+        raise TypeError(f"{name} must not be {dtype}, {_hints.coarse(name)}")
 
 
 def fitting(name: str, value: float, dtype: np.dtype[Any]) -> np.generic:
@@ -282,42 +296,3 @@ def leaves_if_any(name: str, tree: PyTree, wanted: PyTree, whose: str) -> list[A
     if tree is None:
         return [None] * len(jax.tree.leaves(wanted, is_leaf=is_none))
     return leaves_like(name, tree, wanted, whose)
-
-
-def mask(value: Any) -> Any:
-    """A decay mask: None, a function, or a tree whose leaves are all booleans."""
-    if value is None or callable(value):
-        return value
-    for path, leaf in jax.tree_util.tree_leaves_with_path(value):
-        if not isinstance(leaf, bool | np.bool_):
-            raise TypeError(
-                f"mask{keystr(path)} must be True or False; got {show(leaf)}.{_hints.mask(leaf)}"
-            )
-    return value
-
-
-def mask_leaves(value: Any, params: PyTree) -> list[bool]:
-    """`value`, called or spread over `params`: one boolean a leaf, None counting as a leaf."""
-    tree = mask(_hints.called(value, params, _hints.MASK)) if callable(value) else value
-    if tree is None and callable(value) and jax.tree.leaves(params):
-        raise TypeError("mask(params) is None: let the function return its tree of booleans.")
-    if tree is None:
-        tree = True
-
-    def spread(path: Any, keep: bool | None, subtree: PyTree) -> list[bool]:
-        leaves = jax.tree.leaves(subtree, is_leaf=is_none)
-        if keep is None and any(leaf is not None for leaf in leaves):
-            raise TypeError(
-                f"mask has None at mask{keystr(path)}, where the parameters have arrays; use True "
-                "or False."
-            )
-        return [bool(keep)] * len(leaves)
-
-    try:
-        spreads = jax.tree_util.tree_map_with_path(spread, tree, params, is_leaf=is_none)
-        return jax.tree.leaves(spreads)
-    except ValueError as error:
-        difference = tree_difference(tree, params, "mask", prefix=True) or str(error)
-        raise ValueError(
-            f"mask must be a prefix of the parameters: {difference}.{_hints.mask_structure()}"
-        ) from None

@@ -13,6 +13,7 @@ from jax.tree_util import keystr, tree_leaves_with_path
 from functional_adam import _check, _codes, _hints
 from functional_adam import _formulas as F
 from functional_adam._family import ADAM
+from functional_adam._keywords import explained
 from functional_adam._moments import FORMATS, Int8, Stored, format_of
 from functional_adam._numerics import abs_squared, over, times, widened
 from functional_adam._operands import Scalars
@@ -24,6 +25,7 @@ from functional_adam._types import PyTree, Scalar, ScalarOrSchedule, arithmetic_
 _DEFAULTS: dict[str, Any] = {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "eps_root": 0.0}
 
 
+@explained
 def diagnostics(
     updates: PyTree,
     state: PyTree,

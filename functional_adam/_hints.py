@@ -91,9 +91,10 @@ def schedule(name: str) -> str:
 def not_a_state(state: Any, grads: Any = None, params: Any = None) -> str:
     """The whole message where something else was given as the state."""
     whose = "Optax's " if is_adam(state) and not _is_ours(state) else ""
+    what = "a function" if callable(state) else f"{whose}{type(state).__name__}"
     return (
-        "state must be an AdamState, as `init` returns it; got "
-        f"{whose}{type(state).__name__}.{no_state(state, grads, params)}"
+        f"state must be an AdamState, as `init` returns it; got {what}."
+        f"{no_state(state, grads, params)}"
     )
 
 
@@ -240,6 +241,15 @@ def _is_several(value: Any) -> bool:
     return bool(leaves) and all(_shape(x) == () and hasattr(x, "__float__") for x in leaves)
 
 
+def coarse(name: str) -> str:
+    """For a hyperparameter `name` whose dtype cannot hold what it usually is."""
+    small = "1e-8 is 0" if name.startswith("eps") else "0.9999 is 1"
+    return (
+        f"in which {small}. Give a Python number or jnp.float32(...); optax.inject_hyperparams "
+        "casts to the parameters' dtype unless you pass it hyperparam_dtype=jnp.float32."
+    )
+
+
 def array(name: str, value: Any) -> str:
     """For a hyperparameter `name`, or `name(count)`, with a shape other than ()."""
     if math.prod(_shape(value)) == 1:
@@ -313,6 +323,27 @@ def mask(leaf: Any) -> str:
         f"{hint} A mask is a tree (or prefix of a tree) of Python booleans, or a function from the "
         "parameters to one; under optax.inject_hyperparams name it in "
         'static_args=("mask",).'
+    )
+
+
+def bare_mask(value: bool) -> str:
+    """For a mask that is one boolean, beside a decay."""
+    effect, instead = ("everything", "leave mask out") if value else ("nothing", "weight_decay=0.0")
+    return (
+        f"lets {effect} decay: for that, {'' if value else 'pass '}{instead}. If this was a mask "
+        "function: optax.inject_hyperparams calls it with the count of steps, and what it makes of "
+        'that number became the mask; name it in static_args=("mask",).'
+    )
+
+
+def extra_argument(call: object, name: str) -> str:
+    """The whole message where a transformation's update is given an argument of its factory."""
+    return (
+        f"{name} has no effect on the update of {call!r}: it is an argument of the factory. To "
+        "change a number between steps, give the factory a schedule, or use "
+        f"optax.inject_hyperparams and set state.hyperparams[{name!r}]. If another member of an "
+        "optax.chain takes it, give the chain optax.GradientTransformation(*tx) in place of tx: "
+        "Optax hands that one no extra arguments."
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from jax.typing import DTypeLike
 
+from functional_adam._factory import factory
 from functional_adam._family import LAMB
 from functional_adam._moments import MomentFormat
 from functional_adam._settings import bind
@@ -17,6 +18,7 @@ from functional_adam._types import (
 )
 
 
+@factory
 def lamb(
     learning_rate: ScalarOrSchedule = 1e-3,
     b1: Scalar = 0.9,

@@ -8,6 +8,7 @@ from jax.typing import DTypeLike
 
 from functional_adam import _check
 from functional_adam import _formulas as F
+from functional_adam._factory import factory
 from functional_adam._family import ADAM
 from functional_adam._moments import MomentFormat
 from functional_adam._settings import bind, placed
@@ -22,6 +23,7 @@ from functional_adam._types import (
 )
 
 
+@factory
 def nadam(
     learning_rate: ScalarOrSchedule = 1e-3,
     b1: Scalar = 0.9,
@@ -98,6 +100,7 @@ def nadam(
     )
 
 
+@factory
 def nadamw(
     learning_rate: ScalarOrSchedule = 1e-3,
     b1: Scalar = 0.9,

@@ -7,6 +7,7 @@ from typing import Any
 from jax.typing import DTypeLike
 
 from functional_adam import _check
+from functional_adam._factory import factory
 from functional_adam._family import RADAM
 from functional_adam._moments import MomentFormat
 from functional_adam._settings import bind, looking_ahead, placed
@@ -20,6 +21,7 @@ from functional_adam._types import (
 )
 
 
+@factory
 def radam(
     learning_rate: ScalarOrSchedule = 1e-3,
     b1: Scalar = 0.9,
@@ -97,6 +99,7 @@ def radam(
     )
 
 
+@factory
 def scale_by_radam(
     b1: Scalar = 0.9,
     b2: Scalar = 0.999,

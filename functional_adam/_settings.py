@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from functional_adam import _check
+from functional_adam import _check, _masks
 from functional_adam import _formulas as F
 from functional_adam._family import ADAM, Variant
 from functional_adam._moments import Format, chosen
 from functional_adam._operands import Prepare
+from functional_adam._origin import Origin, SameTree, comparable
 from functional_adam._rounding import ROUNDINGS, Rounding
 
 
@@ -28,6 +29,7 @@ class Settings(NamedTuple):
     moments: Format
     rounding: Rounding
     own: Mapping[str, Any]  # the variant's own hyperparameters, by the names of its arguments
+    origin: Origin | None = None  # the call of the factory, once it has returned
 
 
 def bind(
@@ -52,6 +54,7 @@ def bind(
     if _check.flag("independent_weight_decay", independent_weight_decay):
         variant = variant.first(F.independent_decay)
     b1, b2 = (_check.scalar(name, b, below=1.0) for name, b in (("b1", b1), ("b2", b2)))
+    weight_decay = _check.scalar("weight_decay", weight_decay, schedule=True)
     format = chosen(moments, mu_dtype, nu_dtype)
     check_format(format, variant, b1, b2)
     return Settings(
@@ -59,10 +62,10 @@ def bind(
         learning_rate=_check.scalar("learning_rate", learning_rate, schedule=True),
         b1=b1,
         b2=b2,
-        eps=_check.scalar("eps", eps),
-        eps_root=_check.scalar("eps_root", eps_root),
-        weight_decay=_check.scalar("weight_decay", weight_decay, schedule=True),
-        mask=_check.mask(mask),
+        eps=_check.scalar("eps", eps, tiny=1e-8),
+        eps_root=_check.scalar("eps_root", eps_root, tiny=1e-8),
+        weight_decay=weight_decay,
+        mask=_masks.chosen(mask, weight_decay),
         # None is for defaults: optax.inject_hyperparams makes an array of every number, and nobody
         # knows of a traced 0.0 that it needs no parameters.
         l2=0.0 if l2 is None else _check.scalar("l2", l2, schedule=True),
@@ -70,6 +73,16 @@ def bind(
         rounding=_check.choice("rounding", rounding, ROUNDINGS),
         own={} if own is None else own,
     )
+
+
+def identity(settings: Settings) -> tuple[Any, ...]:
+    """`settings` by value, to be compared and hashed; arrays and functions by identity."""
+    origin, mask = settings.origin, settings.mask
+    values = settings._replace(
+        mask=comparable(mask) if mask is None or _masks.is_called(mask) else SameTree(mask),
+        origin=origin and (origin.factory, origin.arguments),
+    )
+    return tuple(x if isinstance(x, SameTree) else comparable(x) for x in values)
 
 
 def check_format(moments: Format, variant: Variant, b1: Any, b2: Any) -> None:

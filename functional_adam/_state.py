@@ -16,6 +16,7 @@ from jax.tree_util import keystr
 from jax.typing import DTypeLike
 
 from functional_adam import _check, _hints, _restored
+from functional_adam._keywords import explained
 from functional_adam._moments import (
     Format,
     Full,
@@ -62,6 +63,7 @@ class AdamState(NamedTuple):
     extra: PyTree = None
 
 
+@explained
 def init(
     params: PyTree,
     *,

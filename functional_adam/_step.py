@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import keystr
 
-from functional_adam import _check, _hints
+from functional_adam import _check, _hints, _masks
 from functional_adam import _formulas as F
 from functional_adam._chunks import in_chunks
 from functional_adam._family import Variant
@@ -150,7 +150,7 @@ def _thetas(
             raise _no_params(settings, why)
         return [Theta()] * len(gs)
     thetas = _check.leaves_like("params", params, structure, "the parameters given to init")
-    keep = _check.mask_leaves(settings.mask, params) if decays else [False] * len(gs)
+    keep = _masks.spread(settings.mask, params) if decays else [False] * len(gs)
     always = not {"weight_decay"}.issuperset(why)
 
     def of_leaf(path: str, mu: Any, g: Any, theta: Any, kept: bool) -> Theta:

@@ -3,31 +3,67 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from functional_adam import _check
-from functional_adam._settings import Settings
+from functional_adam import _check, _hints, _masks
+from functional_adam._settings import Settings, identity
 from functional_adam._state import AdamState, fresh
 from functional_adam._step import step
 from functional_adam._types import GradientTransformation, PyTree, real_dtype
 
 
+class _Bound(functools.partial[Any]):
+    """A module function with its settings: it pickles, and equal settings make equal ones.
+
+    `jax.jit` and its static arguments know what they have compiled by `==` and `hash`.
+    """
+
+    def __new__(cls, func: Callable[..., Any], settings: Settings) -> _Bound:
+        return super().__new__(cls, func, settings)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Bound, (self.func, self.settings)
+
+    @property
+    def settings(self) -> Settings:
+        return self.args[0]
+
+    @functools.cached_property
+    def identity(self) -> tuple[Any, ...]:
+        return self.func, identity(self.settings)
+
+    @functools.cached_property
+    def _hash(self) -> int:  # asked for at every call of a jitted step
+        return hash(self.identity)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Bound) and self.identity == other.identity
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __repr__(self) -> str:
+        return f"{self.call}.{self.func.__name__.removeprefix('_')}"
+
+    @property
+    def call(self) -> str:
+        """The call that made the transformation, as one would write it."""
+        return repr(self.settings.origin or self.settings.variant.name)
+
+
 def transformation(settings: Settings) -> GradientTransformation:
     """`init` and `update` with these settings."""
-    # Partials of module functions, not closures: they pickle.
-    return GradientTransformation(
-        functools.partial(_init, settings), functools.partial(_update, settings)
-    )
+    return GradientTransformation(_Bound(_init, settings), _Bound(_update, settings))
 
 
 def direction(tx: GradientTransformation) -> GradientTransformation:
     """`tx`, made here with a learning rate of 1, neither scaled nor signed."""
     update: Any = tx.update
-    settings: Settings = update.args[0]
+    settings: Settings = update.settings
     # An update descends; a step size of -1 undoes just that.
     return transformation(settings._replace(learning_rate=-1.0))
 
@@ -35,15 +71,13 @@ def direction(tx: GradientTransformation) -> GradientTransformation:
 def settings_of(tx: Any) -> Settings | None:
     """The settings of a transformation made here; None for any other object."""
     update = getattr(tx, "update", None)
-    if isinstance(update, functools.partial) and update.func is _update:
-        return update.args[0]
-    return None
+    return update.settings if isinstance(update, _Bound) else None
 
 
 def _init(settings: Settings, params: PyTree) -> AdamState:
     state = fresh(params, settings.moments, settings.rounding)
     if jax.tree.leaves(params):  # optax.tree.map_params calls `init` with a leafless stand-in
-        _check.mask_leaves(settings.mask, params)
+        _masks.spread(settings.mask, params)
     if settings.variant.start is not None:
         begin = functools.partial(_begin, settings.variant.start, settings.own)
         state = state._replace(mu=jax.tree.map(begin, state.mu), nu=jax.tree.map(begin, state.nu))
@@ -69,5 +103,9 @@ def _update(
     params: PyTree | None = None,
     **extra_args: Any,
 ) -> tuple[PyTree, AdamState]:
-    del extra_args  # Optax hands every member of a chain what any member takes.
+    # Optax hands every member of a chain what any member takes, and a line search hands its
+    # `value_fn` arguments of any name.
+    if settings.origin is not None and "value_fn" not in extra_args:
+        for name in sorted(settings.origin.arguments & extra_args.keys()):
+            raise TypeError(_hints.extra_argument(settings.origin, name))
     return step(settings, updates, state, params)

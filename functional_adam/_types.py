@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from collections import namedtuple
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import chex
 import jax
@@ -41,19 +43,62 @@ if TYPE_CHECKING:
     from optax import GradientTransformation as GradientTransformation  # noqa: PLC0414 (re-export)
 else:
 
-    class GradientTransformation(NamedTuple):
+    def _optax_class(name: str, otherwise: type) -> type:
+        """A class of Optax where something has imported it; nothing here ever does."""
+        return getattr(sys.modules.get("optax"), name, otherwise)
+
+    class _LikeOptax(type):
+        """Makes Optax's transformations instances of this package's class too."""
+
+        def __instancecheck__(cls, instance: object) -> bool:
+            theirs = _optax_class("GradientTransformation", cls)
+            return issubclass(type(instance), (cls, theirs))
+
+    class GradientTransformation(
+        namedtuple("GradientTransformation", ["init", "update"]), metaclass=_LikeOptax
+    ):
         """A pair of pure functions, with Optax's contract and field order.
 
         `init(params)` gives the state; `update(updates, state, params=None, **extra_args)` gives
         `(updates, state)`. Exactly two fields, because `optax.chain` and users unpack it.
 
+        Wherever Optax is imported, it is an instance of `optax.GradientTransformation` too (and, as
+        `update` takes extra arguments, of `optax.GradientTransformationExtraArgs`), and Optax's
+        transformations are instances of this class.
+
+        Transformations from equal calls of one factory are equal and have one hash, so that a
+        `jax.jit` with `static_argnames="tx"` compiles once for both. Arrays, schedules and mask
+        functions among the arguments are equal only where they are the same object.
+
         Example:
             >>> import functional_adam as fa
             >>> init, update = fa.adam(1e-3)
+            >>> fa.adamw(3e-4, b2=0.95, mu_dtype="bfloat16")
+            adamw(learning_rate=0.0003, b2=0.95, mu_dtype='bfloat16')
+            >>> fa.adamw(3e-4) == fa.adamw(learning_rate=0.0003)
+            True
         """
+
+        __slots__ = ()
 
         init: Callable[[PyTree], PyTree]
         update: Callable[..., tuple[PyTree, PyTree]]
+
+        @property
+        def __class__(self) -> type:
+            # `isinstance` asks for this attribute where the type alone does not answer. A real
+            # subclass would need Optax at import, and would not reach what was made before.
+            return _optax_class("GradientTransformationExtraArgs", GradientTransformation)
+
+        def __reduce__(self) -> tuple[Any, ...]:
+            # Pickle's own way compares `__class__` with the type.
+            return GradientTransformation, tuple(self)
+
+        def __repr__(self) -> str:
+            call = getattr(self.update, "call", None)
+            if isinstance(call, str):
+                return call
+            return f"GradientTransformation(init={self.init!r}, update={self.update!r})"
 
 
 def real_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from jax.typing import DTypeLike
 
-from functional_adam import _check, _hints
+from functional_adam import _hints, _masks
+from functional_adam._keywords import explained
 from functional_adam._moments import MomentFormat
 from functional_adam._scalars import is_zero
 from functional_adam._settings import adam_like, bind
@@ -20,6 +21,7 @@ from functional_adam._types import (
 )
 
 
+@explained
 def update(
     grads: PyTree,
     state: AdamState,
@@ -53,6 +55,7 @@ def update(
     shape (), traced or not (not checked). Python and NumPy numbers are used at full precision.
     The other choices (`moments`, `rounding`, `nesterov`, dtypes, masks, schedules) are no data:
     under `jax.jit` bind them with `functools.partial`, or name them in `static_argnames`.
+    Arrays for b1 and b2 must have at least 32 bits, because 0.999 is 1 in bfloat16.
 
     Args:
         grads: tree of gradients. None for an array parameter skips that leaf: zero update, no
@@ -73,7 +76,8 @@ def update(
         weight_decay: lambda >= 0 of decoupled decay, or a schedule `count -> lambda`. It is
             multiplied by the learning rate.
         mask: which parameters decay: a tree (or prefix of one) of booleans, or a function from
-            `params` to one. None (default): all of them.
+            `params` to one. None (default): all of them. A single boolean is refused beside a
+            decay: write `mask=None` or `weight_decay=0.0`.
         nesterov: look one step ahead (Dozat 2016): m_hat becomes
             b1 m / (1 - b1**(t+1)) + (1 - b1) g / (1 - b1**t).
         nu_dtype: as `mu_dtype`, for `nu`.
@@ -139,5 +143,5 @@ def update(
             raise TypeError(_hints.not_a_state(state, grads, params))
         check_state(state, bound.variant.name, (), bound.moments, bound.rounding)
         if mask is not None:
-            _check.mask_leaves(bound.mask, state.mu if params is None else params)
+            _masks.spread(bound.mask, state.mu if params is None else params)
     return step(bound, grads, state, params)

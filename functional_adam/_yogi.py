@@ -5,6 +5,7 @@ from __future__ import annotations
 from jax.typing import DTypeLike
 
 from functional_adam import _check
+from functional_adam._factory import factory
 from functional_adam._family import YOGI
 from functional_adam._moments import MomentFormat
 from functional_adam._settings import bind
@@ -17,6 +18,7 @@ from functional_adam._types import (
 )
 
 
+@factory
 def yogi(
     learning_rate: ScalarOrSchedule = 1e-3,
     b1: Scalar = 0.9,
@@ -85,6 +87,7 @@ def yogi(
     )
 
 
+@factory
 def scale_by_yogi(
     b1: Scalar = 0.9,
     b2: Scalar = 0.999,

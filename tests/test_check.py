@@ -12,6 +12,8 @@ import functional_adam as fa
 
 pytestmark = pytest.mark.usefixtures("strict")
 
+X = np.ones(2, np.float32)
+
 NUMBERS = {
     "learning_rate": (fa.adam, fa.adamw),
     "b1": (fa.adam, fa.adamw, fa.scale_by_adam),
@@ -58,6 +60,49 @@ def test_a_value_of_the_wrong_type_names_argument_and_type(name, factory, value)
     for call in every_way(name, factory):
         with pytest.raises(TypeError, match=rf"^{name} must be .*; got "):
             call(**{name: value})
+
+
+RATES = [("b1", fa.adam), ("b2", fa.adamw), ("b2", fa.scale_by_adam), ("b3", fa.ademamix)]
+INTO_A_RATE = r"hyperparam_dtype=jnp.float32"
+
+
+@pytest.mark.parametrize(("name", "factory"), RATES)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_decay_rate_of_16_bits_is_refused_by_its_dtype(name, factory, dtype):
+    wanted = rf"^{name} must not be {dtype}, in which 0.9999 is 1.*{INTO_A_RATE}"
+    value = jnp.asarray(0.75, dtype)  # though this one is exact
+    with pytest.raises(TypeError, match=wanted):
+        factory(**{name: value})
+    with pytest.raises(TypeError, match=wanted):
+        jax.eval_shape(lambda b: factory(**{name: b}).init(X), value)
+    factory(**{name: jnp.asarray(0.75, "float32")})
+    factory(**{name: np.float16(0.75)})  # NumPy's are known by value
+    with pytest.raises(ValueError, match=rf"^{name} must be a number in \[0, 1\)"):
+        factory(**{name: np.float16(0.9999)})
+
+
+def test_a_scheduled_decay_rate_of_16_bits_is_refused():
+    tx = fa.ademamix(b3=lambda count: jnp.bfloat16(0.9))
+    with pytest.raises(TypeError, match=r"^b3\(count\) must not be bfloat16"):
+        tx.update(X, tx.init(X))
+
+
+@pytest.mark.parametrize("name", ["eps", "eps_root"])
+def test_an_eps_that_cannot_be_small_is_refused_by_its_dtype(name):
+    with pytest.raises(TypeError, match=rf"^{name} must not be float16, in which 1e-8 is 0"):
+        fa.adam(**{name: jnp.float16(0.25)})
+    fa.adam(**{name: jnp.bfloat16(1e-8)})
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_inject_hyperparams_of_a_16_bit_model_raises_and_says_how(dtype):
+    optax = pytest.importorskip("optax")
+    params = jnp.asarray(X, dtype)
+    with pytest.raises(TypeError, match=INTO_A_RATE):
+        optax.inject_hyperparams(fa.adamw)(0.02).init(params)
+    tx = optax.inject_hyperparams(fa.adamw, hyperparam_dtype=jnp.float32)(0.02, b2=0.9999)
+    updates, _ = tx.update(params, tx.init(params), params)
+    np.testing.assert_allclose(np.float32(updates), -0.02, rtol=2**-7)
 
 
 @pytest.mark.parametrize(("name", "factory"), CASES)
@@ -164,7 +209,7 @@ def test_unknown_arguments_are_refused_by_update_and_accepted_by_a_transformatio
     tx = fa.adam()
     tx.update(params, tx.init(params), params, value=1.0)
     for factory in (fa.adam, fa.adamw, fa.scale_by_adam):
-        with pytest.raises(TypeError, match="betas"):
+        with pytest.raises(TypeError, match="betas"):  # the rest is in test_keywords.py
             factory(betas=(0.9, 0.999))
 
 
@@ -201,7 +246,7 @@ def test_what_is_no_array_points_to_filtering(leaf):
 
 
 Pair = collections.namedtuple("Pair", ["left", "right"])
-X = np.ones(2, np.float32)
+
 STRUCTURES = [
     ({"a": X}, {"a": X, "b": X}, r"\['b'\] is missing"),
     ({"a": X, "b": X}, {"a": X}, r"\['b'\] does not belong there"),
@@ -356,43 +401,6 @@ def test_a_state_of_another_dtype_than_asked_for_is_refused(name):
     tx = fa.adam(**{f"{name}_dtype": "bfloat16"})
     with pytest.raises(ValueError, match=rf"^state.{name}\['a'\] is float32, but {name}_dtype=bfl"):
         tx.update({"a": X}, fa.init({"a": X}))
-
-
-# Masks ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("leaf", [1, 0.5, "w", jnp.array(True), np.array([True])])
-def test_a_mask_holds_booleans(leaf):
-    with pytest.raises(TypeError, match=r"^mask\['w'\] must be True or False; got "):
-        fa.adamw(mask={"w": leaf})
-    tx = fa.adamw(mask=lambda params: {"w": leaf})
-    with pytest.raises(TypeError, match=r"^mask\['w'\] must be True or False; got "):
-        tx.init({"w": X})
-
-
-@pytest.mark.parametrize(
-    ("mask", "message"),
-    [
-        ({"a": True}, r"mask\['b'\] is missing"),
-        ({"a": True, "b": True, "c": False}, r"mask\['c'\] does not belong there"),
-        ({"a": {"z": True}, "b": True}, r"mask\['a'\] is a node of type dict, where a leaf"),
-        ([True, False], r"mask is a node of type list, where a node of type dict belongs"),
-        ({"a": True, "b": [True]}, r"mask\['b'\] is a node of type list, where .* dict"),
-    ],
-)
-def test_a_mask_that_does_not_fit_is_refused_at_init_and_update(mask, message):
-    params = {"a": X, "b": {"c": X}}
-    for tx in (fa.adamw(mask=mask), fa.adamw(mask=lambda _: mask)):
-        with pytest.raises(ValueError, match=rf"^mask must be a prefix of .*: {message}"):
-            tx.init(params)
-        with pytest.raises(ValueError, match=rf"^mask must be a prefix of .*: {message}"):
-            tx.update(params, fa.init(params), params)
-
-
-def test_a_mask_of_none_for_an_array_is_refused():
-    with pytest.raises(TypeError, match=r"^mask has None"):
-        fa.adamw(mask={"a": None, "b": True}).init({"a": X, "b": X})
-    fa.adamw(mask={"a": None, "b": True}).init({"a": None, "b": X})
 
 
 def test_an_error_leaves_the_state_as_it_was():

@@ -484,7 +484,7 @@ MISTAKES = {
     "init without a call": (
         lambda: TX.update(GRADS, TX.init, PARAMS),
         TypeError,
-        [f"{NO_STATE}partial. Make it once, before the loop: state = tx.init(params)."],
+        [f"{NO_STATE}a function. Make it once, before the loop: state = tx.init(params)."],
     ),
     "no state": (
         lambda: TX.update(GRADS, None, PARAMS),
@@ -510,7 +510,7 @@ MISTAKES = {
         lambda: fa.diagnostics(UPDATES, TX, PARAMS),
         ValueError,
         [
-            "state must hold one AdamState; got none, in GradientTransformation(",
+            "state must hold one AdamState; got none, in adamw(learning_rate=0.01) of type ",
             "Make it once, bef",
         ],
     ),

@@ -9,7 +9,7 @@ results=$(mktemp)
 trap 'rm -f "$results"' EXIT
 
 CORE="test_formulas test_types test_step test_adam test_apply test_check test_family_check test_properties
-test_codes test_moments test_rounding test_convert test_report test_diagnostics test_extend"
+test_masks test_origin test_keywords test_codes test_moments test_rounding test_convert test_report test_diagnostics test_extend"
 
 # The interpreter with this version, if there is one that runs.
 find_python() {

@@ -1,8 +1,7 @@
 """NumPyro: Bayesian linear regression of diabetes on five findings, by variational inference.
 
-`SVI` takes an Optax transformation only if it is an instance of Optax's class, which ours is not:
-hand it over through `numpyro.optim.optax_to_numpyro`. The rate decays because the gradients are
-noisy; at a constant one the posterior's mean would keep moving about.
+`SVI` takes the transformation as it is. The rate decays because the gradients are noisy; at a
+constant one the posterior's mean would keep moving about.
 """
 
 import sys
@@ -18,7 +17,6 @@ try:
     import optax
     from numpyro.infer import SVI, Trace_ELBO
     from numpyro.infer.autoguide import AutoNormal
-    from numpyro.optim import optax_to_numpyro
     from sklearn.datasets import load_diabetes
 except ModuleNotFoundError as missing:
     sys.exit(f"{missing}. Install what this example needs: pip install numpyro optax scikit-learn")
@@ -40,7 +38,7 @@ def model(x, y):
 
 def train(tx, steps):
     """NumPyro's result: `params` (guide), `losses` (-ELBO) and `state` at the end."""
-    svi = SVI(model, AutoNormal(model), optax_to_numpyro(tx), Trace_ELBO(num_particles=4))
+    svi = SVI(model, AutoNormal(model), tx, Trace_ELBO(num_particles=4))
     return svi.run(jax.random.key(0), steps, *load(), progress_bar=False)
 
 

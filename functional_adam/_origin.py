@@ -1,0 +1,91 @@
+"""Where a transformation comes from: the call that made it, and what makes two of them equal."""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+
+class Origin(NamedTuple):
+    """The call of a factory, for `repr`, for equality and for messages."""
+
+    factory: str
+    shown: tuple[tuple[str, Any], ...]  # arguments that differ from the defaults; "" for no name
+    arguments: frozenset[str]  # all that the factory takes, and those within a modifier's tx
+
+    def __repr__(self) -> str:
+        written = [f"{k}={short(v)}" if k else short(v) for k, v in self.shown]
+        return f"{self.factory}({', '.join(written)})"
+
+
+def origin(factory: str, bound: inspect.BoundArguments, inner: frozenset[str]) -> Origin:
+    """The origin of what `factory` returned for these arguments, its defaults included."""
+    shown: list[tuple[str, Any]] = []
+    for name, parameter in bound.signature.parameters.items():
+        value = bound.arguments[name]
+        if parameter.default is inspect.Parameter.empty:
+            shown.append(("", value))
+        elif name == "learning_rate" or not _is_default(value, parameter.default):
+            shown.append((name, value))
+    return Origin(factory, tuple(shown), inner.union(bound.signature.parameters))
+
+
+def _is_default(value: Any, default: Any) -> bool:
+    plain = isinstance(value, bool | int | float | str)
+    return value is default or (plain and type(value) is type(default) and value == default)
+
+
+def short(value: Any, width: int = 60) -> str:
+    """`value` as one would write it, on one line; an array by its type, since it may be traced."""
+    if isinstance(value, jax.Array):
+        return f"{value.dtype}[{','.join(map(str, value.shape))}]"
+    if isinstance(value, types.FunctionType | types.BuiltinFunctionType | type):
+        return f"<{value.__qualname__.replace('.<locals>', '')}>".replace("<<lambda>>", "<lambda>")
+    text = " ".join(repr(value).split())
+    return text if len(text) <= width else text[: width - 3] + "..."
+
+
+class Same:
+    """Something that is equal to nothing but itself: an array, traced or not, or a function."""
+
+    __slots__ = ("it",)
+
+    def __init__(self, it: Any) -> None:
+        self.it = it
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Same) and self.it is other.it
+
+    def __hash__(self) -> int:
+        return id(self.it)
+
+
+class SameTree:
+    """A tree of booleans, compared by value."""
+
+    __slots__ = ("leaves", "treedef")
+
+    def __init__(self, tree: Any) -> None:
+        leaves, self.treedef = jax.tree.flatten(tree)
+        self.leaves = tuple(map(bool, leaves))
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, SameTree)
+            and self.leaves == other.leaves
+            and self.treedef == other.treedef
+        )
+
+    def __hash__(self) -> int:
+        return hash(self.leaves)  # a module's static fields need not have one
+
+
+def comparable(value: Any) -> Any:
+    """`value` as something with `==` and `hash`: arrays and functions by identity."""
+    if isinstance(value, Mapping):
+        return tuple((name, comparable(value[name])) for name in sorted(value))
+    return Same(value) if isinstance(value, jax.Array) or callable(value) else value
