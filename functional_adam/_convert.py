@@ -61,7 +61,7 @@ def convert_moments(state: AdamState, params: PyTree, *, moments: MomentFormat) 
     extra = state.extra or {}
     more = {name: leaves(f"extra[{name!r}]", tree) for name, tree in extra.items()}
     columns = [leaves(name, getattr(state, name)) for name in ("mu", "nu", "nu_scale")]
-    drawn = draw(jnp.asarray(state.count))
+    drawn = draw(jnp.asarray(state.count), tuple(extra))
     new = [
         _converted(
             format,
@@ -88,7 +88,8 @@ def _converted(format: Format, path: str, theta: Any, old: Stored, drawn: Draw) 
     # Of the variant's own trees, `mu_...` is kept like mu and `nu_...` like nu.
     like = {k: fresh.m if k.startswith("mu") else fresh.v for k in old.more}
     wide = arithmetic_dtype(_check.leaf_dtype("params" + path, theta))
-    return _carried(format, wide, old, fresh._replace(more=like), drawn, leaf_key(path))
+    key = leaf_key("converted" + path)  # other bits than those by which `old` may be rounded
+    return _carried(format, wide, old, fresh._replace(more=like), drawn, key)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
