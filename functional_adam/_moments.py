@@ -135,7 +135,7 @@ class BFloat16:
         return Moments(stored.m, stored.v, stored.more)
 
     def store(self, new: Moments, old: Stored, bits: Bits, s: Scalars | None) -> Stored:
-        """All on average, but what has no bits: a maximum, which goes down, or it would only rise."""
+        """All on average; a maximum, which has no bits, downwards: it keeps what it rises by."""
         del s
         new = undifferentiable(new)
 

@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-
 # In place of -inf, which `jax_debug_infs` reports: as 0 when an exponential is taken of it, and
 # finite, also in float32, when it is multiplied by any count.
 LOG_OF_ZERO = -1e28
