@@ -263,6 +263,23 @@ def test_a_fraction_is_strictly_inside_the_unit_interval():
     assert np.abs(got - x / 2.0**32).max() <= 2.0**-14
 
 
+@pytest.mark.parametrize("maximum", ["after_correction", "before_correction"])
+def test_a_maximum_is_rounded_down_and_therefore_never_above_what_it_is_of(maximum):
+    # Rounded up now and then, it would keep that for good, step after step.
+    rng, grid = np.random.default_rng(42), every("bfloat16").astype(np.float64)
+    g, v, v_max = (rng.uniform(1, 2, 2000) for _ in "gvm")
+    v, v_max = v.astype(SHORT["bfloat16"]), v_max.astype(SHORT["bfloat16"])
+    tx = fa.amsgrad(b2=0.83, moments="bfloat16", maximum=maximum)
+    state = tx.init(jnp.zeros(2000))._replace(
+        count=jnp.int32(2), nu=jnp.asarray(v), extra={"nu_max": jnp.asarray(v_max)}
+    )
+    _, state = jax.jit(tx.update)(jnp.asarray(g, jnp.float32), state)
+    new = 0.83 * v.astype(np.float64) + 0.17 * np.float64(np.float32(g)) ** 2
+    new /= 1 - 0.83**3 if maximum == "after_correction" else 1
+    wanted, _ = enclosing(grid, np.maximum(new, v_max.astype(np.float64)))
+    np.testing.assert_array_equal(np.float64(state.extra["nu_max"]), wanted)
+
+
 # Landing ------------------------------------------------------------------------------------------
 
 LEARNING_RATE = 3e-3
