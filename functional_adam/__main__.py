@@ -57,32 +57,44 @@ def errors(report: dict[str, Any], say: Any) -> list[str]:
 
 
 def costs(report: dict[str, Any], say: Any) -> list[str]:
-    """Fill in compilations, donation, bytes and times; what is wrong with them."""
-    wrong, rows = [], {}
-    for moments in check.FORMATS:
-        programs, reused = check.compilations_and_donation(moments)
-        found, said = check.state_bytes(moments)
-        rows[moments] = {"programs": programs, "reused": reused, "state_bytes": found}
-        if programs != 1:
-            wrong.append(f"{moments}: ten steps compiled {programs} programs")
-        if reused != 1:
-            wrong.append(f"{moments}: {reused:.0%} of the donated memory was reused")
-        if found != said:
-            wrong.append(f"{moments}: {found} bytes of state a parameter, not {said}")
+    """Fill in what each format costs; what is wrong with it."""
+    found = {moments: measured(moments) for moments in check.FORMATS}
+    rows = {moments: row for moments, (row, _) in found.items()}
     for timing in check.timings():
         rows[timing.moments] |= timing._asdict()
     report["formats"] = list(rows.values())
-    say("\nA training step by moment format: programs compiled in ten steps, share of parameters'")
-    say("and state's memory reused (donated), bytes of state a parameter, time to that of Optax's")
-    say("step, and bytes it must move a second to those of a copy. 2**22 float32 parameters.\n")
-    heads = ("programs", "reused", "state bytes", "time to Optax's", "of a copy")
-    say(f"{'moments':10}" + "".join(f"{head:>17}" for head in heads))
+    say("\nA training step by moment format: error of its updates (rms) relative to their size,")
+    say("programs compiled in ten steps, share of parameters' and state's memory reused (donated),")
+    say("bytes of state a parameter, time to that of Optax's step, and bytes it must move a second")
+    say("to those of a copy. 2**22 float32 parameters.\n")
+    heads = ("error", "programs", "reused", "state bytes", "time to Optax's", "of a copy")
+    say(f"{'moments':10}" + "".join(f"{head:>16}" for head in heads))
     for moments, row in rows.items():
         ratio = "no Optax here" if row["to_optax"] is None else f"{row['to_optax']:.2f}"
-        cells = (row["programs"], f"{row['reused']:.0%}", f"{row['state_bytes']:.2f}")
-        cells = (*cells, ratio, f"{row['of_copy']:.0%}")
-        say(f"{moments:10}" + "".join(f"{cell:>17}" for cell in cells))
-    return wrong
+        cells = (f"{row['error']:.1g}", row["programs"], f"{row['reused']:.0%}")
+        cells = (*cells, f"{row['state_bytes']:.2f}", ratio, f"{row['of_copy']:.0%}")
+        say(f"{moments:10}" + "".join(f"{cell:>16}" for cell in cells))
+    return [problem for _, wrong in found.values() for problem in wrong]
+
+
+def measured(moments: str) -> tuple[dict[str, Any], list[str]]:
+    """A format's row, but for times, and what is wrong with it."""
+    error, stays = check.coarseness(moments)
+    programs, reused = check.compilations_and_donation(moments)
+    found, said = check.state_bytes(moments)
+    wrong, most = [], check.COARSENESS[moments]
+    if not error <= most:  # NaN is wrong too
+        wrong.append(f"{moments}: updates are off by {error:.2g} of their size, not up to {most}")
+    if not stays:
+        wrong.append(f"{moments}: a NaN gradient is forgotten (is XLA told to use fast math?)")
+    if programs != 1:
+        wrong.append(f"{moments}: ten steps compiled {programs} programs")
+    if reused != 1:
+        wrong.append(f"{moments}: {reused:.0%} of the donated memory was reused")
+    if found != said:
+        wrong.append(f"{moments}: {found} bytes of state a parameter, not {said}")
+    row = {"error": error, "programs": programs, "reused": reused, "state_bytes": found}
+    return row, wrong
 
 
 def finite(x: Any) -> Any:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from functional_adam._rounding import bits_of, fraction, from_bits
+from functional_adam._rounding import INFINITE, bits_of, from_bits, is_nan
 
 # ---- Blocks ----
 
@@ -77,7 +77,6 @@ _RISE = 4  # octaves of v by which a spike may raise its block's scale
 _MIDDLE = 12  # octaves of v below the scale where codes lie 1/16 octave of sqrt(v) apart
 _COARSE = 20  # octaves of v below the scale where they begin to lie 1/8 apart
 _FEW = 16  # fewer groups than these do not show what is usual
-_INFINITE = np.int32(255 << 23)  # infinity's bits; NaN's are larger
 
 
 def packed(scales: jax.Array, units: jax.Array) -> jax.Array:
@@ -129,7 +128,7 @@ def unit(m: jax.Array, v: jax.Array, scales: jax.Array) -> jax.Array:
     1/8 too large or 1/17 too small. Hence 1/8 of an octave is added.
     """
     size, square = bits_of(jnp.abs(m)), bits_of(v)
-    known = (size > 0) & (size < _INFINITE) & (square > 0) & (square < _INFINITE)
+    known = (size > 0) & (size < INFINITE) & (square > 0) & (square < INFINITE)
     root = jnp.maximum((square >> 1) + np.int32(127 << 22), _top(scales) - _DEEPEST)
     ratio = jnp.where(known, size - root + np.int32((127 << 23) + (1 << 20)), 0)
     largest = jnp.max(_exponents(ratio), axis=-1)
@@ -144,7 +143,7 @@ def _exponents(bits: jax.Array) -> jax.Array:
     """
     lanes = math.gcd(bits.shape[-1], _GROUPS)
     shape = (*bits.shape[:-1], bits.shape[-1] // lanes, lanes)
-    finite = jnp.where(bits < _INFINITE, bits, 0).reshape(shape)
+    finite = jnp.where(bits < INFINITE, bits, 0).reshape(shape)
     return jnp.max(finite, axis=-2, initial=0) >> 23
 
 
@@ -187,7 +186,7 @@ def root_code(w: jax.Array, scales: jax.Array, random: jax.Array) -> jax.Array:
     steps = jnp.minimum(steps, (depth + _BENDS[1]) >> 2)
     steps = (steps + (random >> np.uint32(32 - _STEP)).astype(jnp.int32)) >> _STEP
     code = 255 - jnp.clip(steps, 0, 254)
-    return jnp.where(w == 0, 0, code).astype(jnp.uint8)
+    return jnp.where(bits_of(w) == 0, 0, code).astype(jnp.uint8)
 
 
 def root(code: jax.Array, scales: jax.Array) -> jax.Array:
@@ -215,8 +214,9 @@ def _top(scales: jax.Array) -> jax.Array:
 _SLOPES = ((1 / 256, 48), (1 / 128, 54), (1 / 64, 25))
 _CODES = 127
 NAN = -128
-_WHOLE = np.float32(1.5 * 2**23)
-_WHOLE_BITS = np.int32(0x4B400000)
+_POINT = 14  # bits after the point that a float32 has between 2**9 and 2**10
+_FIXED = np.float32(1.5 * 2**9)
+_FIXED_BITS = np.int32(0x44400000)
 
 
 def _lines() -> list[tuple[float, int, float]]:
@@ -238,13 +238,17 @@ def ratio_code(
 
     No code stands for more than `bound`, and r beyond the last that does not has that one.
     """
-    inverse = _power(254 - units.astype(jnp.int32))  # 2**127 for blocks of zeros
-    last = jnp.minimum(jnp.floor(_place(bound * inverse)), _CODES)
+    units = units.astype(jnp.int32)
+    inverse = _power(254 - units)  # 2**127 for blocks of zeros
+    within = jnp.minimum(bound, _power(jnp.maximum(units, 1)))  # or the product would overflow
+    last = jnp.minimum(jnp.floor(_place(within * inverse)), _CODES)
     code = jnp.minimum(_place(jnp.abs(r) * inverse[..., None]), last[..., None])
-    # `_WHOLE` leaves no bits for what follows the point; of the result's bits, only its last ones
-    # are not `_WHOLE`'s. (A conversion would have to check for what cannot be converted.)
-    code = bits_of(jnp.copysign(code, r) + (fraction(random) - 0.5) + _WHOLE) - _WHOLE_BITS
-    return jnp.where(jnp.isnan(r), NAN, code).astype(jnp.int8)
+    # Beside `_FIXED` there is room for `_POINT` bits after the point; of the result's bits, only
+    # the last ones are not `_FIXED`'s. (A conversion would have to check for what cannot be
+    # converted, and a sum of more than two is not safe from XLA's fast mathematics.)
+    fixed = bits_of(jnp.copysign(code, r) + _FIXED) - _FIXED_BITS
+    code = (fixed + (random >> np.uint32(32 - _POINT)).astype(jnp.int32)) >> _POINT
+    return jnp.where(is_nan(r), NAN, code).astype(jnp.int8)
 
 
 def _place(size: jax.Array) -> jax.Array:

@@ -73,7 +73,7 @@ def convert_moments(state: AdamState, params: PyTree, *, moments: MomentFormat) 
     flat = outside_boxes(params)
     scales = _check.leaves_if_any("state.nu_scale", state.nu_scale, flat, "params")
     columns = leaves("mu", state.mu), leaves("nu", state.nu), scales
-    drawn = draw(jnp.asarray(state.count))
+    drawn = draw(jnp.asarray(state.count), tuple(extra))
     new = [
         _converted(
             format,
@@ -111,7 +111,8 @@ def _converted(format: Format, path: str, theta: Any, old: Stored, drawn: Draw) 
     carried: Callable[..., Stored] = functools.partial(_carried, format, wide)
     if format.keeps_scale or old.scale is not None:
         carried = over_auto_axes(carried, fresh)
-    return carried(old, fresh, drawn, leaf_key(path))
+    key = leaf_key("converted" + path)  # other bits than those by which `old` may be rounded
+    return carried(old, fresh, drawn, key)
 
 
 def _refuse_infinite(path: str, old: Stored) -> None:

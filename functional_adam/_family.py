@@ -22,10 +22,16 @@ class Variant(NamedTuple):
     denominator: Denominator = F.root
     finish: Finish | None = None  # needs the parameters
     keeps: tuple[tuple[str, str], ...] = ()  # (name in state.extra, moment it is stored like)
+    maxima: tuple[str, ...] = ()  # those of them that never fall, which rounding up would raise
     start: str | None = None  # that of its own hyperparameters which both moments begin at
     rates: tuple[str, ...] = ()  # those of its own hyperparameters that are decay rates
     whole_leaf: bool = False  # whether an element's step depends on the others of its leaf
     ratio_is_bounded: bool = True  # whether |m| <= C sqrt(v), see `largest_ratio`, and nothing else
+
+    @property
+    def averages(self) -> tuple[str, ...]:
+        """The names of those it keeps that are averages."""
+        return tuple(name for name, _ in self.keeps if name not in self.maxima)
 
     def first(self, *prepare: Prepare) -> Variant:
         """With these preparations before the others."""
@@ -43,6 +49,7 @@ AMSGRAD = Variant(
     advance=F.amsgrad,
     denominator=F.root_of_maximum,
     keeps=(("nu_max", "nu"),),
+    maxima=("nu_max",),
 )
 AMSGRAD_OF_CORRECTED = AMSGRAD._replace(
     prepare=(F.first_correction,), advance=F.amsgrad_of_corrected

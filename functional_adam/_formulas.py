@@ -20,6 +20,7 @@ from functional_adam._numerics import (
     bias_correction,
     clip,
     decayed,
+    is_infinite,
     langevin,
     log_half_product,
     mean_square,
@@ -233,7 +234,7 @@ def yogi(s: Scalars, g: jax.Array, old: Moments) -> tuple[jax.Array, Moments]:
     """m as in Adam; v <- v - (1 - b2) sign(v - |g|**2) |g|**2."""
     square = abs_squared(g)
     v = old.v - s.b2.complement * jnp.sign(old.v - square) * square
-    v = jax.lax.select(old.v == jnp.inf, old.v, v)  # as in `mean_square`
+    v = jax.lax.select(is_infinite(old.v), old.v, v)  # as in `mean_square`
     return g, old._replace(m=average(old.m, g, s.b1), v=v)
 
 

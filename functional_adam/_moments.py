@@ -20,7 +20,7 @@ from functional_adam import _check, _codes, _hints, _moment_dtypes, _restored
 from functional_adam._family import Variant
 from functional_adam._numerics import largest_ratio
 from functional_adam._operands import Moments, Scalars
-from functional_adam._rounding import Bits, stochastic, undifferentiable
+from functional_adam._rounding import Bits, bits_of, is_nan, stochastic, undifferentiable
 from functional_adam._types import arithmetic_dtype, real_dtype
 
 
@@ -135,14 +135,15 @@ class BFloat16:
         return Moments(stored.m, stored.v, stored.more)
 
     def store(self, new: Moments, old: Stored, bits: Bits, s: Scalars | None) -> Stored:
-        """All on average."""
+        """All on average; a maximum, which has no bits, downwards: it keeps what it rises by."""
         del s
         new = undifferentiable(new)
 
         def rounded(x: jax.Array, random: jax.Array) -> jax.Array:
             return stochastic(x.astype(jnp.float32), np.dtype(jnp.bfloat16), random)
 
-        more = {name: rounded(x, bits.theta) for name, x in new.more.items()}
+        down = jnp.zeros((), jnp.uint32)
+        more = {name: rounded(x, bits.more.get(name, down)) for name, x in new.more.items()}
         return old._replace(m=rounded(new.m, bits.mu), v=rounded(new.v, bits.nu), more=more)
 
 
@@ -240,14 +241,15 @@ class Int8:
         scales = _codes.scale(v, _codes.unpacked(old.scale)[0], lasting=s is None)
         units = _codes.unit(m, v, scales)
         w = jnp.sqrt(v)
-        r = jnp.where(w == 0, m * 0, m / _codes.divisor(w, scales))  # NaN for a v that is
+        r = m / _codes.divisor(w, scales)
+        r = jnp.where(bits_of(w) == 0, r * 0, r)
         bound = jnp.inf if s is None else largest_ratio(s.b1, s.b2, s.t).astype(jnp.float32)
         m = _codes.join(_codes.ratio_code(r, units, bound, split(bits.mu)), shape)
         v = _codes.join(_codes.root_code(w, scales, split(bits.nu)), shape)
         # Both are so already. But an operation of the leaf's own shape ties codes to moments: XLA
         # lays them out alike on a mesh, also where a device holds no whole number of blocks.
-        m = jnp.where(jnp.isnan(new.m), jnp.int8(_codes.NAN), m)
-        v = jnp.where(new.v == 0, jnp.uint8(0), v)
+        m = jnp.where(is_nan(new.m.astype(jnp.float32)), jnp.int8(_codes.NAN), m)
+        v = jnp.where(bits_of(new.v.astype(jnp.float32)) == 0, jnp.uint8(0), v)
         return old._replace(m=m, v=v, scale=_codes.packed(scales, units))
 
 

@@ -14,6 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+# In place of -inf, which `jax_debug_infs` reports: as 0 when an exponential is taken of it, and
+# finite, also in float32, when it is multiplied by any count.
+LOG_OF_ZERO = -1e28
+
 
 class Rate(NamedTuple):
     """A decay rate b, with what would be lost by computing it from a rounded b.
@@ -25,7 +29,7 @@ class Rate(NamedTuple):
 
     b: jax.Array
     complement: jax.Array  # 1 - b
-    log: jax.Array  # log b; -inf for b = 0
+    log: jax.Array  # log b; `LOG_OF_ZERO` for b = 0
     carried: jax.Array  # 1 where b > 1/2, else b: see `average`
     removed: jax.Array  # 1 where b > 1/2, else 0
 
@@ -62,7 +66,7 @@ def bias_correction(rate: Rate, t: jax.Array) -> jax.Array:
     """c = 1 - b**t (Algorithm 1, the divisors of m_hat and v_hat), as 1 - exp(t log b).
 
     The subtraction that cancels when b**t is near 1 is never made: see `one_minus_exp`.
-    b = 0 gives 1 - exp(-inf) = 1.
+    b = 0 gives 1 - exp(-1e28 t) = 1.
     """
     return one_minus_exp(t * rate.log)
 
@@ -71,7 +75,7 @@ def bias_correction(rate: Rate, t: jax.Array) -> jax.Array:
 def _bias_correction_jvp(  # registered, never called by name
     primals: tuple[Rate, jax.Array], tangents: tuple[Rate, jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
-    # dc/db = -t b**(t-1). Through log b it would be 0 * inf at b = 0; and b**0 is kept apart
+    # dc/db = -t b**(t-1), which the logarithm of 0 does not know of; and b**0 is kept apart
     # because its own slope, 0 b**-1, would be NaN there.
     rate, t = primals
     later = t > 1
@@ -183,7 +187,12 @@ def mean_square(v: jax.Array, square: jax.Array, rate: Rate) -> jax.Array:
 
     The difference inside `average` alone would make it inf - inf = NaN.
     """
-    return jax.lax.select(v == jnp.inf, v, average(v, square, rate))
+    return jax.lax.select(is_infinite(v), v, average(v, square, rate))
+
+
+def is_infinite(v: jax.Array) -> jax.Array:
+    """v = inf, written without one, which `jax_debug_infs` would report."""
+    return v > float(jnp.finfo(v.dtype).max)
 
 
 def decayed(a: jax.Array, rate: Rate) -> jax.Array:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from functional_adam import _check, _hints
-from functional_adam._numerics import Rate, bias_correction
+from functional_adam._numerics import LOG_OF_ZERO, Rate, bias_correction
 from functional_adam._operands import Scalars
 from functional_adam._settings import Settings
 from functional_adam._types import arithmetic_dtype
@@ -84,15 +84,19 @@ def _rate(name: str, b: Any, dtype: np.dtype[Any]) -> Rate:
                 f"{name}={b!r} is 1 in {dtype}, the dtype of the arithmetic: nothing would ever "
                 f"be averaged. Use at most {np.nextafter(dtype.type(1), dtype.type(0))}."
             )
-        log = math.log(b) if b > 0 else -math.inf
+        log = math.log(b) if b > 0 else LOG_OF_ZERO
         parts = (b, 1.0 - b, log, *((1.0, 1.0) if b > 0.5 else (b, 0.0)))
         return Rate(*(dtype.type(part) for part in parts))
     wide = arithmetic_dtype(dtype, b.dtype if jnp.issubdtype(b.dtype, jnp.floating) else dtype)
     b = b.astype(wide)
     complement = 1 - b  # exact for b >= 1/2
-    positive = b > 0  # or the slope of the logarithm at 0 would be infinite
-    log = jnp.log1p(-jnp.where(positive, complement, jnp.zeros_like(b)))
-    log = jnp.where(positive, log, jnp.full_like(b, -jnp.inf))
-    near_one = b > 0.5
+    positive, near_one = b > 0, b > 0.5
+    # Each logarithm where its argument is exact, and nowhere of 0, where its slope is infinite too.
+    log = jnp.where(
+        near_one,
+        jnp.log1p(-jnp.where(near_one, complement, jnp.zeros_like(b))),
+        jnp.log(jnp.where(positive, b, jnp.ones_like(b))),
+    )
+    log = jnp.where(positive, log, jnp.full_like(b, LOG_OF_ZERO))
     carried, removed = jnp.where(near_one, jnp.ones_like(b), b), near_one
     return Rate(*(part.astype(dtype) for part in (b, complement, log, carried, removed)))

@@ -31,6 +31,10 @@ FORMATS = ("full", "bfloat16", "int8")
 MOVED = {"full": 12 + 16, "bfloat16": 12 + 8, "int8": 12 + 4}
 
 
+# How far updates may be off by the format of moments: rms over rms, in 40 steps.
+COARSENESS = {"full": 1e-6, "bfloat16": 0.01, "int8": 0.04}
+
+
 class Precision(NamedTuple):
     """A dtype of gradients, and how far its updates may be off."""
 
@@ -161,6 +165,16 @@ def wide(on: bool) -> Generator[None]:
         yield
     finally:
         jax.config.update("jax_enable_x64", before)
+
+
+def coarseness(moments: Any) -> tuple[float, bool]:
+    """How far a format's updates are off, and whether a NaN stays: fast math may lose it."""
+    grads = gradients(PRECISIONS[0]._replace(steps=40, size=512))
+    truth = algorithm_1(grads, *RATES[0])
+    off = scanned(adam(RATE, *RATES[0], moments=moments), grads) - truth
+    grads[10, 7] = np.nan
+    stays = np.isnan(scanned(adam(RATE, *RATES[0], moments=moments), grads)[10:, 7]).all()
+    return float(np.sqrt((off**2).mean() / (truth**2).mean())), bool(stays)
 
 
 # ---- Compilation, donation, bytes ----

@@ -73,7 +73,7 @@ def step(
     once = Once(
         settings,
         functools.cache(functools.partial(scalars, settings, count)),
-        draw(count) if random else None,
+        draw(count, settings.variant.averages) if random else None,
         dict(zip(paths, late_keys(paths, count), strict=True)) if random else {},
         "" if params is None else _hints.ONE_MODEL,
     )

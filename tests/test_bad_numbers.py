@@ -11,9 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from modes import switched
 from test_docs import ROOT, blocks
 
 import functional_adam as fa
+from functional_adam import _codes, _scalars
 
 HYPER = dict(learning_rate=0.03, b1=0.85, b2=0.97, eps=1e-6, weight_decay=0.2)
 ROUNDINGS = ("nearest", "stochastic", "compensated")
@@ -303,3 +305,55 @@ def test_scaled_float16_follows_float32_where_unscaled_stands_still(dtype, optio
     # Decay alone moves it, by (1 - 0.2 * 3e-4)**80; what is left is its share of all movement.
     lost = np.linalg.norm(np.float32(unscaled["w"]) - wanted["w"])
     assert lost > 0.9 * moved["w"]
+
+
+ORDINARY = [
+    ("adam", "full", "nearest", 0.0, 0.97),
+    ("adam", "bfloat16", "compensated", 0.85, 0.0),
+    ("adamw", "full", "compensated", 0.0, 0.97),
+    ("nadam", "bfloat16", "nearest", 0.85, 0.0),
+    ("nadamw", "full", "stochastic", 0.0, 0.97),
+    ("amsgrad", "bfloat16", "stochastic", 0.0, 0.97),
+    ("adamax", "full", "compensated", 0.85, 0.0),
+    ("radam", "full", "nearest", 0.85, 0.0),
+    ("adabelief", "bfloat16", "nearest", 0.85, 0.0),
+    ("yogi", "full", "nearest", 0.0, 0.97),
+    ("lamb", "full", "nearest", 0.0, 0.97),
+    ("adopt", "bfloat16", "stochastic", 0.85, 0.0),
+    ("ademamix", "full", "nearest", 0.0, 0.0),
+]
+
+
+@pytest.mark.parametrize("traced", [False, True])
+def test_an_ordinary_step_makes_no_infinity_on_its_way(traced):
+    # Without jit the result of each operation is looked at.
+    g = jnp.asarray([0.3, -2.0, 0.0])
+    with switched("jax_debug_infs", True), jax.disable_jit():
+        for name, moments, rounding, b1, b2 in ORDINARY:
+            if traced:
+                if (moments, rounding) != ("full", "nearest"):
+                    continue
+                b1, b2 = jnp.float32(b1), jnp.float32(b2)  # noqa: PLW2901
+            tx = getattr(fa, name)(1e-3, b1=b1, b2=b2, moments=moments, rounding=rounding)
+            params = jnp.asarray([1.0, -0.3, 0.0], jnp.bfloat16)
+            state = tx.init(params)
+            for _ in range(2):
+                u, state = tx.update(g, state, params)
+                params = fa.apply_updates(params, u)
+
+
+def test_codes_of_zeros_make_no_infinity_on_their_way():
+    # All of an int8 step, operation by operation, takes ten seconds; this is what overflowed.
+    r, units = jnp.zeros((2, 16)), jnp.asarray([0, 127], jnp.uint8)
+    with switched("jax_debug_infs", True), jax.disable_jit():
+        code = _codes.ratio_code(r, units, jnp.float32(7.3), jnp.full((2, 16), 5, jnp.uint32))
+        np.testing.assert_array_equal(_codes.ratio(code, units), r)
+
+
+@pytest.mark.parametrize("b", [0.0, 1e-12, 0.3, 0.5, 0.7, 0.999])
+def test_the_logarithm_of_a_traced_rate_is_as_that_of_a_number(b):
+    b = float(np.float32(b))
+    given, traced = (_scalars._rate("b1", x, np.dtype(np.float32)) for x in (b, jnp.float32(b)))
+    np.testing.assert_allclose(traced.log, given.log, rtol=3e-7)
+    assert np.isfinite(given.log * np.float32(2**31))  # times the largest count
+    assert b or np.exp(given.log) == 0

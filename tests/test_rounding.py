@@ -1,6 +1,7 @@
 """Rounding to 16 bits: on average right, exactly on the grid, and what is left out kept."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -95,11 +96,14 @@ def test_the_largest_stays_finite_and_what_is_not_finite_passes(name, bits):
     np.testing.assert_array_equal(np.float32(stochastic(x, name, bits)), np.float32(want))
 
 
-COUNTS, ELEMENTS = 100_000, 128
+COUNTS, ELEMENTS = 50_000, 128
+# Off by this much at most, for one element: what windows leave, and five standard errors.
+STREAM_ERRORS = {"nu": lambda _: 1e-3, "theta": lambda p: 5 * np.sqrt(p * (1 - p) / COUNTS)}
 
 
+@pytest.mark.parametrize("stream", STREAM_ERRORS)
 @pytest.mark.parametrize("name", SHORT)
-def test_the_mean_over_many_counts_is_the_number(name):
+def test_the_mean_over_many_counts_is_the_number(name, stream):
     grid = every(name)
     at = np.searchsorted(grid.astype(np.float64), [0.37, 3e-3, 700.0])
     low, high = (grid[i].astype(np.float64) for i in (at, at + 1))
@@ -107,22 +111,24 @@ def test_the_mean_over_many_counts_is_the_number(name):
     x = np.broadcast_to(x[:, None], (3, ELEMENTS))
 
     def body(ups, count):
-        random = _rounding.bits(_rounding.draw(count), jnp.uint32(77), x.shape).theta
+        random = getattr(_rounding.bits(_rounding.draw(count), jnp.uint32(77), x.shape), stream)
         got = _rounding.stochastic(jnp.asarray(x), np.dtype(SHORT[name]), random)
         return ups + (got.astype(jnp.float32) > x).astype(jnp.int32), None
 
     start = jnp.zeros(x.shape, jnp.int32)
     ups, _ = jax.jit(lambda s: jax.lax.scan(body, s, jnp.arange(1, COUNTS + 1)))(start)
-    error = np.asarray(ups) / COUNTS - ((np.float64(x[:, 0]) - low) / (high - low))[:, None]
+    part = (np.float64(x[:, :1]) - low[:, None]) / (high - low)[:, None]
+    error, most = np.abs(np.asarray(ups) / COUNTS - part), STREAM_ERRORS[stream](part)
     # float16 drops 13 bits, of which the mean can be off by half of the last: 6e-5.
-    assert np.abs(error).max() < 1e-3
-    assert np.abs(error.mean(axis=1)).max() < 1e-4
+    assert (error < most + 6e-5).all()
+    error = np.abs(np.asarray(ups).mean(axis=1) / COUNTS - part[:, 0])
+    assert (error < np.ravel(most) / ELEMENTS**0.5 + 6e-5).all()
 
 
 # Bits ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("bits", "salt"), [(6, 1), (3, 2), (6, 3)])
+@pytest.mark.parametrize(("bits", "salt"), [(6, 1), (3, 2), (6, 3), (6, 0x9C3E5A11)])
 def test_every_window_of_counts_takes_each_part_of_the_interval_once(bits, salt):
     windows = 500
     counts = jnp.arange(windows << bits, dtype=jnp.uint32)
@@ -137,38 +143,116 @@ def test_every_window_of_counts_takes_each_part_of_the_interval_once(bits, salt)
     assert abs(offsets[:, 0].mean() / 2 ** (32 - bits) - 0.5) < 0.05
 
 
-def test_the_three_draws_differ():
-    drawn = jax.jit(jax.vmap(_rounding.draw))(jnp.arange(1, 1000))
-    assert drawn.nu.dtype == drawn.mu.dtype == drawn.theta.dtype == jnp.uint32
-    nu, mu, theta = (np.asarray(x) / 2.0**32 for x in drawn)
-    for a, b in ((nu, mu), (nu, theta), (mu, theta)):
-        assert abs(np.corrcoef(a, b)[0, 1]) < 0.1
+MORE = "mu_slow", "mu_slower"
+
+
+def flat(streams):
+    """{name: bits} of a Draw or of Bits, those in `more` included."""
+    found = streams._asdict()
+    return {name: np.asarray(x) for name, x in (found | found.pop("more")).items()}
+
+
+def correlation(a, b):
+    """In standard errors of that of unrelated numbers."""
+    return np.corrcoef(np.float64(a).ravel(), np.float64(b).ravel())[0, 1] * np.sqrt(a.size)
+
+
+def test_the_draws_differ():
+    drawn = flat(jax.jit(jax.vmap(lambda t: _rounding.draw(t, MORE)))(jnp.arange(1, 1000)))
+    assert list(drawn) == ["nu", "mu", "code", "theta", *MORE]
+    for a, b in itertools.combinations(drawn.values(), 2):
+        assert a.dtype == b.dtype == np.uint32
+        assert abs(correlation(a, b)) < 4
         assert (a == b).mean() < 0.01
 
 
 @pytest.mark.parametrize("key", [0, 1, 0xDEADBEEF])
-def test_the_phases_of_elements_are_uniform_and_unrelated(key):
+def test_all_streams_of_a_step_are_uniform_and_unrelated(key):
     shape = 64, 1024
-    drawn = _rounding.Draw(*map(jnp.uint32, (0, 0, 0)))
-    found = jax.jit(lambda key: _rounding.bits(drawn, key, shape))(jnp.uint32(key))
-    phases = [np.asarray(x) / 2.0**32 for x in found]
-    for x in phases:
+    phases = flat(
+        jax.jit(lambda key: _rounding.bits(_rounding.draw(jnp.int32(9), MORE), key, shape))(
+            jnp.uint32(key)
+        )
+    )
+    phases = {name: x / 2.0**32 for name, x in phases.items()}
+    for x in phases.values():
         expected = x.size / 256
         seen = np.bincount((x * 256).astype(int).ravel(), minlength=256)
         assert ((seen - expected) ** 2 / expected).sum() < 255 + 6 * np.sqrt(2 * 255)
         for lag in (1, 2, 3, 16, 128, 1024):
-            flat = x.ravel()
-            assert abs(np.corrcoef(flat[:-lag], flat[lag:])[0, 1]) < 6 / np.sqrt(x.size)
+            flattened = x.ravel()
+            assert abs(correlation(flattened[:-lag], flattened[lag:])) < 6
         assert len(np.unique(x)) > 0.999 * x.size
-    for a, b in ((0, 1), (0, 2), (1, 2)):
-        assert abs(np.corrcoef(phases[a].ravel(), phases[b].ravel())[0, 1]) < 6 / np.sqrt(x.size)
+    for a, b in itertools.combinations(phases.values(), 2):
+        assert abs(correlation(a, b)) < 6
+
+
+def test_a_parameters_bits_of_one_step_tell_nothing_of_the_next():
+    steps, n = 1024, 1024
+    of_step = jax.jit(jax.vmap(lambda t: _rounding.bits(_rounding.draw(t), 5, (n,)).theta))
+    drawn = np.asarray(of_step(jnp.arange(1, steps + 1)))
+    x = drawn / 2.0**32
+    z = (x - x.mean()) / x.std()
+    for table in (z, z.T):  # any two steps over the elements, any two elements over the steps
+        off = (table @ table.T / n**0.5)[np.triu_indices(n, 1)]
+        assert abs(off.std() - 1) < 0.02
+        assert np.abs(off).max() < 6.5
+    for lag in (1, 2, 3, 8, 64, 128):  # windows would give -1/64 of a variance, 16 errors
+        assert abs(correlation(z[:-lag], z[lag:])) < 5
+
+
+def directions(tx, g, theta, b3=None):
+    """Of all that the first step rounds, where it was rounded away from 0."""
+    u, state = step(tx, np.float32(g), theta)
+    params, g = fa.apply_updates(theta, u), np.float64(np.float32(g))
+    if state.residual is not None:
+        params = fa.master_params(params, state)
+    mix = 0 if b3 is None else 3 * (1 - b3)
+    goal = np.float64(theta) - 3e-3 * (1 + mix) * g / (np.abs(g) + 1e-3)
+    rounded = {"mu": (state.mu, 0.17 * g), "nu": (state.nu, 0.03 * g * g), "theta": (params, goal)}
+    if b3 is not None:
+        rounded["mu_slow"] = state.extra["mu_slow"], (1 - b3) * g
+    return {name: np.abs(np.float64(x)) > np.abs(exact) for name, (x, exact) in rounded.items()}
+
+
+def test_no_two_things_that_one_step_rounds_share_their_bits():
+    # Where two share theirs, both are rounded up together more often than not: 0.3 of a variance,
+    # 40 standard errors.
+    n, hyper = 2**14, dict(b1=0.83, b2=0.97, eps=1e-3, moments="bfloat16")
+    g, short = np.random.default_rng(38).standard_normal(n), SHORT["bfloat16"]
+    theta = np.random.default_rng(39).uniform(1, 1.9, n).astype(short)
+    adam = functools.partial(fa.adam, 3e-3, **hyper)
+    for found in (
+        directions(
+            fa.ademamix(3e-3, b3=0.97, alpha=3.0, **hyper, rounding="stochastic"), g, theta, 0.97
+        ),
+        directions(adam(rounding="compensated"), g, theta),
+        directions(adam(rounding="compensated"), np.abs(g) * 1e-4, np.ones(n, short)),
+    ):
+        for (a, x), (b, y) in itertools.combinations(found.items(), 2):
+            assert 0.2 < x.mean() < 0.8, a
+            assert abs(correlation(x, y)) < 5, (a, b)
+
+
+def test_a_conversion_rounds_by_other_bits_than_the_step_before_it():
+    # By the same, what the step rounded up would be rounded up again. All are half-way points.
+    n, path = 2**14, "['w']"
+    x = np.full(n, 1 + 2.0**-8, np.float32)
+    state = fa.init({"w": jnp.zeros(n)})._replace(
+        count=jnp.int32(7), mu={"w": jnp.asarray(x)}, nu={"w": jnp.asarray(x)}
+    )
+    random = _rounding.bits(_rounding.draw(jnp.int32(7)), _rounding.leaf_key(path), (n,))
+    found = fa.convert_moments(state, {"w": jnp.zeros(n)}, moments="bfloat16")
+    for stored, own in ((found.mu, random.mu), (found.nu, random.nu)):
+        of_step = np.float32(stochastic(x, "bfloat16", own)) > x
+        assert abs(correlation(np.float32(stored["w"]) > x, of_step)) < 5
 
 
 def test_the_bits_of_an_element_are_those_of_its_place_in_the_leaf():
-    drawn, key = _rounding.draw(jnp.int32(7)), jnp.uint32(99)
-    flat, folded = (_rounding.bits(drawn, key, shape) for shape in ((60,), (3, 4, 5)))
-    for a, b in zip(flat, folded, strict=True):
-        np.testing.assert_array_equal(a, np.ravel(b))
+    drawn, key = _rounding.draw(jnp.int32(7), MORE), jnp.uint32(99)
+    line, folded = (flat(_rounding.bits(drawn, key, shape)) for shape in ((60,), (3, 4, 5)))
+    for name, x in line.items():
+        np.testing.assert_array_equal(x, np.ravel(folded[name]))
 
 
 def test_a_fraction_is_strictly_inside_the_unit_interval():
@@ -177,6 +261,23 @@ def test_a_fraction_is_strictly_inside_the_unit_interval():
     assert got.min() >= 2.0**-15
     assert got.max() <= 1 - 2.0**-15
     assert np.abs(got - x / 2.0**32).max() <= 2.0**-14
+
+
+@pytest.mark.parametrize("maximum", ["after_correction", "before_correction"])
+def test_a_maximum_is_rounded_down_and_therefore_never_above_what_it_is_of(maximum):
+    # Rounded up now and then, it would keep that for good, step after step.
+    rng, grid = np.random.default_rng(42), every("bfloat16").astype(np.float64)
+    g, v, v_max = (rng.uniform(1, 2, 2000) for _ in "gvm")
+    v, v_max = v.astype(SHORT["bfloat16"]), v_max.astype(SHORT["bfloat16"])
+    tx = fa.amsgrad(b2=0.83, moments="bfloat16", maximum=maximum)
+    state = tx.init(jnp.zeros(2000))._replace(
+        count=jnp.int32(2), nu=jnp.asarray(v), extra={"nu_max": jnp.asarray(v_max)}
+    )
+    _, state = jax.jit(tx.update)(jnp.asarray(g, jnp.float32), state)
+    new = 0.83 * v.astype(np.float64) + 0.17 * np.float64(np.float32(g)) ** 2
+    new /= 1 - 0.83**3 if maximum == "after_correction" else 1
+    wanted, _ = enclosing(grid, np.maximum(new, v_max.astype(np.float64)))
+    np.testing.assert_array_equal(np.float64(state.extra["nu_max"]), wanted)
 
 
 # Landing ------------------------------------------------------------------------------------------
@@ -525,6 +626,32 @@ def test_compensated_weights_do_not_drift_where_a_code_would_be_128(dtype, sign)
     assert drift.std() < 2 * steps**0.5 * spacing / 256  # one rounding of a code a step
 
 
+@pytest.mark.parametrize(("rounding", "allowed"), [("stochastic", 0), ("compensated", 1e-5)])
+def test_weights_that_go_to_and_fro_do_not_drift(rounding, allowed):
+    # Steps of a quarter of a unit at a power of two, below which the grid is twice as fine. By bits
+    # that know of each other stochastic weights sank by 1.2 % in 2,000 steps, 25 standard errors;
+    # codes have such bits still, and sink by 6e-6.
+    n, steps, rate = 2**14, 2000, 0.26 * unit(1.0, "bfloat16")
+    theta = jnp.ones(n, jnp.bfloat16)
+    tx = fa.adam(rate, b1=0.0, b2=0.0, rounding=rounding)  # a step is -rate * sign(g)
+
+    def body(kept, key):
+        params, state, moved = kept
+        g = jax.random.rademacher(key, (n,), jnp.bfloat16)
+        u, state = tx.update(g, state, params)
+        return (fa.apply_updates(params, u), state, moved - g.astype(jnp.float32)), None
+
+    start = theta, tx.init(theta), jnp.zeros(n)
+    keys = jax.random.split(jax.random.key(41), steps)
+    params, state, moved = jax.jit(lambda *given: jax.lax.scan(body, *given)[0])(start, keys)
+    end = params if rounding == "stochastic" else fa.master_params(params, state)
+    drift = np.float64(end) - 1 - rate * np.float64(moved)
+    assert abs(drift.mean()) < 3 * drift.std() / n**0.5 + allowed
+    # A rounding a step: of a unit, or of a 256th of it.
+    spread = steps**0.5 * unit(1.0, "bfloat16") / (2 if rounding == "stochastic" else 512)
+    assert 0.3 * spread < drift.std() < 1.2 * spread
+
+
 # Codes that a master weight may be away from its parameter; a half-way point is 128.
 CODES = np.array([-127.3, -64.0, -1 / 256, 0.0, 0.3, 64.5, 126.9, 127.6])
 
@@ -535,8 +662,10 @@ def all_landings(x, name):
     dtype, byte = SHORT[name], jnp.arange(256, dtype=jnp.uint32) << 24
     x, theta = (jnp.broadcast_to(a[:, None], (len(x), 256)) for a in (x, x.astype(dtype)))
     found = []
-    for mu in (0x20000000, 0xE0000000):  # below and above half
-        bits = _rounding.Bits(*(jnp.broadcast_to(b, x.shape) for b in (byte, np.uint32(mu), byte)))
+    for half in (0x20000000, 0xE0000000):  # below and above half
+        theta_bits = jnp.full(x.shape, half, jnp.uint32)
+        code_bits = jnp.broadcast_to(byte, x.shape)
+        bits = _rounding.Bits(None, None, code=code_bits, theta=theta_bits, more={})
         u, code = _rounding.land(_rounding.ROUNDINGS["compensated"], x, theta, bits)
         landed = (theta.astype(jnp.float32) + u).astype(dtype)
         found.append((landed, _rounding.master(landed, code)))

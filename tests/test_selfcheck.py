@@ -65,6 +65,7 @@ def test_formats_cost_what_they_should(report):
     assert [row["state_bytes"] for row in rows.values()] == pytest.approx(
         [8, 4, 2 + 1 / 64], abs=1e-5
     )
+    assert rows["full"]["error"] < 3e-7 < rows["bfloat16"]["error"] < rows["int8"]["error"] < 0.03
     for row in rows.values():
         assert (row["programs"], row["reused"]) == (1, 1.0)
         assert row["to_optax"] > 0
@@ -133,6 +134,16 @@ class TestVerdicts(Small):
         assert program.main() == 1
         assert "WRONG" in capsys.readouterr().out
 
+    def test_a_format_that_is_off_and_forgets(self, monkeypatch, capsys):
+        monkeypatch.setattr(program, "errors", lambda *_: [])
+        monkeypatch.setattr(check, "FORMATS", ("int8",))
+        monkeypatch.setattr(check, "coarseness", lambda _: (0.062, False))
+        monkeypatch.setattr(check, "timings", lambda: iter([check.Timing("int8", 1.0, 0.5)]))
+        assert program.main() == 1
+        wrong = capsys.readouterr().out.rpartition("WRONG: ")[2]
+        assert "int8: updates are off by 0.062 of their size, not up to 0.04" in wrong
+        assert "int8: a NaN gradient is forgotten (is XLA told to use fast math?)" in wrong
+
     def test_a_second_program_and_memory_that_is_not_reused(self, monkeypatch, capsys):
         monkeypatch.setattr(program, "errors", lambda *_: [])
         monkeypatch.setattr(check, "FORMATS", ("full",))
@@ -155,6 +166,23 @@ def test_programs_and_donation_are_counted(monkeypatch):
     programs, reused = check.compilations_and_donation("full")
     assert programs == 2
     assert 0.9 < reused <= 1
+
+
+def test_fast_math_changes_no_format():
+    code = """
+from functional_adam import _selfcheck as check
+import json
+print(json.dumps([check.coarseness(moments) for moments in check.FORMATS]))
+"""
+    flags = {"XLA_FLAGS": "--xla_cpu_enable_fast_math=true", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | flags, capture_output=True, text=True, timeout=300, check=True,
+    )  # fmt: skip
+    found = json.loads(done.stdout)
+    for moments, (error, stays) in zip(check.FORMATS, found, strict=True):
+        assert stays
+        assert error == pytest.approx(check.coarseness(moments)[0], rel=0.1)
 
 
 @pytest.mark.parametrize("device", ["tpu", "cuda", "nonsense"])

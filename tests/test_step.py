@@ -87,13 +87,41 @@ def test_float32_error_of_a_step_with_little_momentum(b1, b2):
     assert_within(updates, truth, 1e-3, rms=0.15 / np.sqrt(1 - b2), worst=50)
 
 
-@pytest.mark.parametrize("b2", [0.97, 0.999, 0.9999])
-def test_float32_error_of_a_step_on_constant_gradients(b2):
-    grads = np.full((STEPS, 16), np.linspace(0.03, 3, 16), np.float32)
-    truth = reference.adam(grads, b2=b2).updates
-    np.testing.assert_allclose(truth, -1e-3, rtol=1e-6)  # m_hat = g and v_hat = g**2, any t
-    updates, _ = run(fa.adam(b2=b2), grads)
-    assert_within(updates, truth, 1e-3, rms=0.6 / (1 - b2), worst=0.6 / (1 - b2))
+# Rates of which m stalls first, and of which v does: each below its limit, by half a unit over the
+# part of the way that a step goes.
+STALLS = [(0.9, 0.9), (0.9, 0.83), (0.99, 0.985), (0.97, 0.95), (0.7, 0.5)]
+STALLS += [(0.0, 0.9), (0.9, 0.97), (0.9, 0.999), (0.9, 0.9999)]
+
+
+@pytest.mark.parametrize(("b1", "b2"), STALLS)
+def test_float32_error_of_a_step_on_constant_gradients(b1, b2):
+    sizes = np.exp2(np.linspace(-5, 1.6, 64)) * np.where(np.arange(64) % 3, 1, -1)
+    steps = min(STEPS, int(20 / (1 - b2)))
+    grads = np.tile(np.float32(sizes), (steps, 1))
+    truth = reference.adam(grads, b1=b1, b2=b2, eps=0.0).updates
+    np.testing.assert_allclose(truth, -1e-3 * np.sign(grads), rtol=1e-6)  # m_hat = g, v_hat = g**2
+    updates, _ = run(fa.adam(b1=b1, b2=b2, eps=0.0), grads)
+    most = max(1 / (1 - b1), 0.5 / (1 - b2)) + 4
+    assert_within(updates, truth, 1e-3, rms=most, worst=most)
+
+
+def test_float32_error_of_a_step_with_a_memory_of_a_hundred_thousand_steps():
+    # It begins at the end of the first such memory, with v = 1: 10,000 steps on, errors have grown
+    # to where the bound for shorter memories and fewer steps is left behind.
+    b1, b2, late, n = 0.9, 0.99999, 300_000, 64
+    tx = fa.adam(1e-3, b1=b1, b2=b2)
+    state = tx.init(jnp.zeros(n))._replace(count=jnp.int32(late), nu=jnp.ones(n))
+    grads = normal_gradients(30_000, n, seed=3)
+    u = jax.jit(lambda s: jax.lax.scan(lambda s, g: tx.update(g, s)[::-1], s, grads)[1])(state)
+    m, v, off = 0.0, 1.0, []
+    for t, (g, found) in enumerate(zip(np.float64(grads), np.float64(u), strict=True), late + 1):
+        m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g
+        true = -1e-3 * m / (1 - b1**t) / (np.sqrt(v / (1 - b2**t)) + 1e-8)
+        off.append((found - true) / np.maximum(1e-3, np.abs(true)) * 2**24)
+    off = np.array(off)
+    by_step = np.sqrt((off**2).mean(axis=1))
+    assert 4 < by_step.max() <= 1.5e-3 / (1 - b2)
+    assert np.abs(off).max() <= 1.5e-2 / (1 - b2)
 
 
 def test_float32_error_of_the_first_steps_in_any_setting():
