@@ -12,6 +12,7 @@ import numpy as np
 from jax.tree_util import keystr
 
 from functional_adam import _check
+from functional_adam._inside import by_parameter
 from functional_adam._state import is_ours, state_shapes
 from functional_adam._types import GradientTransformation, PyTree
 
@@ -218,6 +219,6 @@ def _bytes_by_path(sizes: PyTree, names: Sequence[str]) -> Counter[str]:
         for name in names:
             tree = getattr(state, name)
             for one in (tree or {}).values() if name == "extra" else [tree]:
-                for path, size in jax.tree_util.tree_leaves_with_path(one):
-                    sums[keystr(path)] += size
+                for path, size in by_parameter(f"state.{name}", one, state).items():
+                    sums[keystr(path)] += size or 0
     return sums
