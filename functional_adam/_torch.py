@@ -263,5 +263,5 @@ def _tensor(path: str, key: Any, name: str, leaf: Any, old: Any, transform: Any)
     array = numpy_of(whose, leaf)
     array = array.astype(np.float32) if array.dtype.kind == "V" else array  # bfloat16
     check_numbers(name, whose, array)
-    shape = tuple(old[name].shape) if name in old else None
+    shape = tuple(getattr(old[name], "shape", ())) if name in old else None
     return np.array(laid_out(path, array, transform, shape, whose), order="C")

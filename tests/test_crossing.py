@@ -4,6 +4,7 @@ PyTorch's run is on record (`record_crossing.py`), and repeated where it is inst
 live.
 """
 
+import contextlib
 import functools
 
 import jax
@@ -408,6 +409,36 @@ def test_steps_and_moments_that_no_state_holds_raise():
     ):
         with pytest.raises(TypeError, match=r"must be the state_dict\(\) of a torch optimizer"):
             fa.from_torch(broken, like)
+
+
+def places(tree, path=()):
+    """Every path in nested dicts and lists."""
+    yield path
+    if isinstance(tree, dict | list):
+        for key in tree if isinstance(tree, dict) else range(len(tree)):
+            yield from places(tree[key], (*path, key))
+
+
+def replaced(tree, path, value):
+    if not path:
+        return value
+    copy = tree.copy()
+    copy[path[0]] = replaced(tree[path[0]], path[1:], value)
+    return copy
+
+
+@pytest.mark.parametrize("value", [None, True, -1, 2.0**31, "x", [], {"a": 1}, np.array([None])])
+def test_whatever_is_wrong_in_a_state_dict_of_torch_is_named(value):
+    """In any place of it, both ways: nothing but the two errors that are documented."""
+    good = state_dict_of(entry((3,)), entry(), param_names=["b", "w"])
+    for path in places(good):
+        broken = replaced(good, path, value)
+        for cross in (
+            lambda broken=broken: fa.from_torch(broken, PARAMS, names={"b": "b", "w": 1}),
+            lambda broken=broken: fa.to_torch(fa.init(PARAMS), broken),
+        ):
+            with contextlib.suppress(ValueError, TypeError):
+                cross()
 
 
 def test_moments_that_torch_should_not_get_raise():
