@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import keystr
 
-from functional_adam import _check
-from functional_adam._rounding import master
-from functional_adam._state import check_count, outside_boxes
+from functional_adam import _check, _inside
+from functional_adam._rounding import is_short, master
+from functional_adam._state import AdamState
 from functional_adam._types import PyTree, arithmetic_dtype
 
 
@@ -47,19 +48,22 @@ def apply_updates(params: PyTree, updates: PyTree) -> PyTree:
 def master_params(params: PyTree, state: PyTree) -> PyTree:
     """The float32 weights that 16-bit parameters and the `residual` beside them stand for.
 
-    theta + residual * ulp(theta) / 256, for evaluation and for saving. Parameters of other dtypes
-    are returned as they are.
+    theta + residual * ulp(theta) / 256, for evaluation and for saving. A 16-bit parameter that
+    `optax.masked` or `optax.partition` gives to another transformation stands for itself alone, and
+    is cast. Parameters of other dtypes are returned as they are.
 
     Args:
         params: the parameters.
-        state: an `AdamState` made with rounding="compensated".
+        state: an `AdamState` made with rounding="compensated", or any state that holds one or
+            several: that of `optax.chain`, `masked`, `partition` (a state for each group),
+            `MultiSteps`, `inject_hyperparams`, or the `opt_state` of a Flax `nnx.Optimizer`.
 
     Returns:
         A tree like `params`.
 
     Raises:
-        TypeError: `state` is not an `AdamState`.
-        ValueError: it has no `residual`, or one that does not fit `params`.
+        ValueError: `state` holds no `AdamState`, none of them has a `residual`, two have one for
+            the same parameter, or what they have does not fit `params`.
 
     Example:
         >>> import functional_adam as fa, jax.numpy as jnp
@@ -70,16 +74,56 @@ def master_params(params: PyTree, state: PyTree) -> PyTree:
         >>> params, [round(float(w), 3) for w in fa.master_params(params, state)]
         (Array([1, 1], dtype=bfloat16), [0.999, 0.999])
     """
-    check_count(state)
-    if state.residual is None:
-        raise ValueError(
-            'state.residual is None: only a state made with rounding="compensated" knows more of '
-            "the weights than the parameters themselves."
-        )
-    codes = _check.leaves_like("state.residual", state.residual, outside_boxes(params), "params")
+    codes, elsewhere = _residuals(_inside.states("state", state))
     paths_and_leaves, treedef = jax.tree_util.tree_flatten_with_path(params, is_leaf=_check.is_none)
-    pairs = zip(paths_and_leaves, codes, strict=True)
-    return treedef.unflatten(_master(keystr(path), p, code) for (path, p), code in pairs)
+    for path in codes.keys() - {path for path, _ in paths_and_leaves}:
+        raise ValueError(
+            f"state has a residual for params{keystr(path)}, which is not in params: pass the tree "
+            "that was given to init."
+        )
+
+    def weight(path: _inside.Path, p: Any) -> Any:
+        if path in codes:
+            return _master(keystr(path), p, codes[path])
+        if p is not None and not any(is_elsewhere(path) for is_elsewhere in elsewhere):
+            raise ValueError(
+                f"params{keystr(path)} has no counterpart in state: pass the state of these "
+                "parameters, made by the `init` of their transformation."
+            )
+        short = p is not None and is_short(_check.leaf_dtype("params" + keystr(path), p))
+        return master(jnp.asarray(p), None) if short else p
+
+    return treedef.unflatten(weight(path, p) for path, p in paths_and_leaves)
+
+
+def _residuals(
+    states: list[tuple[str, AdamState]],
+) -> tuple[dict[_inside.Path, Any], list[Callable[[_inside.Path], bool]]]:
+    """The codes by the paths of their parameters; and what tells those that others have."""
+    codes: dict[_inside.Path, Any] = {}
+    compensated = [(where, state) for where, state in states if _has_codes(state)]
+    for where, state in compensated:
+        mine = _inside.by_parameter(f"{where}.residual", state.residual, state)
+        for path, code in mine.items():
+            if path in codes:
+                raise ValueError(
+                    f"state has two residuals for params{keystr(path)}, the second in {where}: "
+                    "pass the one state that belongs to params."
+                )
+            codes[path] = code
+    if not compensated:
+        raise ValueError(
+            f'{states[0][0]}.residual is None: only a state made with rounding="compensated" knows '
+            "more of the weights than the parameters themselves."
+        )
+    return codes, [_inside.left_out(state.mu) for _, state in compensated]
+
+
+def _has_codes(state: AdamState) -> bool:
+    """Whether the residual is that of rounding="compensated"; "stochastic" has zeros there."""
+    kept = jax.tree.leaves(state.residual)
+    is_zero = any(jnp.issubdtype(x.dtype, jnp.inexact) for x in kept)
+    return state.residual is not None and not is_zero
 
 
 def _master(path: str, p: Any, code: Any) -> Any:

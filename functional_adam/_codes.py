@@ -274,6 +274,7 @@ def _power(exponents: jax.Array) -> jax.Array:
 def at_end(mu: jax.Array, nu: jax.Array) -> jax.Array:
     """How many codes, of both moments, have nothing beyond them: ratios of `_CODES`, roots of 255.
 
-    NaN, whose code is beyond, is one of them.
+    NaN, whose code is beyond, is one of them. A float32, as an int32 ends at 2**31.
     """
-    return jnp.sum(jnp.abs(mu.astype(jnp.int32)) >= _CODES) + jnp.sum(nu == 255)
+    ends = jnp.abs(mu.astype(jnp.int32)) >= _CODES, nu == 255
+    return sum((jnp.sum(x, dtype=jnp.float32) for x in ends), jnp.float32(0))

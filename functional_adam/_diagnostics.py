@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import keystr, tree_leaves_with_path
 
-from functional_adam import _check, _codes, _hints
+from functional_adam import _check, _codes, _inside
 from functional_adam import _formulas as F
 from functional_adam._family import ADAM
 from functional_adam._keywords import explained
@@ -19,7 +19,7 @@ from functional_adam._numerics import abs_squared, over, times, widened
 from functional_adam._operands import Scalars
 from functional_adam._scalars import at, scalars
 from functional_adam._settings import bind
-from functional_adam._state import AdamState, check_count, is_ours
+from functional_adam._state import AdamState
 from functional_adam._types import PyTree, Scalar, ScalarOrSchedule, arithmetic_dtype, real_dtype
 
 _DEFAULTS: dict[str, Any] = {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "eps_root": 0.0}
@@ -45,9 +45,9 @@ def diagnostics(
     say nothing of their steps; all else holds for any variant.)
 
     - `count`: t, the steps taken (int32; all others are float32).
-    - `update_norm`, `param_norm`: Euclidean norms over all leaves.
-    - `update_to_param`: the first over the second. Some 1e-3 is usual; a value that grows towards 1
-      says that the learning rate is too high.
+    - `update_norm`, `param_norm`: Euclidean norms over all leaves that the state is for.
+    - `update_to_param`: the first over the second, 0 where the parameters are all 0. Some 1e-3 is
+      usual; a value that grows towards 1 says that the learning rate is too high.
     - `direction_rms`: root mean square of m_hat / (sqrt(v_hat + eps_root) + eps), as in Adam:
       1 where all gradients point the same way, some sqrt((1 - b1) / (1 + b1)) where they are noise.
     - `below_eps`: the share of coordinates with sqrt(v_hat + eps_root) < eps, where eps holds the
@@ -61,8 +61,11 @@ def diagnostics(
     Args:
         updates: what `tx.update` gave for `params`, an array for each of them (None where there is
             none).
-        state: the state that came with it: an `AdamState`, or any state of Optax's that holds one,
-            wherever in it.
+        state: the state that came with it: an `AdamState`, or any state that holds one, wherever
+            in it: that of `optax.chain`, `masked`, `MultiSteps`, `inject_hyperparams`, or the
+            `opt_state` of a Flax `nnx.Optimizer`. Of an `optax.partition` pass one group's,
+            `state.inner_states["group"]`, with all updates and parameters: its numbers are those
+            of its own leaves.
         params: the parameters, before or after the step.
         learning_rate: as given to the factory, a number or a schedule; None (default) takes it from
             the hyperparameters of `optax.inject_hyperparams`, if they are in `state`.
@@ -107,17 +110,21 @@ def diagnostics(
     of_dtype = functools.cache(functools.partial(scalars, settings, t))
     sums = _summed(adam_state, of_dtype)
     _check.leaves_like("updates", updates, params, "params")
-    update_norm, param_norm = _norm("updates", updates), _norm("params", params)
+    # Leaves that masked or partition gave to others are no part of this state's step.
+    is_elsewhere = _inside.left_out(adam_state.mu)
+    update_norm, param_norm = (
+        _norm(name, tree, is_elsewhere) for name, tree in (("updates", updates), ("params", params))
+    )
     watched = {
         "count": jnp.asarray(adam_state.count),
         "update_norm": update_norm,
         "param_norm": param_norm,
-        "update_to_param": update_norm / param_norm,
-        "direction_rms": jnp.sqrt(sums["squares"] / sums["size"]),
-        "below_eps": sums["below"] / sums["size"],
+        "update_to_param": _ratio(update_norm, param_norm),
+        "direction_rms": jnp.sqrt(_ratio(sums["squares"], sums["size"])),
+        "below_eps": _ratio(sums["below"], sums["size"]),
     }
     if "ends" in sums:
-        watched["clipped"] = sums["ends"] / (2 * sums["size"])
+        watched["clipped"] = _ratio(sums["ends"], 2 * sums["size"])
     if has_rate:
         watched["learning_rate"] = jnp.asarray(rate, jnp.float32)
     return watched
@@ -125,15 +132,13 @@ def diagnostics(
 
 def _the_state(state: PyTree) -> AdamState:
     """The one of ours in a state."""
-    found = [
-        (keystr(path), x) for path, x in tree_leaves_with_path(state, is_leaf=is_ours) if is_ours(x)
-    ]
-    if len(found) != 1:
-        places = ", ".join("state" + path for path, _ in found)
-        held = f"{len(found)}: {places}. Pass one of them."
-        none = f"none, in {_check.show(state)}.{_hints.no_state(state)}"
-        raise ValueError(f"state must hold one AdamState; got {held if found else none}")
-    check_count(found[0][1])
+    found = _inside.states("state", state, "one AdamState")
+    if len(found) > 1:
+        places = ", ".join(where for where, _ in found)
+        raise ValueError(
+            f"state must hold one AdamState; got {len(found)}: {places}. Pass one of them, with all"
+            " updates and params: leaves that it does not have count nowhere."
+        )
     return found[0][1]
 
 
@@ -145,34 +150,46 @@ def _injected(state: PyTree) -> dict[str, Any]:
     return {k: x for node in nodes for k, x in node.hyperparams.items() if k in names}
 
 
-def _norm(name: str, tree: PyTree) -> jax.Array:
-    """The Euclidean norm over all leaves."""
+def _norm(name: str, tree: PyTree, is_elsewhere: Callable[[_inside.Path], bool]) -> jax.Array:
+    """The Euclidean norm over all leaves but those that belong elsewhere."""
+    leaves = [(name + keystr(p), x) for p, x in tree_leaves_with_path(tree) if not is_elsewhere(p)]
     squares = [
         jnp.sum(abs_squared(jnp.asarray(x).astype(arithmetic_dtype(_check.leaf_dtype(path, x)))))
-        for path, x in ((name + keystr(p), x) for p, x in tree_leaves_with_path(tree))
+        for path, x in leaves
     ]
     return jnp.sqrt(_total(squares))
 
 
 def _total(parts: Sequence[Any]) -> jax.Array:
-    return sum((jnp.asarray(x).astype(jnp.float32) for x in parts), jnp.float32(0))
+    return sum((jnp.asarray(x, jnp.float32) for x in parts), jnp.float32(0))
+
+
+def _ratio(part: jax.Array, whole: jax.Array) -> jax.Array:
+    """part / whole, 0 of nothing; NaN and infinite parts stay NaN."""
+    nothing = whole == 0
+    return jnp.where(nothing, 0 * part, part / jnp.where(nothing, 1, whole))
 
 
 def _summed(state: AdamState, of_dtype: Callable[[Any], Scalars]) -> dict[str, jax.Array]:
     """Over all coordinates: their number, squares of the direction, those held back by eps."""
-    mus, nus = (jax.tree.leaves(tree) for tree in (state.mu, state.nu))
-    scales = jax.tree.leaves(state.nu_scale) if state.nu_scale is not None else [None] * len(mus)
+    mus, nus, scales = (
+        _inside.by_parameter(f"state.{name}", getattr(state, name), state).values()
+        for name in ("mu", "nu", "nu_scale")
+    )
     parts: dict[str, list[Any]] = {"size": [], "squares": [], "below": []}
     for mu, nu, scale in zip(mus, nus, scales, strict=True):
+        if mu is None:  # frozen
+            continue
         format = format_of(mu, nu)
         loaded = FORMATS[format]().load(Stored(mu, nu, {}, scale))
         real = real_dtype(arithmetic_dtype(loaded.m.dtype, loaded.v.dtype))
         new = jax.tree.map(functools.partial(widened, real), loaded)
         s = of_dtype(real)
         direction = times(s.step, over(F.momentum(s, new.m, new), F.root(s, new)))
-        parts["size"].append(new.v.size)
+        held = F.root(s, new) < 2 * s.eps  # the root itself below eps
+        parts["size"].append(float(new.v.size))
         parts["squares"].append(jnp.sum(abs_squared(direction)))
-        parts["below"].append(jnp.sum(F.root(s, new) < 2 * s.eps))  # the root itself below eps
+        parts["below"].append(jnp.sum(held, dtype=jnp.float32))  # an int32 ends at 2**31
         if format == Int8.name:
             parts.setdefault("ends", []).append(_codes.at_end(mu, nu))
     return {name: _total(values) for name, values in parts.items()}

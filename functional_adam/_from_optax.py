@@ -9,25 +9,31 @@ way to them (fields and keys, not positions), and the tree that results is that 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections import Counter
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.tree_util import SequenceKey, keystr
 
 from functional_adam import _check
+from functional_adam._pieces import (
+    ADAM,
+    COUNTER,
+    Piece,
+    Side,
+    check_alike,
+    check_counter,
+    check_one_count,
+    is_theirs,
+    nearest,
+    pieces_of,
+)
 from functional_adam._state import is_ours
 from functional_adam._types import PyTree
 
 # Fields of Optax's states that ours have under another name; AdEMAMix counts twice.
 _OURS = {"m1": "mu", "m2": "mu_slow", "count_m2": "count"}
-_FIELDS = (
-    {"count", "mu", "nu"},
-    {"count", "mu", "nu", "nu_max"},
-    {"count", "count_m2", "m1", "m2", "nu"},
-)
-_ADAM, _COUNTER, _ARRAY = "an Adam state", "the counter of a schedule", "an array"
 
 
 def from_optax(opt_state: PyTree, like: PyTree) -> PyTree:
@@ -40,8 +46,12 @@ def from_optax(opt_state: PyTree, like: PyTree) -> PyTree:
 
     Arrays are matched by the names on the way to them, not by positions, and a single Adam state
     is found wherever it is: `optax.chain(clip, optax.scale_by_adam(), decay, rate)` may become
-    `optax.chain(clip, fa.adamw())`. Counters of schedules that have no counterpart are dropped, or
-    set to the count of the Adam nearest to them. The holes of `optax.masked` stay holes.
+    `optax.chain(clip, fa.adamw())`. The holes of `optax.masked` stay holes.
+
+    A counter of a schedule with a counterpart of the same name is taken over. One without is
+    dropped, since a schedule here is called with the count of its Adam; where the two differ, as
+    after a schedule was started anew, that raises. Under `jax.jit` counters have no values to
+    compare: call it outside.
 
     Args:
         opt_state: the state of an Optax optimizer, however wrapped.
@@ -54,8 +64,9 @@ def from_optax(opt_state: PyTree, like: PyTree) -> PyTree:
 
     Raises:
         ValueError: there is no Adam state on either side, something has no counterpart on the
-            other, shapes or structures differ, or `like` has 8-bit moments (carry over into
-            moments="full" and call `convert_moments`).
+            other, a counter without a counterpart differs from Adam's count, shapes or structures
+            differ, or `like` has 8-bit moments (carry over into moments="full" and call
+            `convert_moments`).
         TypeError: a complex array where a real one belongs, or the reverse.
 
     Example:
@@ -68,7 +79,7 @@ def from_optax(opt_state: PyTree, like: PyTree) -> PyTree:
         >>> int(state[1].count), state[1].mu["w"].round(3)
         (1, Array([0.1, 0.1, 0.1], dtype=float32))
     """
-    return _carried(_Side("opt_state", opt_state, _is_theirs), _Side("like", like, is_ours))
+    return _carried(Side("opt_state", opt_state, is_theirs), Side("like", like, is_ours))
 
 
 def to_optax(state: PyTree, like: PyTree) -> PyTree:
@@ -81,8 +92,8 @@ def to_optax(state: PyTree, like: PyTree) -> PyTree:
 
     Returns:
         A tree like `like`, in its dtypes: in Optax the moments of 16-bit parameters have 16 bits.
-        Counters of schedules are set to Adam's count. What `residual` holds is left behind; see
-        `master_params`.
+        Counters of schedules are set to Adam's count, unless one of the same name is in `state`.
+        What `residual` holds is left behind; see `master_params`.
 
     Raises:
         ValueError: as in `from_optax`; 8-bit moments in `state` go through `convert_moments` first.
@@ -97,98 +108,49 @@ def to_optax(state: PyTree, like: PyTree) -> PyTree:
         >>> int(adam_state.count), int(schedule_state.count)
         (1, 1)
     """
-    return _carried(_Side("state", state, is_ours), _Side("like", like, _is_theirs))
+    return _carried(Side("state", state, is_ours), Side("like", like, is_theirs))
 
 
-class _Side(NamedTuple):
-    """A tree of states, what messages call it, and which of its nodes are the Adam states."""
-
-    name: str
-    tree: PyTree
-    is_adam: Callable[[Any], bool]
-
-
-class _Piece(NamedTuple):
-    """What is carried over as a whole: an Adam state, the counter of a schedule, an array."""
-
-    kind: str
-    path: tuple[Any, ...]
-    where: str
-    value: Any
-
-    def __str__(self) -> str:
-        """For messages."""
-        return f"{self.where} ({self.kind})"
-
-
-def _fields(x: Any) -> set[str]:
-    fields: tuple[str, ...] = getattr(x, "_fields", ()) if isinstance(x, tuple) else ()
-    return set(fields)
-
-
-def _is_theirs(x: Any) -> bool:
-    return _fields(x) in _FIELDS
-
-
-def _is_counter(x: Any) -> bool:
-    return _fields(x) == {"count"}
-
-
-def _carried(source: _Side, target: _Side) -> PyTree:
-    (have, _), (want, treedef) = _pieces(source), _pieces(target)
+def _carried(source: Side, target: Side) -> PyTree:
+    (have, _), (want, treedef) = pieces_of(source), pieces_of(target)
     partners = _partners(have, want)
-    adams = {p.path: _adam(partners[p.path], p) for p in want if p.kind == _ADAM}
+    adams = {p.path: _adam(partners[p.path], p) for p in want if p.kind == ADAM}
 
-    def new(piece: _Piece) -> Any:
-        if piece.kind == _ADAM:
+    def new(piece: Piece) -> Any:
+        if piece.kind == ADAM:
             return adams[piece.path]
         if piece.path in partners:
             leaves = (partners[piece.path].value, piece.value)
             return jax.tree.map(functools.partial(_array, partners[piece.path].where), *leaves)
-        nearest = max(adams, key=functools.partial(_common, piece.path))
-        return jax.tree.map(lambda old: _copy(adams[nearest].count, old), piece.value)
+        counts = {p.where: adams[p.path].count for p in nearest(piece, want)}
+        check_alike(piece, counts)
+        return jax.tree.map(functools.partial(_copy, next(iter(counts.values()))), piece.value)
 
     return treedef.unflatten(map(new, want))
 
 
-def _pieces(side: _Side) -> tuple[list[_Piece], Any]:
-    """The pieces of one side, in order, and the tree that they are the leaves of."""
-
-    def kind(x: Any) -> str:
-        return _ADAM if side.is_adam(x) else _COUNTER if _is_counter(x) else _ARRAY
-
-    paths_and_values, treedef = jax.tree_util.tree_flatten_with_path(
-        side.tree, is_leaf=lambda x: kind(x) != _ARRAY
-    )
-    pieces = [_Piece(kind(x), path, side.name + keystr(path), x) for path, x in paths_and_values]
-    if not any(piece.kind == _ADAM for piece in pieces):
-        wanted = (
-            "an AdamState: give a state of this package, from the `init` of a transformation"
-            if side.is_adam is is_ours
-            else "an Adam state of Optax, a NamedTuple with the fields count, mu and nu. (A "
-            "checkpoint restored without a target has lost them: restore it into the optimizer's "
-            "`init(params)`.)"
-        )
-        raise ValueError(f"{side.name} must contain {wanted}; got {_check.show(side.tree)}.")
-    return pieces, treedef
-
-
-def _partners(have: list[_Piece], want: list[_Piece]) -> dict[tuple[Any, ...], _Piece]:
+def _partners(have: list[Piece], want: list[Piece]) -> dict[tuple[Any, ...], Piece]:
     """Of each wanted piece that has a counterpart, by its path, that counterpart."""
-    alone = all(sum(p.kind == _ADAM for p in pieces) == 1 for pieces in (have, want))
+    alone = all(sum(p.kind == ADAM for p in pieces) == 1 for pieces in (have, want))
 
-    def place(piece: _Piece) -> tuple[str, ...]:
-        if alone and piece.kind == _ADAM:
-            return (_ADAM,)
+    def place(piece: Piece) -> tuple[str, ...]:
+        if alone and piece.kind == ADAM:
+            return (ADAM,)
         names = (keystr((key,)) for key in piece.path if not isinstance(key, SequenceKey))
         return piece.kind, *names
 
-    free: dict[tuple[str, ...], list[_Piece]] = {}
+    free: dict[tuple[str, ...], list[Piece]] = {}
     for piece in have:
         free.setdefault(place(piece), []).append(piece)
+    wanted = Counter(map(place, want))
+    for found in free.values():
+        # Of fewer or more counters than the other side has, nobody knows which is which.
+        if found[0].kind == COUNTER and len(found) != wanted[place(found[0])]:
+            for piece in found:
+                check_counter(piece, have)
     partners = {p.path: free[place(p)].pop(0) for p in want if free.get(place(p))}
-    missing = [str(p) for p in want if p.path not in partners and p.kind != _COUNTER]
-    left = [str(p) for pieces in free.values() for p in pieces if p.kind != _COUNTER]
+    missing = [str(p) for p in want if p.path not in partners and p.kind != COUNTER]
+    left = [str(p) for pieces in free.values() for p in pieces if p.kind != COUNTER]
     if missing or left:
         told = [f"{', '.join(found)} without a counterpart" for found in (left, missing) if found]
         raise ValueError(
@@ -198,13 +160,7 @@ def _partners(have: list[_Piece], want: list[_Piece]) -> dict[tuple[Any, ...], _
     return partners
 
 
-def _common(a: tuple[Any, ...], b: tuple[Any, ...]) -> int:
-    """How many keys two paths begin with alike."""
-    same = [x == y for x, y in zip(a, b, strict=False)]
-    return [*same, False].index(False)
-
-
-def _adam(source: _Piece, target: _Piece) -> Any:
+def _adam(source: Piece, target: Piece) -> Any:
     """The Adam state `source`, as one like `target`."""
     found, wanted = _trees(source), _trees(target)
     if set(found) != set(wanted):
@@ -212,6 +168,7 @@ def _adam(source: _Piece, target: _Piece) -> Any:
             f"{source.where} keeps {' and '.join(found)}, but {target.where} keeps "
             f"{' and '.join(wanted)}: they are states of different optimizers."
         )
+    check_one_count(source)
     # Optax gives the second moment of complex parameters their dtype; its values are real.
     found |= {n: jax.tree.map(jnp.real, x) for n, x in found.items() if n.startswith("nu")}
     new = {
@@ -231,7 +188,7 @@ def _adam(source: _Piece, target: _Piece) -> Any:
     return old._replace(**counts, **new)
 
 
-def _trees(adam: _Piece) -> dict[str, PyTree]:
+def _trees(adam: Piece) -> dict[str, PyTree]:
     """The moments of an Adam state by our names."""
     state: Any = adam.value
     if not is_ours(state):

@@ -13,7 +13,8 @@ import numpy as np
 from jax.tree_util import keystr
 
 from functional_adam import _check, _table
-from functional_adam._state import by_parameter, is_ours, state_shapes
+from functional_adam._inside import by_parameter
+from functional_adam._state import is_ours, state_shapes
 from functional_adam._types import GradientTransformation, PyTree
 
 _PARTS = ("mu", "nu", "nu_scale", "residual", "extra")
@@ -223,8 +224,7 @@ def _bytes_by_path(sizes: PyTree, names: Sequence[str]) -> Counter[str]:
     for state in filter(is_ours, jax.tree.leaves(sizes, is_leaf=is_ours)):
         for name in names:
             tree = getattr(state, name)
-            trees = (tree or {}).values() if name == "extra" else [tree]
-            for one in (x for x in trees if x is not None):
-                for path, size in by_parameter(state, one):
-                    sums[path] += size or 0
+            for one in (tree or {}).values() if name == "extra" else [tree]:
+                for path, size in by_parameter(f"state.{name}", one, state).items():
+                    sums[keystr(path)] += size or 0
     return sums

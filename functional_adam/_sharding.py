@@ -17,9 +17,9 @@ from jax.tree_util import keystr
 
 from functional_adam import _check
 from functional_adam._codes import block_length
+from functional_adam._inside import by_parameter
 from functional_adam._state import (
     AdamState,
-    by_parameter,
     dimensions,
     divided,
     is_ours,
@@ -119,8 +119,8 @@ def _scale_shapes(state: PyTree) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
     for one in filter(is_ours, jax.tree.leaves(state, is_leaf=is_ours)):
         if one.nu_scale is not None:
-            scales = by_parameter(one, one.nu_scale)
-            shapes |= {path: scale.shape for path, scale in scales if scale is not None}
+            scales = by_parameter("state.nu_scale", one.nu_scale, one)
+            shapes |= {keystr(path): x.shape for path, x in scales.items() if x is not None}
     return shapes
 
 
@@ -138,8 +138,9 @@ def _placed(state: AdamState, places: dict[str, Place], somewhere: NamedSharding
 
     def like(tree: PyTree, place: Callable[[str, Any], Any] = kept) -> PyTree:
         treedef = jax.tree.structure(tree, is_leaf=_check.is_none)
-        leaves = by_parameter(state, tree)
-        return treedef.unflatten(None if x is None else place(path, x) for path, x in leaves)
+        leaves = by_parameter("the state", tree, state).items()
+        places = (None if x is None else place(keystr(path), x) for path, x in leaves)
+        return treedef.unflatten(places)
 
     count: Any = replicated(somewhere, 0)
     return AdamState(

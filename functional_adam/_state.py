@@ -166,16 +166,6 @@ def outside_boxes(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda x: jax.tree.leaves(x)[0], tree, is_leaf=is_box)
 
 
-def by_parameter(state: AdamState, tree: PyTree) -> list[tuple[str, Any]]:
-    """The leaves of one of the state's trees with their parameters' paths, None included.
-
-    Outside of boxes a leaf has another path than its parameter; `mu` has the parameter's.
-    """
-    paths = jax.tree_util.tree_leaves_with_path(state.mu, is_leaf=_check.is_none)
-    leaves = jax.tree.leaves(tree, is_leaf=_check.is_none)
-    return [(keystr(path), leaf) for (path, _), leaf in zip(paths, leaves, strict=True)]
-
-
 def beside(params: PyTree, leaves: list[Any]) -> PyTree:
     """A tree of these leaves, one for each parameter, outside of boxes."""
     if not leaves and not _is_container(params) and jax.tree.structure(params).num_nodes == 1:

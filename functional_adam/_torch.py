@@ -7,8 +7,8 @@ needed: its tensors are asked for NumPy arrays, and NumPy arrays are what it get
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,11 +18,16 @@ from jax.tree_util import keystr, tree_leaves_with_path
 
 from functional_adam import _check
 from functional_adam._state import AdamState, check_count, init
-from functional_adam._types import NumPyArray, PyTree
-
-# path -> torch's index or name of the parameter; or a tree like the parameters of such.
-Names: TypeAlias = PyTree | Callable[[str], int | str]
-Transform: TypeAlias = Callable[[str, NumPyArray], NumPyArray]
+from functional_adam._torch_dict import (
+    Names,
+    Transform,
+    check_numbers,
+    keys_of,
+    laid_out,
+    numpy_of,
+    parts_of,
+)
+from functional_adam._types import PyTree
 
 _OURS = {"exp_avg": "mu", "exp_avg_sq": "nu", "max_exp_avg_sq": "nu_max"}  # torch's names, ours
 _LARGEST = "max_exp_avg_sq"
@@ -62,10 +67,12 @@ def from_torch(
         of, since they never had a gradient, have zero moments; their count is that of the others.
 
     Raises:
-        ValueError: `step` differs between parameters or is no whole number, a mean of squares is
-            negative, or shapes, names or leaves do not fit.
-        TypeError: not a state dict of such an optimizer, or complex parameters, whose second
-            moment torch keeps for the real and imaginary parts apart.
+        ValueError: `step` differs between parameters, is no whole number or more than an int32
+            holds; a moment is NaN or infinite (in the state's dtype, which may hold less than
+            torch's), or a mean of squares negative; a parameter or name is listed twice; or shapes,
+            names or leaves do not fit.
+        TypeError: not a state dict of such an optimizer, a masked array of NumPy, or complex
+            parameters, whose second moment torch keeps for the real and imaginary parts apart.
 
     Example:
         >>> import functional_adam as fa, jax.numpy as jnp, numpy as np
@@ -77,10 +84,10 @@ def from_torch(
         >>> int(state.count), state.mu["kernel"].shape
         (7, (2, 1))
     """
-    groups, states = _parts("state_dict", state_dict)
+    groups, states = parts_of("state_dict", state_dict)
     start = init(params)
     paths = _paths("params", start.mu)
-    keys = _keys("state_dict", groups, paths, names)
+    keys = keys_of("state_dict", groups, paths, names)
     held = {key: states[key] for key in keys if states.get(key)}
     kept = _kept(held)
     leaves, treedef = jax.tree.flatten(start.mu)  # all moments of real parameters are alike
@@ -122,9 +129,11 @@ def to_torch(
         {"state": ..., "param_groups": ...}; arrays are copied.
 
     Raises:
-        ValueError: names and leaves, shapes or `amsgrad` do not fit `like`, or `state` has 8-bit
-            moments (see `convert_moments`) or trees of another variant.
-        TypeError: not an `AdamState`, complex parameters, or `like` is not a state dict.
+        ValueError: names and leaves, shapes or `amsgrad` do not fit `like`, which may list no
+            parameter twice; a moment is NaN or infinite; or `state` has 8-bit moments (see
+            `convert_moments`) or trees of another variant.
+        TypeError: not an `AdamState`, complex parameters, a masked array of NumPy, or `like` is not
+            a state dict.
 
     Example:
         >>> import functional_adam as fa, jax.numpy as jnp
@@ -134,9 +143,9 @@ def to_torch(
         array([0.1, 0.1], dtype=float32)
     """
     check_count(state)
-    groups, held = _parts("like", like)
+    groups, held = parts_of("like", like)
     paths = _paths("state.mu", state.mu)
-    keys = _keys("like", groups, paths, names)
+    keys = keys_of("like", groups, paths, names)
     columns = _columns(state)
     _check_amsgrad(groups, keys, _LARGEST in columns)
     new: dict[Any, dict[str, Any]] = {}
@@ -149,45 +158,6 @@ def to_torch(
     return {**like, "state": {**held, **new}}
 
 
-def _parts(name: str, state_dict: Any) -> tuple[list[Any], Mapping[Any, Any]]:
-    """The groups and the states of a state dict."""
-    if isinstance(state_dict, Mapping) and {"state", "param_groups"} <= set(state_dict):
-        return list(state_dict["param_groups"]), state_dict["state"]
-    raise TypeError(
-        f'{name} must be the state_dict() of a torch optimizer, a dict with "state" and '
-        f'"param_groups"; got {_check.show(state_dict)}.'
-    )
-
-
-def _keys(name: str, groups: list[Any], paths: list[str], names: Any) -> list[Any]:
-    """Of each leaf, the key of its parameter in the state dict."""
-    known = [key for group in groups for key in group["params"]]
-    if names is None:
-        if len(known) == len(paths):
-            return known
-        count = f"{name} has {len(known)} parameters, but there are {len(paths)} leaves."
-        raise ValueError(f"{count} Say with names= which parameter each leaf is.")
-    by_name = {key: key for key in known}
-    for group in groups:
-        by_name |= dict(zip(group.get("param_names", ()), group["params"], strict=False))
-    tree = {} if callable(names) else {keystr(p): k for p, k in tree_leaves_with_path(names)}
-    keys: list[Any] = []
-    for path in paths:
-        if not callable(names) and path not in tree:
-            raise ValueError(
-                f"names has nothing for leaf {path}: it must be a tree like params, or a function "
-                "from a path to torch's name or index."
-            )
-        key = names(path) if callable(names) else tree[path]
-        if key not in by_name:
-            few = ", ".join(map(repr, list(by_name)[:8])) + ", ..." * (len(by_name) > 8)
-            raise ValueError(f"names has {key!r} for leaf {path}, but {name} has {few}.")
-        if by_name[key] in keys:
-            raise ValueError(f"names has {key!r} for leaf {path} and for another.")
-        keys.append(by_name[key])
-    return keys
-
-
 def _paths(name: str, mu: PyTree) -> list[str]:
     """The paths of the leaves of a first moment, all real."""
     paths_and_leaves = tree_leaves_with_path(mu)
@@ -198,24 +168,6 @@ def _paths(name: str, mu: PyTree) -> list[str]:
                 "imaginary parts apart, this package one for both."
             )
     return [keystr(path) for path, _ in paths_and_leaves]
-
-
-def _laid_out(
-    path: str, array: Any, transform: Transform | None, shape: tuple[int, ...] | None, whose: str
-) -> NumPyArray:
-    """`array` with its axes as they are on the other side, of this shape there."""
-    if transform is not None:
-        array = np.asarray(transform(path, array))
-    if shape is None or array.shape == shape:
-        return array
-    advice = "Say with names= which parameter each leaf is."
-    if sorted(array.shape) == sorted(shape):
-        turn = ".T" if array.shape == shape[::-1] else ".transpose(...)"
-        advice = f"It fits transposed: transform=lambda path, x: x{turn} for this path."
-    raise ValueError(
-        f"{whose}: the array to carry over has shape {array.shape}"
-        f"{'' if transform is None else ' after transform'}, where {shape} belongs. {advice}"
-    )
 
 
 # ---- From torch ----
@@ -237,41 +189,43 @@ def _kept(held: Mapping[Any, Any]) -> list[str]:
 
 def _count(held: Mapping[Any, Any]) -> int:
     """The one number of steps."""
-    steps = {key: _numpy(state["step"]).item() for key, state in held.items()}
+    steps = {key: _step(key, state["step"]) for key, state in held.items()}
     first = next(iter(steps), None)
     for key, step in steps.items():
-        if not step >= 0 or step % 1:  # infinite % 1 is NaN, which is true
-            raise ValueError(
-                f"state_dict['state'][{key!r}]['step'] must be a whole number >= 0; got {step!r}."
-            )
         if step != steps[first]:
             raise ValueError(
-                f"state_dict['state'][{key!r}]['step'] is {step:g}, but that of {first!r} is "
-                f"{steps[first]:g}: an AdamState has one count. Use an optax.partition, one part "
+                f"state_dict['state'][{key!r}]['step'] is {step}, but that of {first!r} is "
+                f"{steps[first]}: an AdamState has one count. Use an optax.partition, one part "
                 "for each."
             )
-    return int(steps.get(first, 0))
+    return steps.get(first, 0)
+
+
+def _step(key: Any, value: Any) -> int:
+    """A parameter's number of steps, which torch keeps as a float."""
+    where = f"state_dict['state'][{key!r}]['step']"
+    array, most = numpy_of(where, value), np.iinfo(np.int32).max
+    if array.size != 1 or array.dtype.kind not in "iuf":
+        raise TypeError(f"{where} must be one real number; got {_check.show(value)}.")
+    step = array.item()
+    if not 0 <= step <= most or step % 1:
+        raise ValueError(
+            f"{where} must be a whole number >= 0 and <= {most}, where an AdamState's count ends; "
+            f"got {step!r}."
+        )
+    return int(step)
 
 
 def _leaf(path: str, key: Any, name: str, value: Any, like: jax.Array, transform: Any) -> jax.Array:
     """One of torch's arrays as a leaf like `like`, copied."""
     whose = f"params{path} from {name} of torch's parameter {key!r}"
-    array = _laid_out(path, _numpy(value), transform, like.shape, whose)
-    if name != "exp_avg" and np.any(np.less(array, 0)):
-        raise ValueError(f"{whose} holds negative numbers, which no mean of squares does.")
-    # A copy: torch goes on writing into its tensors.
-    array = array.astype(like.dtype, casting="same_kind")
+    array = laid_out(path, numpy_of(whose, value), transform, like.shape, whose)
+    with np.errstate(over="ignore"):  # what overflows is refused
+        # A copy: torch goes on writing into its tensors.
+        array = array.astype(like.dtype, casting="same_kind")
+    check_numbers(name, whose, array)
     on_mesh = isinstance(like.sharding, NamedSharding)
     return jax.device_put(array, like.sharding) if on_mesh else jnp.asarray(array)
-
-
-def _numpy(value: Any) -> NumPyArray:
-    """A tensor, an array or a number as a NumPy array."""
-    if hasattr(value, "detach"):
-        value = value.detach().cpu()
-        value = value.float() if str(value.dtype) == "torch.bfloat16" else value  # unknown to NumPy
-        value = value.numpy()
-    return np.asarray(value)
 
 
 # ---- To torch ----
@@ -305,8 +259,9 @@ def _check_amsgrad(groups: list[Any], keys: list[Any], has_maximum: bool) -> Non
 
 def _tensor(path: str, key: Any, name: str, leaf: Any, old: Any, transform: Any) -> Any:
     """A leaf as torch can take it: of a dtype that it knows, writable, in order."""
-    array = np.asarray(leaf)
-    array = array.astype(np.float32) if array.dtype.kind == "V" else array  # bfloat16
-    shape = tuple(old[name].shape) if name in old else None
     whose = f"{name} of torch's parameter {key!r} from leaf {path}"
-    return np.array(_laid_out(path, array, transform, shape, whose), order="C")
+    array = numpy_of(whose, leaf)
+    array = array.astype(np.float32) if array.dtype.kind == "V" else array  # bfloat16
+    check_numbers(name, whose, array)
+    shape = tuple(getattr(old[name], "shape", ())) if name in old else None
+    return np.array(laid_out(path, array, transform, shape, whose), order="C")

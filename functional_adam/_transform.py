@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from typing import Any
 
 import jax
@@ -14,6 +15,9 @@ from functional_adam._settings import Settings, identity
 from functional_adam._state import AdamState, fresh
 from functional_adam._step import step
 from functional_adam._types import GradientTransformation, PyTree, real_dtype
+
+# While `_variants_in` asks which of our transformations a wrapper holds: what each `init` made.
+MADE: ContextVar[list[tuple[Settings, AdamState]] | None] = ContextVar("MADE", default=None)
 
 
 class _Bound(functools.partial[Any]):
@@ -85,7 +89,11 @@ def _init(settings: Settings, params: PyTree) -> AdamState:
         name: jax.tree.map(jnp.zeros_like, getattr(state, like))
         for name, like in settings.variant.keeps
     }
-    return state._replace(extra=extra or None)
+    state = state._replace(extra=extra or None)
+    made = MADE.get()
+    if made is not None:
+        made.append((settings, state))
+    return state
 
 
 def _begin(name: str, own: Mapping[str, Any], zeros: jax.Array) -> jax.Array:

@@ -1,8 +1,9 @@
-"""apply_updates: sums, types, None leaves, errors."""
+"""apply_updates: sums, types, None leaves, errors; master_params wherever the state is."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import functional_adam as fa
@@ -80,3 +81,111 @@ def test_errors_name_the_leaf():
     ]:
         with pytest.raises(error, match=message):
             fa.apply_updates(params, updates)
+
+
+# ---- Master weights ----
+
+# bfloat16 has 7 bits: the unit of 1.5 is 2**-7, and a code 2**-15.
+HALVES = {
+    "w": jnp.full((2, 3), 1.5, jnp.bfloat16),
+    "b": jnp.full(3, 1.5, jnp.bfloat16),
+    "s": jnp.float32(0.7),
+}
+CODES = {"w": 64, "b": -3}
+WEIGHTS = {"w": 1.5 + 64 * 2**-15, "b": 1.5 - 3 * 2**-15, "s": np.float32(0.7)}
+KINDS = {"w": "matrix", "b": "vector", "s": "vector"}
+
+
+def compensated():
+    return fa.adam(1e-3, b1=0.83, rounding="compensated")
+
+
+def with_codes(state, at=lambda path: path[-1].key):
+    """`state` with a code of `CODES` in each residual that is needed."""
+
+    def coded(path, x):
+        return jnp.full_like(x, CODES[at(path)]) if x.dtype == jnp.int8 and x.size else x
+
+    return jax.tree_util.tree_map_with_path(coded, state)
+
+
+def assert_weights(found, **wanted):
+    assert set(found) == set(wanted)
+    for name, x in wanted.items():
+        assert found[name].dtype == np.float32
+        np.testing.assert_array_equal(found[name], np.float32(x))
+
+
+WRAPPERS = {
+    "alone": compensated,
+    "chain": lambda: optax.chain(optax.clip(1.0), compensated()),
+    "named_chain": lambda: optax.named_chain(("c", optax.clip(1.0)), ("a", compensated())),
+    "masked": lambda: optax.masked(compensated(), True),
+    "partition": lambda: optax.partition({"matrix": compensated(), "vector": compensated()}, KINDS),
+    "MultiSteps": lambda: optax.MultiSteps(compensated(), 3).gradient_transformation(),
+    "inject_hyperparams": lambda: optax.inject_hyperparams(fa.adam, ("rounding",))(
+        1e-3, rounding="compensated"
+    ),
+    "nested": lambda: optax.apply_if_finite(optax.chain(optax.masked(compensated(), True)), 3),
+}
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_master_params_finds_the_residuals_in(name):
+    with jax.numpy_dtype_promotion("standard"):  # inject_hyperparams mixes dtypes
+        state = with_codes(WRAPPERS[name]().init(HALVES))
+    assert_weights(fa.master_params(HALVES, state), **WEIGHTS)
+
+
+def test_master_params_of_other_groups_are_the_parameters():
+    """Of 16 bits, in the hands of another transformation or rounded otherwise: all there is."""
+    for other in (optax.sgd(0.1), fa.adam(1e-3)):
+        tx = optax.partition({"matrix": compensated(), "vector": other}, KINDS)
+        found = fa.master_params(HALVES, with_codes(tx.init(HALVES)))
+        assert_weights(found, w=WEIGHTS["w"], b=1.5, s=WEIGHTS["s"])
+
+
+def test_master_params_takes_what_is_not_needed_as_none_or_empty():
+    state = with_codes(compensated().init(HALVES))
+    for nothing in (None, jnp.zeros(0, jnp.int8)):
+        found = fa.master_params(HALVES, state._replace(residual=state.residual | {"s": nothing}))
+        assert_weights(found, **WEIGHTS)
+
+
+def test_master_params_reads_nnx():
+    """Boxes of other kinds around the same leaves; and residuals that lie outside of boxes."""
+    nnx = pytest.importorskip("flax.nnx")
+
+    class Model(nnx.Module):
+        def __init__(self):
+            for name, x in HALVES.items():
+                setattr(self, name, nnx.Param(x))
+
+    model = Model()
+    params = nnx.state(model, nnx.Param)
+    state = nnx.Optimizer(model, compensated(), wrt=nnx.Param).opt_state
+    state = with_codes(state, lambda path: path[-2].key)
+    plain = with_codes(compensated().init(HALVES)).residual
+    for residual in (state.residual, plain):
+        found = fa.master_params(params, state._replace(residual=residual))
+        assert_weights({name: x.get_value() for name, x in found.items()}, **WEIGHTS)
+
+
+def test_master_params_names_what_is_missing():
+    good, two = compensated().init(HALVES), optax.chain(compensated(), compensated())
+    for params, state, message in [
+        (HALVES, optax.adam(1e-3).init(HALVES), "state must hold an AdamState; got none.*partiti"),
+        (HALVES, optax.chain(fa.adam()).init(HALVES), r"state\[0\].residual is None: only a state"),
+        (HALVES, two.init(HALVES), r"two residuals for params\['b'\], the second in state\[1\]"),
+        ({"w": HALVES["w"]}, good, r"residual for params\['.'\], which is not in params"),
+        (HALVES | {"n": HALVES["b"]}, good, r"params\['n'\] has no counterpart in state"),
+        (HALVES, good._replace(residual={}), "state.residual has 0 leaves, but mu beside it has 3"),
+        (
+            HALVES | {"s": jnp.ones((), jnp.bfloat16)},
+            good,
+            r"state.residual\['s'\] must be int8 of shape \(\)",
+        ),
+        (HALVES | {"w": jnp.ones((2, 3))}, good, r"state.residual\['w'\] must be int8 of shape"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            fa.master_params(params, state)

@@ -4,6 +4,7 @@ PyTorch's run is on record (`record_crossing.py`), and repeated where it is inst
 live.
 """
 
+import contextlib
 import functools
 
 import jax
@@ -316,13 +317,13 @@ TWO = state_dict_of(entry((3,)), entry((2, 3)), param_names=["bias", "weight"])
         ),
         (
             ValueError,
-            r"\[0\]\['step'\] must be a whole number >= 0; got 2.5",
+            r"\[0\]\['step'\] must be a whole number >= 0 and <= 2147483647, .*; got 2.5",
             state_dict_of(entry((3,), step=2.5), entry(step=2.5)),
             {},
         ),
         (
             ValueError,
-            r"\[0\]\['step'\] must be a whole number >= 0; got inf",
+            r"\[0\]\['step'\] must be a whole number >= 0 .*; got inf",
             state_dict_of(entry((3,), step=np.inf), entry(step=np.inf)),
             {},
         ),
@@ -362,6 +363,122 @@ TWO = state_dict_of(entry((3,)), entry((2, 3)), param_names=["bias", "weight"])
 def test_what_torch_does_not_fit_raises(error, message, state_dict, options):
     with pytest.raises(error, match=message):
         fa.from_torch(state_dict, PARAMS, **options)
+
+
+def one_state(**changes):
+    """A state dict of one parameter, with something in its entry replaced."""
+    return state_dict_of(entry() | changes)
+
+
+@pytest.mark.parametrize("step", [2**31 - 1, 2.0**30, np.float32(2**24), np.int64(5), [[3]]])
+def test_steps_up_to_the_last_one_of_a_count_are_taken(step):
+    state = fa.from_torch(one_state(step=np.asarray(step)), jnp.zeros((2, 3)))
+    assert int(state.count) == int(np.asarray(step).item())
+    assert state.count.dtype == np.int32
+
+
+def test_steps_and_moments_that_no_state_holds_raise():
+    like, whole = jnp.zeros((2, 3)), np.full((2, 3), 0.7)
+    masked = np.ma.masked_array(whole, mask=np.eye(2, 3, dtype=bool))
+    wild = {x: np.where(np.eye(2, 3), float(x), whole) for x in ("nan", "-inf", "inf")}
+    for error, message, changes in (
+        (ValueError, r"\['step'\] must be .* <= 2147483647, .*; got 2147483648", {"step": 2**31}),
+        (ValueError, r"\['step'\] must be .*; got 1e\+20", {"step": 1e20}),
+        (ValueError, r"\['step'\] must be .*; got nan", {"step": np.nan}),
+        (ValueError, r"\['step'\] must be .*; got -1", {"step": -1}),
+        (TypeError, r"\['step'\] must be one real number; got array", {"step": np.ones(2)}),
+        (TypeError, r"\['step'\] must be one real number; got '7' of", {"step": "7"}),
+        (TypeError, r"\['step'\] must be one real number; got None", {"step": None}),
+        (TypeError, r"\['step'\] is a masked array", {"step": np.ma.masked_array(7.0, True)}),
+        (ValueError, "exp_avg of .* holds NaN or infinity in float32", {"exp_avg": wild["nan"]}),
+        (ValueError, "exp_avg of .* holds NaN or infinity", {"exp_avg": wild["-inf"]}),
+        (ValueError, "exp_avg_sq of .* holds NaN", {"exp_avg_sq": wild["inf"]}),
+        # Finite in torch's float64, not in the float32 that the state has.
+        (ValueError, "exp_avg of .* holds NaN or infinity in float32", {"exp_avg": whole * 1e39}),
+        (TypeError, "exp_avg_sq of .* is a masked array of NumPy", {"exp_avg_sq": masked}),
+    ):
+        with pytest.raises(error, match=message):
+            fa.from_torch(one_state(**changes), like)
+    with pytest.raises(TypeError, match=r"exp_avg of .* is a masked array of NumPy"):
+        fa.from_torch(one_state(), like, transform=lambda path, x: np.ma.masked_array(x, x > 0))
+    for broken in (
+        one_state() | {"param_groups": [{"lr": 0.1}]},
+        one_state() | {"param_groups": [[0]]},
+        one_state() | {"state": [entry()]},
+        one_state() | {"state": {0: [1.0]}},
+    ):
+        with pytest.raises(TypeError, match=r"must be the state_dict\(\) of a torch optimizer"):
+            fa.from_torch(broken, like)
+
+
+def places(tree, path=()):
+    """Every path in nested dicts and lists."""
+    yield path
+    if isinstance(tree, dict | list):
+        for key in tree if isinstance(tree, dict) else range(len(tree)):
+            yield from places(tree[key], (*path, key))
+
+
+def replaced(tree, path, value):
+    if not path:
+        return value
+    copy = tree.copy()
+    copy[path[0]] = replaced(tree[path[0]], path[1:], value)
+    return copy
+
+
+@pytest.mark.parametrize("value", [None, True, -1, 2.0**31, "x", [], {"a": 1}, np.array([None])])
+def test_whatever_is_wrong_in_a_state_dict_of_torch_is_named(value):
+    """In any place of it, both ways: nothing but the two errors that are documented."""
+    good = state_dict_of(entry((3,)), entry(), param_names=["b", "w"])
+    for path in places(good):
+        broken = replaced(good, path, value)
+        for cross in (
+            lambda broken=broken: fa.from_torch(broken, PARAMS, names={"b": "b", "w": 1}),
+            lambda broken=broken: fa.to_torch(fa.init(PARAMS), broken),
+        ):
+            with contextlib.suppress(ValueError, TypeError):
+                cross()
+
+
+def test_moments_that_torch_should_not_get_raise():
+    state, like = fa.init(jnp.zeros((2, 3))), state_dict_of(None)
+    for error, message, changes in (
+        (ValueError, "exp_avg of .* holds NaN", {"mu": jnp.full((2, 3), np.nan)}),
+        (ValueError, "exp_avg_sq of .* holds NaN or inf", {"nu": jnp.full((2, 3), np.inf)}),
+        (ValueError, "exp_avg_sq of .* holds negative", {"nu": jnp.full((2, 3), -0.3)}),
+        (
+            ValueError,
+            "exp_avg of .* holds NaN or infinity",
+            {"mu": jnp.full((2, 3), np.nan, jnp.bfloat16)},
+        ),
+        (TypeError, "exp_avg of .* is a masked", {"mu": np.ma.masked_array(np.ones((2, 3)), True)}),
+    ):
+        with pytest.raises(error, match=message):
+            fa.to_torch(state._replace(**changes), like)
+
+
+def test_a_parameter_of_torch_is_listed_once():
+    """In a group or in two, by number or by name, in both directions."""
+    part, params = entry((3,)), {"a": jnp.zeros(3), "b": jnp.zeros(3)}
+    again = {"state": {0: part}, "param_groups": [{"params": [0, 0]}]}
+    groups = {"state": {0: part}, "param_groups": [{"params": [0]}, {"params": [0]}]}
+    named = state_dict_of(part, part, param_names=["w", "w"])
+    known = {"state": {"w": part, 1: part}, "param_groups": [{"params": ["w", 1]}]}
+    known["param_groups"][0]["param_names"] = ["v", "w"]
+    short = state_dict_of(part, part, param_names=["w"])
+    names = {"a": "w", "b": 1}
+    for state_dict, chosen, message in (
+        (again, None, r"\['param_groups'\] lists parameter 0 twice"),
+        (groups, None, r"\['param_groups'\] lists parameter 0 twice"),
+        (named, names, "has two parameters called 'w'"),
+        (known, names, "has two parameters called 'w'"),
+        (short, names, r"\['param_groups'\]\[0\] has 1 names for 2 parameters"),
+    ):
+        with pytest.raises(ValueError, match="state_dict" + ".*" + message):
+            fa.from_torch(state_dict, params, names=chosen)
+        with pytest.raises(ValueError, match="like.*" + message):
+            fa.to_torch(fa.init(params), state_dict, names=chosen)
 
 
 def test_an_axis_order_is_advised_for_more_axes():
@@ -547,6 +664,98 @@ def test_a_schedule_that_begins_at_the_crossing_follows_the_adam_beside_it():
         adam, schedule = found[label].inner_state
         assert int(adam.count) == int(schedule.count) == count
     assert jax.tree.map(np.shape, first) == jax.tree.map(np.shape, params)
+
+
+START, AT = 1000, 7  # Adam's count, and that of a schedule which began anew at 993
+
+
+def restarted(tx, params, counts):
+    """A state whose counters, in order, are these; with moments of a step."""
+    _, state = tx.update(jax.tree.map(lambda p: 0.3 * p + 0.1, params), tx.init(params), params)
+    counts = iter(counts)
+    is_count = lambda path: jax.tree_util.keystr(path).endswith(("count", "count_m2"))  # noqa: E731
+    return jax.tree_util.tree_map_with_path(
+        lambda path, x: jnp.asarray(next(counts), x.dtype) if is_count(path) else x, state
+    )
+
+
+def test_a_schedule_that_began_anew_is_refused_and_goes_on_moved():
+    """The way out that the message names, against Optax going on."""
+    _, params = optax_data(np.float32)
+    theirs = optax.adam(rate, **ODD)
+    state = restarted(theirs, params, (START, AT))
+    message = (
+        r"opt_state\[1\].count is 7, but opt_state\[0\].count is 1000, .*"
+        r"`lambda n: schedule\(n - 993\)`, and set opt_state\[1\].count to 1000 before"
+    )
+    with pytest.raises(ValueError, match=message):
+        fa.from_optax(state, fa.adam(rate, **ODD).init(params))
+    moved = fa.adam(lambda n: rate(n - (START - AT)), **ODD)
+    adam, schedule = state
+    ours = fa.from_optax(
+        (adam, schedule._replace(count=jnp.int32(START))), jax.eval_shape(moved.init, params)
+    )
+    for _ in range(2):
+        wanted, state = theirs.update(params, state, params)
+        found, ours = moved.update(params, ours, params)
+        for leaf in wanted:
+            assert_close(found[leaf], wanted[leaf], 1e-5, 3e-3)
+
+
+def test_counters_with_counterparts_may_differ():
+    """The other way out: a counter of its own on both sides, both ways."""
+    _, params = optax_data(np.float32)
+    theirs, ours = (
+        optax.chain(lib.scale_by_adam(**ODD), optax.scale_by_learning_rate(rate))
+        for lib in (optax, fa)
+    )
+    for one, other, cross in ((theirs, ours, fa.from_optax), (ours, theirs, fa.to_optax)):
+        state = restarted(one, params, (START, AT))
+        crossed = cross(state, other.init(params))
+        assert [int(part.count) for part in crossed] == [START, AT]
+        wanted, found = one.update(params, state)[0], other.update(params, crossed)[0]
+        for leaf in wanted:
+            assert_close(found[leaf], wanted[leaf], 1e-5, 3e-3)
+
+
+def test_counters_that_differ_and_are_dropped_are_named():
+    params = PARAMS
+    optax_adamw = optax.adamw(rate, **ODD, weight_decay=rate)  # two schedules, two counters
+    ours = optax.chain(fa.scale_by_adam(), optax.scale_by_learning_rate(rate))
+    twice = optax.chain(fa.scale_by_adam(), fa.adam(rate))
+    flat = optax.chain(
+        optax.scale_by_adam(), optax.scale_by_adam(), optax.scale_by_learning_rate(rate)
+    )
+    mixed = getattr(optax, "contrib", optax).ademamix(1e-3)
+    for message, cross, (tx, counts), other in (
+        # One of two is kept, but nobody says which.
+        (r"e\[1\].count is 7, but opt_state\[0\]", fa.from_optax, (optax_adamw, (9, 7, 9)), ours),
+        (r"e\[2\].count is 12,.* is 9.*\(n \+ 3\)", fa.from_optax, (optax_adamw, (9, 9, 12)), ours),
+        (r"state\[1\].count is 3, but state\[0\]", fa.to_optax, (ours, (9, 3)), optax.adam(1e-3)),
+        (
+            r"like\[2\].* of like\[0\], which is 5, or of like\[1\], which is 6",
+            fa.to_optax,
+            (twice, (5, 6)),
+            flat,
+        ),
+        (
+            r"count is 5, but .*count_m2 is 6, and an AdamState has one count",
+            fa.from_optax,
+            (mixed, (5, 6)),
+            fa.ademamix(),
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            cross(restarted(tx, params, counts), other.init(params))
+    same = restarted(optax_adamw, params, (9, 9, 9))
+    assert int(fa.from_optax(same, fa.adamw().init(params)).count) == 9
+
+
+def test_counters_without_values_are_not_compared():
+    """As `from_optax` says: under `jax.jit` the schedule's is dropped."""
+    state = restarted(optax.adam(rate), PARAMS, (START, AT))
+    crossed = jax.jit(fa.from_optax)(state, fa.adam(rate).init(PARAMS))
+    assert int(crossed.count) == START
 
 
 def test_a_crossed_state_can_be_donated():

@@ -189,10 +189,110 @@ def test_it_is_vmapped_over_members():
     np.testing.assert_allclose(watched["update_norm"][1] / watched["update_norm"][0], 30, rtol=1e-5)
 
 
+def test_the_state_is_found_inside_every_wrapper():
+    """One Adam under the wrappers in turn, its gradients unchanged by them: the same numbers."""
+    params, grads = numbers(0), numbers(3)
+    adam = fa.adam(RATE, **HYPER)
+    plain = adam.update(grads, adam.init(params), params)
+    wanted = fa.diagnostics(*plain, params, **HYPER)
+    for tx in (
+        optax.named_chain(("first", optax.identity()), ("second", adam)),
+        optax.masked(adam, True),
+        optax.MultiSteps(adam, 1).gradient_transformation(),
+        optax.partition({"all": adam}, "all"),
+    ):
+        found = tx.update(grads, tx.init(params), params)
+        assert_close(fa.diagnostics(*found, params, **HYPER), wanted)
+
+
+def test_the_state_is_found_in_the_opt_state_of_nnx():
+    nnx = pytest.importorskip("flax.nnx")
+
+    class Model(nnx.Module):
+        def __init__(self):
+            for name, x in numbers(0).items():
+                setattr(self, name, nnx.Param(x))
+
+    model, adam = Model(), fa.adam(RATE, **HYPER)
+    optimizer = nnx.Optimizer(model, adam, wrt=nnx.Param)
+    grads = jax.tree.map(lambda p: 0.3 * p, nnx.state(model, nnx.Param))
+    optimizer.update(model, grads)
+    params = numbers(0)
+    updates, state = adam.update(jax.tree.map(lambda p: 0.3 * p, params), adam.init(params), params)
+    params = fa.apply_updates(params, updates)
+    boxed = nnx.state(model, nnx.Param)
+    found = fa.diagnostics(boxed, optimizer.opt_state, boxed, **HYPER)
+    assert_close(found, fa.diagnostics(params, state, params, **HYPER))
+
+
+LABELS = {"a": "decayed", "b": "rest", "c": "decayed"}
+
+
+def partitioned(params, **others):
+    """Updates and the state of a partition in which `decayed` decays."""
+    tx = optax.partition({"decayed": fa.adamw(RATE, **HYPER, weight_decay=0.3), **others}, LABELS)
+    return tx.update(numbers(3), tx.init(params), params)
+
+
+def test_a_group_of_a_partition_has_the_norms_of_its_own_leaves():
+    params = numbers(0)
+    updates, state = partitioned(params, rest=fa.adam(7 * RATE, **HYPER))
+    for label, names in (("decayed", "ac"), ("rest", "b")):
+        inner = state.inner_states[label]
+        held = inner.inner_state
+        mine = [{k: x[k] for k in names} for x in (updates, params, held.mu, held.nu)]
+        assert_close(fa.diagnostics(updates, inner, params, **HYPER), expected(*mine, 1))
+
+
+def test_a_partition_with_one_adam_in_it_needs_no_choice():
+    params = numbers(0)
+    updates, state = partitioned(params, rest=optax.sgd(0.1))
+    watched = fa.diagnostics(updates, state, params, **HYPER)
+    mine = {k: params[k] for k in "ac"}
+    np.testing.assert_allclose(watched["param_norm"], np.linalg.norm(flat(mine)), rtol=1e-6)
+
+
+def test_nothing_is_zero_and_not_nan():
+    tx = fa.adam(RATE, **HYPER)
+    for params in ({}, {"w": jnp.zeros((0, 3))}, {"frozen": None}):
+        updates, state = tx.update(params, tx.init(params), params)
+        watched = fa.diagnostics(updates, state, params, **HYPER)
+        assert {name: float(x) for name, x in watched.items()} == dict.fromkeys(watched, 0) | {
+            "count": 1
+        }
+
+
+def test_a_step_from_zero_has_no_infinite_ratio():
+    zeros = {"w": jnp.zeros(4)}
+    tx = fa.adam(RATE, **HYPER)
+    updates, state = tx.update({"w": jnp.full(4, 0.7)}, tx.init(zeros), zeros)
+    watched = fa.diagnostics(updates, state, zeros, **HYPER)
+    assert watched["update_norm"] > RATE
+    assert watched["update_to_param"] == watched["param_norm"] == 0
+    broken = fa.diagnostics({"w": jnp.array([np.nan, 0, 0, 0])}, state, zeros, **HYPER)
+    assert np.isnan(broken["update_to_param"])
+
+
+@pytest.mark.parametrize("moments", ["full", "bfloat16", "int8"])
+def test_leaves_beyond_an_int32_are_counted(moments):
+    """In shapes alone: a count kept in 32 bits raises or wraps, hence the dtypes of all sums."""
+    tx = fa.adam(RATE, **HYPER, moments=moments)
+    params = {"w": jax.ShapeDtypeStruct((2**16, 2**15 + 128), jnp.float32)}
+    state = jax.eval_shape(tx.init, params)
+    watch = functools.partial(fa.diagnostics, **HYPER)
+    watched = jax.eval_shape(watch, params, state, params)
+    assert set(watched) >= {"direction_rms", "below_eps"}
+    equations = str(jax.make_jaxpr(watch)(params, state, params)).splitlines()
+    sums = [line for line in equations if "= reduce_sum" in line or "= sum" in line]
+    assert sums
+    assert not [line for line in sums if ":i32" in line.split("=")[0]]
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
         ({"state": optax.adam(1e-3)}, ValueError, "state must hold one AdamState; got none"),
+        ({"state": optax.sgd(0.1, momentum=0.9)}, ValueError, "none.*partition, MultiSteps.*nnx.O"),
         (
             {"state": optax.chain(fa.adam(), fa.adam())},
             ValueError,

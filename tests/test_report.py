@@ -58,6 +58,40 @@ def test_bytes_of_each_part_of_a_leaf():
     assert leaf[3:9] == (7200, 1800, 1800, 36, 0, 0)
 
 
+@jax.tree_util.register_pytree_with_keys_class
+class Box:
+    """As Flax puts around a leaf."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def tree_flatten_with_keys(self):
+        return [(jax.tree_util.GetAttrKey("value"), self.value)], None
+
+    @classmethod
+    def tree_unflatten(cls, _, children):
+        return cls(*children)
+
+
+def test_what_lies_outside_of_boxes_belongs_to_their_parameters():
+    """Scales and residuals, which are not shaped like the parameters; None where there is none."""
+    adam = fa.adam(moments="int8", rounding="compensated")
+    boxed = {"h": Box(jnp.ones((6, 300), jnp.bfloat16)), "w": Box(jnp.ones((5, 130)))}
+
+    def init(params):
+        state = adam.init(params)
+        plain = adam.init(jax.tree.map(lambda box: box.value, boxed, is_leaf=is_box))
+        residual = plain.residual | {"w": None}
+        return state._replace(nu_scale=plain.nu_scale, residual=residual)
+
+    is_box = lambda x: isinstance(x, Box)  # noqa: E731
+    report = fa.memory_report(optax.GradientTransformation(init, adam.update), boxed)
+    h, w = report.leaves
+    assert (h.path, h.nu_scale, h.residual) == ("['h'].value", 36, 1800)
+    assert (w.path, w.nu_scale, w.residual) == ("['w'].value", 20, 0)
+    assert report.other == 4
+
+
 def test_nothing_is_allocated():
     shape = jax.ShapeDtypeStruct((2**20, 2**20), jnp.bfloat16)  # 2 TiB
     report = fa.memory_report(fa.adamw(moments="int8", rounding="compensated"), {"w": shape})

@@ -547,7 +547,7 @@ def test_a_state_with_or_without_residual_is_refused_where_it_does_not_belong():
         fa.update(theta, with_it, theta, rounding="stochastic")
     with pytest.raises(ValueError, match=r"state.residual is None: only a state made with"):
         fa.master_params(theta, without)
-    with pytest.raises(TypeError, match="state must be an AdamState"):
+    with pytest.raises(ValueError, match=r"state must hold an AdamState; got none, in \{'res"):
         fa.master_params(theta, {"residual": theta})
 
 
