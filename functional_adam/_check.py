@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import keystr
 
-from functional_adam import _hints, _restored, _words
+from functional_adam import _argument_hints, _hints, _restored, _words
 from functional_adam._types import PyTree, is_tiny
 
 T = TypeVar("T")
@@ -54,7 +54,7 @@ def _is_number(dtype: Any) -> bool:
 
 def _is_schedule(value: Any) -> bool:
     """Whether `value` is a function; some frameworks' models can be called, too."""
-    return callable(value) and not _hints.is_model(value)
+    return callable(value) and not _argument_hints.is_model(value)
 
 
 def scalar(
@@ -78,9 +78,10 @@ def scalar(
         return value
     if isinstance(value, jax.Array):
         if value.shape != ():
+            wanted += _argument_hints.not_parameters(name, value)
             raise ValueError(
-                f"{name} must be {wanted}{_hints.not_parameters(name, value)}; got an array of "
-                f"shape {value.shape}.{_hints.array(name, value)}"
+                f"{name} must be {wanted}; got an array of shape {value.shape}."
+                f"{_argument_hints.array(name, value)}"
             )
         if not _is_number(value.dtype):
             raise TypeError(f"{name} must be {wanted}; got an array of dtype {value.dtype}.")
@@ -88,8 +89,10 @@ def scalar(
         return value
     dtype = _scalar_dtype(value)
     if dtype is None or not _is_number(dtype):
-        wanted += _hints.not_parameters(name, value)
-        raise TypeError(f"{name} must be {wanted}; got {show(value)}.{_hints.scalar(name, value)}")
+        wanted += _argument_hints.not_parameters(name, value)
+        raise TypeError(
+            f"{name} must be {wanted}; got {show(value)}.{_argument_hints.scalar(name, value)}"
+        )
     number = float(value)
     if not at_least <= number < below:
         raise ValueError(f"{name} must be {wanted}; got {value!r}.")
@@ -101,7 +104,7 @@ def _fine_enough(name: str, dtype: np.dtype[Any], below: float, tiny: float) -> 
         return
     info = jnp.finfo(dtype)
     if info.tiny > tiny or (below < math.inf and info.bits < 32):
-        raise TypeError(f"{name} must not be {dtype}, {_hints.coarse(name)}")
+        raise TypeError(f"{name} must not be {dtype}, {_argument_hints.coarse(name)}")
 
 
 def fitting(name: str, value: float, dtype: np.dtype[Any]) -> np.generic:
@@ -114,7 +117,7 @@ def fitting(name: str, value: float, dtype: np.dtype[Any]) -> np.generic:
 def flag(name: str, value: Any) -> bool:
     """A Python bool."""
     if not isinstance(value, bool):
-        hint = _hints.flag(name, value)
+        hint = _argument_hints.flag(name, value)
         raise TypeError(f"{name} must be True or False; got {show(value)}.{hint}")
     return value
 

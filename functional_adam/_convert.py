@@ -13,17 +13,11 @@ from jax.core import Tracer
 from jax.tree_util import keystr
 
 from functional_adam import _check
+from functional_adam._mesh import over_auto_axes, sharding_of
 from functional_adam._moments import FORMATS, Format, Int8, MomentFormat, Stored, chosen, format_of
 from functional_adam._numerics import widened
 from functional_adam._rounding import Draw, bits, draw, leaf_key
-from functional_adam._state import (
-    AdamState,
-    check_count,
-    no_scale,
-    outside_boxes,
-    over_auto_axes,
-    sharding_of,
-)
+from functional_adam._state import AdamState, check_count, no_scale, outside_boxes
 from functional_adam._types import PyTree, arithmetic_dtype, real_dtype
 
 

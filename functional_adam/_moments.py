@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from functional_adam import _check, _codes, _hints, _moment_dtypes, _restored
+from functional_adam import _argument_hints, _check, _codes, _moment_dtypes, _restored
 from functional_adam._family import Variant
 from functional_adam._numerics import largest_ratio
 from functional_adam._operands import Moments, Scalars
@@ -273,7 +273,7 @@ def chosen(moments: Any, mu_dtype: Any = None, nu_dtype: Any = None) -> Format:
         return format
     raise TypeError(
         f"moments must be {' or '.join(map(repr, FORMATS))}, or a Full, BFloat16 or Int8 "
-        f"object; got {_check.show(moments)}.{_hints.moments(moments, FORMATS)}"
+        f"object; got {_check.show(moments)}.{_argument_hints.moments(moments, FORMATS)}"
     )
 
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from functional_adam import _check, _hints
+from functional_adam import _argument_hints, _check
 from functional_adam._numerics import LOG_OF_ZERO, Rate, bias_correction
 from functional_adam._operands import Scalars
 from functional_adam._settings import Settings
@@ -24,7 +24,7 @@ def at(settings: Settings, count: chex.Array) -> Settings:
     def value(name: str, given: Any, below: float = math.inf) -> Any:
         if not callable(given):
             return given
-        found = _hints.called(given, count, _hints.schedule(name))
+        found = _argument_hints.called(given, count, _argument_hints.schedule(name))
         return _check.scalar(f"{name}(count)", found, below)
 
     rates = settings.variant.rates

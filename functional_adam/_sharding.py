@@ -18,17 +18,8 @@ from jax.tree_util import keystr
 from functional_adam import _check
 from functional_adam._codes import block_length
 from functional_adam._inside import by_parameter
-from functional_adam._state import (
-    AdamState,
-    dimensions,
-    divided,
-    is_ours,
-    outside_boxes,
-    replicated,
-    scale_sharding,
-    state_shapes,
-    ways,
-)
+from functional_adam._mesh import dimensions, divided, replicated, scale_sharding, ways
+from functional_adam._state import AdamState, is_ours, outside_boxes, state_shapes
 from functional_adam._types import GradientTransformation, PyTree
 
 

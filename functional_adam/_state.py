@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding
 from jax.tree_util import keystr
 from jax.typing import DTypeLike
 
 from functional_adam import _check, _hints, _restored
 from functional_adam._keywords import explained
+from functional_adam._mesh import replicated, scale_sharding, sharding_of, zeros
 from functional_adam._moments import (
     Format,
     Full,
@@ -27,8 +26,6 @@ from functional_adam._moments import (
 )
 from functional_adam._rounding import ROUNDINGS, Rounding, is_short
 from functional_adam._types import ParameterRounding, PyTree
-
-T = TypeVar("T")
 
 
 class AdamState(NamedTuple):
@@ -116,7 +113,7 @@ def fresh(params: PyTree, moments: Format, rounding: Rounding) -> AdamState:
     stored = [moments.fresh("params" + keystr(path), leaf) for path, leaf in paths_and_leaves]
     lies = [sharding_of(leaf) for _, leaf in paths_and_leaves]
     state = AdamState(
-        count=_zeros((), jnp.int32, replicated(next(filter(None, lies), None), 0)),
+        count=zeros((), jnp.int32, replicated(next(filter(None, lies), None), 0)),
         mu=treedef.unflatten(leaf.m for leaf in stored),
         nu=treedef.unflatten(leaf.v for leaf in stored),
     )
@@ -133,7 +130,7 @@ def fresh(params: PyTree, moments: Format, rounding: Rounding) -> AdamState:
 def no_scale(stored: Stored, sharding: NamedSharding | None) -> jax.Array:
     """The scales of a moment of zeros."""
     shape = stored.scale.shape
-    return _zeros(shape, stored.scale.dtype, scale_sharding(sharding, stored.v.shape, shape))
+    return zeros(shape, stored.scale.dtype, scale_sharding(sharding, stored.v.shape, shape))
 
 
 def _no_error(rounding: Rounding, leaf: Any, sharding: NamedSharding | None) -> jax.Array | None:
@@ -143,7 +140,7 @@ def _no_error(rounding: Rounding, leaf: Any, sharding: NamedSharding | None) -> 
         return None
     if rounding.keeps_error:
         return jnp.zeros_like(leaf, dtype=jnp.int8)
-    return _zeros((), dtype, replicated(sharding, 0))
+    return zeros((), dtype, replicated(sharding, 0))
 
 
 # ---- Boxes ----
@@ -171,7 +168,7 @@ def beside(params: PyTree, leaves: list[Any]) -> PyTree:
     if not leaves and not _is_container(params) and jax.tree.structure(params).num_nodes == 1:
         # optax.tree.map_params calls `init` with an empty node, and takes whatever holds that for
         # a tree of the parameters' shapes. This is none: there it is one leaf.
-        return _zeros((), jnp.int8, None)
+        return zeros((), jnp.int8, None)
     return jax.tree.structure(outside_boxes(params)).unflatten(leaves)
 
 
@@ -197,89 +194,7 @@ def state_shapes(tx: Any, params: PyTree) -> PyTree:
     return jax.eval_shape(tx.init, params)
 
 
-# ---- Where it lies ----
-
-# Whatever of a fresh state does not lie on the parameters' mesh, just as an update returns it, has
-# the second step compiled anew. `zeros_like` sees to the moments; the rest is placed here.
-
-
-def sharding_of(leaf: Any) -> NamedSharding | None:
-    """Where a leaf lies on a mesh, as far as that is known; a trace knows explicit axes alone."""
-    traced = isinstance(leaf, Tracer)
-    sharding = getattr(jax.typeof(leaf) if traced else leaf, "sharding", None)
-    if not isinstance(sharding, NamedSharding) or (traced and not _is_explicit(sharding)):
-        return None
-    return sharding
-
-
-def _is_explicit(sharding: NamedSharding) -> bool:
-    return AxisType.Explicit in sharding.mesh.axis_types
-
-
-def over_auto_axes(f: Callable[..., T], like: T) -> Callable[..., T]:
-    """f, where its result lies like `like`, and no mesh axis is explicit inside.
-
-    An explicit axis that divides a dimension must divide all that is made of it, its blocks too.
-    """
-    shardings = jax.tree.map(sharding_of, like)
-    if not any(map(_is_explicit, jax.tree.leaves(shardings))):
-        return f
-    on_auto_axes: Any = jax.sharding.auto_axes(f, out_sharding=shardings)
-    return on_auto_axes
-
-
-def _zeros(shape: tuple[int, ...], dtype: DTypeLike, sharding: NamedSharding | None) -> jax.Array:
-    return jnp.zeros(shape, dtype, device=sharding)
-
-
-def replicated(sharding: NamedSharding | None, rank: int) -> NamedSharding | None:
-    """All of an array on each device of the mesh."""
-    return sharding and divided(sharding, [()] * rank)
-
-
-def divided(
-    like: NamedSharding, axes: Sequence[tuple[str, ...]], *, in_full: bool = False
-) -> NamedSharding:
-    """A sharding that divides the dimensions of an array over these axes of the mesh of `like`.
-
-    JAX compiles anew for P("x") after P("x", None): it must be written as an update's results are,
-    with explicit axes in full.
-    """
-    entries = [names[0] if len(names) == 1 else names or None for names in axes]
-    if not (in_full or _is_explicit(like)):
-        while entries and entries[-1] is None:
-            entries.pop()
-    return NamedSharding(like.mesh, PartitionSpec(*entries), memory_kind=like.memory_kind)
-
-
-def dimensions(sharding: NamedSharding, rank: int) -> list[tuple[str, ...]]:
-    """The mesh axes over which each dimension of an array is divided."""
-    named = [() if x is None else (x,) if isinstance(x, str) else tuple(x) for x in sharding.spec]
-    return [*named, *[()] * (rank - len(named))]
-
-
-def ways(sharding: NamedSharding, axes: tuple[str, ...]) -> int:
-    """Into how many parts these mesh axes divide a dimension."""
-    return math.prod(sharding.mesh.shape[axis] for axis in axes)
-
-
-def scale_sharding(
-    sharding: NamedSharding | None, shape: tuple[int, ...], scales: tuple[int, ...]
-) -> NamedSharding | None:
-    """Where the scales of a leaf lie: blocks are divided as the axis along which they lie.
-
-    Where that does not divide their number, or of several merged axes an inner one is divided,
-    they are not.
-    """
-    if sharding is None:
-        return None
-    axes, lead = dimensions(sharding, len(shape)), len(scales) - 1
-    along, *inner = axes[lead:] or [()]
-    if any(inner) or scales[-1] % ways(sharding, along):
-        along = ()
-    mine = [*axes[:lead], along]
-    same = mine == axes and len(sharding.spec) == len(shape)
-    return divided(sharding, mine, in_full=same)
+# ---- Checks ----
 
 
 def check_count(state: Any) -> None:

@@ -15,23 +15,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import keystr
 
-from functional_adam import _check, _hints, _masks
+from functional_adam import _argument_hints, _check, _hints, _masks
 from functional_adam import _formulas as F
 from functional_adam._chunks import in_chunks
 from functional_adam._family import Variant
+from functional_adam._mesh import over_auto_axes
 from functional_adam._moments import Format, Stored
 from functional_adam._numerics import over, times, widened
 from functional_adam._operands import Scalars
 from functional_adam._rounding import Draw, Rounding, bits, draw, is_short, land, late_keys, master
 from functional_adam._scalars import at, is_zero, scalars
 from functional_adam._settings import Settings
-from functional_adam._state import (
-    AdamState,
-    check_state,
-    is_ours,
-    outside_boxes,
-    over_auto_axes,
-)
+from functional_adam._state import AdamState, check_state, is_ours, outside_boxes
 from functional_adam._types import PyTree, arithmetic_dtype, real_dtype, wider
 
 
@@ -185,7 +180,8 @@ def _rounding_name(settings: Settings) -> str:
 def _no_params(settings: Settings, why: list[str]) -> ValueError:
     others = {_rounding_name(settings): 'rounding="nearest"'}
     without = ", ".join(
-        others.get(name) or _hints.zero(name, getattr(settings, name, None)) for name in why
+        others.get(name) or _argument_hints.zero(name, getattr(settings, name, None))
+        for name in why
     )
     instead = "" if settings.variant.name in why else f", or pass {without}"
     return ValueError(

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from functional_adam import _check, _hints, _masks
+from functional_adam import _argument_hints, _check, _masks
 from functional_adam._settings import Settings, identity
 from functional_adam._state import AdamState, fresh
 from functional_adam._step import step
@@ -115,5 +115,5 @@ def _update(
     # `value_fn` arguments of any name.
     if settings.origin is not None and "value_fn" not in extra_args:
         for name in sorted(settings.origin.arguments & extra_args.keys()):
-            raise TypeError(_hints.extra_argument(settings.origin, name))
+            raise TypeError(_argument_hints.extra_argument(settings.origin, name))
     return step(settings, updates, state, params)
