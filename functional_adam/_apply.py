@@ -112,9 +112,11 @@ def _residuals(
                 )
             codes[path] = code
     if not compensated:
+        where, state = states[0]
         raise ValueError(
-            f'{states[0][0]}.residual is None: only a state made with rounding="compensated" knows '
-            "more of the weights than the parameters themselves."
+            f"{where}.residual is {'None' if state.residual is None else 'of zeros'}: "
+            'only a state made with rounding="compensated" knows more of the weights than the '
+            "parameters themselves."
         )
     return codes, [_inside.left_out(state.mu) for _, state in compensated]
 

@@ -23,6 +23,16 @@ Path = tuple[Any, ...]
 
 def states(name: str, tree: PyTree, wanted: str = "an AdamState") -> list[tuple[str, AdamState]]:
     """Every state of this package in `tree` and where it is, for messages; at least one."""
+    found = states_or_shapes(name, tree, wanted)
+    for _, state in found:
+        check_count(state)
+    return found
+
+
+def states_or_shapes(
+    name: str, tree: PyTree, wanted: str = "an AdamState"
+) -> list[tuple[str, AdamState]]:
+    """`states`, which here need no numbers."""
     leaves = tree_leaves_with_path(tree, is_leaf=is_ours)
     found = [(name + keystr(path), x) for path, x in leaves if is_ours(x)]
     if not found:
@@ -32,8 +42,6 @@ def states(name: str, tree: PyTree, wanted: str = "an AdamState") -> list[tuple[
             "inject_hyperparams and other wrappers, and in the opt_state of a Flax nnx.Optimizer."
             f"{_hints.no_state(tree)}"
         )
-    for _, state in found:
-        check_count(state)
     return found
 
 

@@ -16,7 +16,7 @@ from jax.tree_util import keystr, tree_leaves_with_path
 
 from functional_adam import _formulas as F
 from functional_adam._family import Variant
-from functional_adam._inside import Path, states
+from functional_adam._inside import Path, states_or_shapes
 from functional_adam._settings import Settings
 from functional_adam._state import AdamState, check_init, is_ours
 from functional_adam._transform import MADE
@@ -37,7 +37,7 @@ def kept_by(variant: Variant) -> str:
 
 def variants_in(name: str, tree: PyTree, tx: Any) -> dict[str, str]:
     """What each `AdamState` of `tree` keeps, by its path, if `tx` makes all of them."""
-    states(name, tree)  # there is one
+    states_or_shapes(name, tree)  # there is one
     leaves = tree_leaves_with_path(tree, is_leaf=is_ours)
     found = {path: x for path, x in leaves if is_ours(x)}
     kept = _kept(name, tx, [state.mu for state in found.values()])

@@ -439,7 +439,11 @@ def check_types(member, scalar, dtypes):
     updates, after = jax.eval_shape(tx.update, grads, state, params)
     assert avals(after) == avals(state)
     assert jax.tree.structure(after) == jax.tree.structure(state)
-    assert [(u.shape, u.dtype) for u in updates] == [(g.shape, g.dtype) for g in grads]
+    with jax.numpy_dtype_promotion("standard"):
+        wider = [jnp.promote_types(g.dtype, p.dtype) for g, p in zip(grads, params, strict=True)]
+    assert [(u.shape, u.dtype) for u in updates] == [
+        (g.shape, dtype) for g, dtype in zip(grads, wider, strict=True)
+    ]
     assert not any(u.weak_type for u in updates)
     for theta, mu, nu in zip(params, state.mu, state.nu, strict=True):
         assert mu.dtype == (theta.dtype if theta.dtype.itemsize > 2 else jnp.float32)
@@ -502,7 +506,7 @@ def test_a_tree_without_any_gradient_needs_no_parameters(member):
     (first,) = walk(tx, GRADS[:1], PARAMS)
     updates, state = tx.update(jax.tree.map(lambda _: None, PARAMS), first.state)
     assert not any(np.any(u) for u in jax.tree.leaves(updates))
-    assert_equal(state, first.state._replace(count=jnp.int32(2)))
+    assert_equal(state, first.state)  # nor is it a step
 
 
 @every_member
