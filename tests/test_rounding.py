@@ -205,7 +205,7 @@ def directions(tx, g, theta, b3=None):
     """Of all that the first step rounds, where it was rounded away from 0."""
     u, state = step(tx, np.float32(g), theta)
     params, g = fa.apply_updates(theta, u), np.float64(np.float32(g))
-    if state.residual is not None:
+    if state.residual.dtype == jnp.int8:
         params = fa.master_params(params, state)
     mix = 0 if b3 is None else 3 * (1 - b3)
     goal = np.float64(theta) - 3e-3 * (1 + mix) * g / (np.abs(g) + 1e-3)
