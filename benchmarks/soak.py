@@ -165,7 +165,7 @@ class Soak:
         self.one, self.many = jax.jit(one), jax.jit(many)
         self.wide = jax.jit(
             lambda params, state: (
-                params if state.residual is None else fa.master_params(params, state),
+                fa.master_params(params, state) if run.rounding == "compensated" else params,
                 fa.convert_moments(state, params, moments="full"),
             )
         )
