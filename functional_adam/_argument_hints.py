@@ -194,4 +194,7 @@ def extra_argument(call: object, name: str) -> str:
 
 def mask_structure() -> str:
     """For a mask that does not fit the parameters."""
-    return f" A function fits any model: {_MASK}."
+    return (
+        f" A function fits any model: {_MASK}. (An object that can be called and holds booleans "
+        "alone is taken for a tree: write mask=lambda params: it(params) to have it called.)"
+    )

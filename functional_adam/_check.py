@@ -228,11 +228,15 @@ def residual(path: str, kept: Any, dtype: np.dtype[Any], shape: tuple[int, ...] 
         raise ValueError(
             f"params{path} is {dtype} now; it was {before} at init.{_hints.other_dtype()}"
         )
-    advice = "Make the state with the same rounding."
+    if is_zero != (shape is None):
+        held, wanted = ("a zero", "codes") if is_zero else ("codes", "a zero")
+        raise ValueError(
+            f"state.residual{path} must be {wanted}; got {held}: the state was made with another "
+            f"rounding.{_hints.other_rounding()}"
+        )
     if shape is not None:
+        advice = "Make the state with the same rounding."
         codes("state.residual" + path, kept, np.int8, shape, "(that of the parameter)", advice)
-    elif not is_zero:
-        raise ValueError(f"state.residual{path} must be a zero; got codes. {advice}")
 
 
 def kept_like(path: str, leaf: Any, moment: Any) -> None:

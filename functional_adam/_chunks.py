@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -31,15 +32,16 @@ class Flat(NamedTuple):
 
 
 def in_chunks(
-    leaf: Leaf, key: Any, g: jax.Array, stored: Stored, theta: Any
+    step: Callable[..., Any], s: Any, draw: Any, key: Any, g: jax.Array, stored: Stored, theta: Any
 ) -> tuple[jax.Array, Stored]:
-    """`leaf(key, g, stored, theta)`, computed for whole blocks at a time.
+    """`step(s, draw, key, g, stored, theta)`, computed for whole blocks at a time.
 
     What is stored is the same in every bit; an update may differ by what XLA makes of small loops.
 
     A unit is a block, or a row of blocks where its last one is padded. The last piece of so many
     units may overlap the one before: it reads what was before the step.
     """
+    leaf: Leaf = functools.partial(step, s, draw)
     unit, scales = _unit(g.shape, stored.scale.shape)
     units, left = divmod(g.size, max(unit, 1))
     piece = max(1, _PIECE // max(unit, 1))

@@ -103,9 +103,9 @@ def scale(v: jax.Array, old: jax.Array, *, lasting: bool = False) -> jax.Array:
       rises to 12 octaves above the fourth largest group.
 
     Thirteen elements of 128 lie in four groups at least, so no arrangement of columns hides them.
-    A block with fewer than 16 groups that are not 0 may rise to 20 octaves above the second largest
-    as soon as more than an eighth of them rose. `lasting` says that v comes from a long run in
-    another format and holds no spike of today: 20 octaves above the fourth largest then.
+    A block with fewer than 16 groups that are not 0 rises to 20 octaves above the second largest as
+    soon as an eighth of them rose, and by 4 beyond that. `lasting` says that v comes from a long
+    run in another format and holds no spike of today: 20 octaves above the fourth largest then.
     """
     groups = _exponents(bits_of(v))
     alive = _number(groups > 0)
@@ -115,8 +115,8 @@ def scale(v: jax.Array, old: jax.Array, *, lasting: bool = False) -> jax.Array:
     room = _COARSE if lasting else jnp.where(few, _COARSE, _MIDDLE)
     old = old.astype(jnp.int32)
     rose = _number(groups > old[..., None] + _RISE)
-    bound = old + jnp.where(rose * 8 < alive, _RISE, _MIDDLE)
-    is_new = rose * jnp.where(few, 8, 4) > alive
+    bound = old + jnp.where(few | (rose * 8 < alive), _RISE, _MIDDLE)
+    is_new = jnp.where(few, rose * 8 >= alive, rose * 4 > alive)
     bound = jnp.where(is_new, jnp.maximum(bound, usual + room), bound)
     return jnp.minimum(largest, jnp.minimum(bound, _LARGEST_SCALE)).astype(jnp.uint8)
 

@@ -14,9 +14,10 @@ from functional_adam import _check, _codes, _inside
 from functional_adam import _formulas as F
 from functional_adam._family import ADAM
 from functional_adam._keywords import explained
+from functional_adam._mesh import over_auto_axes
 from functional_adam._moments import FORMATS, Int8, Stored, format_of
 from functional_adam._numerics import abs_squared, over, times, widened
-from functional_adam._operands import Scalars
+from functional_adam._operands import Moments, Scalars
 from functional_adam._scalars import at, scalars
 from functional_adam._settings import bind
 from functional_adam._state import AdamState
@@ -181,7 +182,8 @@ def _summed(state: AdamState, of_dtype: Callable[[Any], Scalars]) -> dict[str, j
         if mu is None:  # frozen
             continue
         format = format_of(mu, nu)
-        loaded = FORMATS[format]().load(Stored(mu, nu, {}, scale))
+        load = over_auto_axes(FORMATS[format]().load, Moments(mu, nu, {}))
+        loaded = load(Stored(mu, nu, {}, scale))
         real = real_dtype(arithmetic_dtype(loaded.m.dtype, loaded.v.dtype))
         new = jax.tree.map(functools.partial(widened, real), loaded)
         s = of_dtype(real)

@@ -157,7 +157,15 @@ def other_dtype() -> str:
     return (
         " Add updates with fa.apply_updates, which keeps it; a bare addition, as in "
         "equinox.apply_updates, takes that of the float32 update. If the change was meant, make a "
-        "new state: tx.init(params)."
+        f"new state: tx.init(params).{other_rounding()}"
+    )
+
+
+def other_rounding() -> str:
+    """For a state that was made with another rounding."""
+    return (
+        " If the rounding has changed, keep the moments and begin its residual: "
+        "state._replace(residual=tx.init(params).residual)."
     )
 
 

@@ -15,11 +15,13 @@ from functional_adam._types import PyTree
 def is_called(mask: Any) -> bool:
     """Whether a mask is a function from the parameters, and not a tree of booleans.
 
-    A module of booleans is a tree although it may have a `__call__`; one that holds none is not.
+    A module of booleans is a tree although it may have a `__call__`; one that holds anything else,
+    such as a function, or nothing, is called.
     """
     if isinstance(mask, jax.tree_util.Partial):
         return True
-    return callable(mask) and not any(_is_boolean(leaf) for leaf in jax.tree.leaves(mask))
+    leaves = jax.tree.leaves(mask)
+    return callable(mask) and not (leaves and all(map(_is_boolean, leaves)))
 
 
 def _is_boolean(leaf: Any) -> bool:

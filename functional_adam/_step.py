@@ -60,7 +60,8 @@ def step(
     thetas = _thetas(settings, paths_and_mu, gs, state.mu, params)
     if jax.tree.leaves(state.mu) and all(g is None for g in gs):
         # No step, and none counted: bias corrections are those of the steps that were made.
-        none = (_no_update(mu, theta) for (_, mu), theta in zip(paths_and_mu, thetas, strict=True))
+        leaves = zip(paths_and_mu, thetas, strict=True)
+        none = [_no_update(settings.rounding, mu, theta) for (_, mu), theta in leaves]
         return treedef.unflatten(none), state
     count = jnp.minimum(state.count, np.iinfo(np.int32).max - 1) + 1  # stops instead of wrapping
     random = settings.moments.is_random or settings.rounding.is_early
@@ -193,9 +194,12 @@ def _no_params(settings: Settings, why: list[str]) -> ValueError:
 def _leaf(once: Once, path: str, g: Any, stored: Stored, theta: Theta) -> tuple[Any, Stored]:
     """(update, what is stored) of one leaf."""
     if stored.m is None and g is not None:
-        raise ValueError(f"grads{path} is an array, but the parameter given to init is None.")
+        raise ValueError(
+            f"grads{path} is an array, but the parameter given to init is None. Put None there, as "
+            "equinox.filter(grads, trained) does."
+        )
     if g is None:
-        return _no_update(stored.m, theta), stored
+        return _no_update(once.settings.rounding, stored.m, theta), stored
     settings = once.settings
     dtype = settings.moments.check(path, stored)
     for name, like in settings.variant.keeps:
@@ -211,19 +215,21 @@ def _leaf(once: Once, path: str, g: Any, stored: Stored, theta: Theta) -> tuple[
     kind = Kind(settings.variant, settings.moments, rounding, theta.decays, out)
     shared = s, once.draw if kind.is_random else None
     key = once.keys[path] if kind.is_random else None
-    if settings.moments.chunked:
-        return in_chunks(functools.partial(_arithmetic, kind, *shared), key, g, stored, theta.value)
     leaf: Callable[..., Any] = functools.partial(_arithmetic, kind)
+    if settings.moments.chunked:
+        leaf = functools.partial(in_chunks, leaf)
     if settings.moments.keeps_scale:
         leaf = over_auto_axes(leaf, (g, stored))
     return leaf(*shared, key, g, stored, theta.value)
 
 
-def _no_update(m: Any, theta: Theta) -> Any:
-    """Zeros in the parameter's dtype, or else in the moment's; float32 for codes."""
+def _no_update(rounding: Rounding, m: Any, theta: Theta) -> Any:
+    """Zeros in the dtype of a step: the parameter's, or else the moment's; float32 for codes."""
     if m is None:
         return None
     dtype = theta.dtype or (m.dtype if jnp.issubdtype(m.dtype, jnp.inexact) else jnp.float32)
+    if rounding.is_early and is_short(dtype):
+        dtype = jnp.float32
     return jnp.zeros_like(m, dtype=dtype)
 
 

@@ -52,7 +52,8 @@ def variants_in(name: str, tree: PyTree, tx: Any) -> dict[str, str]:
             raise ValueError(
                 f"{name}{keystr(path)} is an AdamState where tx makes none (it makes {inside}): "
                 "pass the transformation whose init made the state, and a tree with its whole "
-                "state in it. States of several transformations go into a dict each."
+                "state in it. States of several transformations go into a dict each. (An init "
+                "under jax.jit hides what it makes.)"
             )
     return {keystr(path): known[path] for path in found}
 

@@ -696,6 +696,10 @@ def test_moments_are_converted_on_explicit_axes():
     assert lies_as(found.mu, places)
     back = fa.convert_moments(found, there, moments="full")
     assert lies_as(back.nu, places)
+    updates = jax.tree.map(jnp.ones_like, params)
+    seen = fa.diagnostics(jax.device_put(updates, places), found, there)
+    for name, want in fa.diagnostics(updates, wanted, params).items():
+        np.testing.assert_allclose(seen[name], want, rtol=1e-5)
 
 
 # ---- Arguments ----

@@ -357,8 +357,8 @@ def plain_scale(v, old, lasting):
     if not sizes:
         return 0
     few, rose = len(sizes) < 16, sum(e > old + 4 for e in sizes)
-    bound = old + (4 if rose < len(sizes) / 8 else 12)
-    if rose > len(sizes) / (8 if few else 4):
+    bound = old + (4 if few or rose < len(sizes) / 8 else 12)
+    if rose >= len(sizes) / 8 if few else rose > len(sizes) / 4:
         usual = sizes[min(1, len(sizes) - 1)] if few else sizes[3]
         bound = max(bound, usual + (20 if few or lasting else 12))
     return min(sizes[0], bound, 253)

@@ -116,6 +116,9 @@ FUNCTIONS = {
     "partial": lambda: functools.partial(below, 2),
     "partial of a boolean": lambda: functools.partial(lambda b, params: below(1 + b, params), True),
     # A tree, whose leaf is the boolean, but no tree of parameters.
+    "module of a function and a boolean": lambda: pytest.importorskip("equinox").Partial(
+        lambda p, more: below(1 + more, p), more=True
+    ),
     "tree_util.Partial": lambda: jax.tree_util.Partial(lambda b, p: below(1 + b, p), True),
     "object": Matrices,
     "method": lambda: Matrices().method,

@@ -203,6 +203,16 @@ ORDERS = [
 
 
 @functools.cache
+@pytest.mark.parametrize("size", [2, 4, 7])
+def test_a_spike_of_two_steps_in_a_small_leaf_leaves_its_neighbours_their_steps(size):
+    # All move by 1 a step in float32. A scale that follows the spike would hold them for thousands.
+    grads = np.ones((600, size), np.float32)
+    grads[100:102, 0] *= 1e6
+    (updates, _), _ = scanned(fa.adam(1.0, moments="int8"), grads)
+    for steps, least in ((slice(110, 200), 0.8), (slice(200, 600), 0.85)):
+        assert -updates[steps, 1:].mean() > least
+
+
 def column_streams():
     """{name: (updates, those of the paper's algorithm)} of columns of different sizes."""
     grads = {"plain": normal(COLUMN_STEPS, 4, seed=52)}
