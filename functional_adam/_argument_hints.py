@@ -68,7 +68,14 @@ def scalar(name: str, value: Any) -> str:
         return _SEVERAL
     if name in ("b1", "b2") and len(members(value)) == 2:
         return f" PyTorch's betas={value!r} are b1={value[0]!r}, b2={value[1]!r} here."
-    return _returned(value) if name.endswith("(count)") else ""
+    return _returned(value) if name.endswith("(count)") else _no_schedule(value)
+
+
+def _no_schedule(value: Any) -> str:
+    """For a function where a number alone belongs."""
+    if not callable(value) or is_model(value):
+        return ""
+    return " It takes no schedule; optax.inject_hyperparams changes any number between steps."
 
 
 def _returned(value: Any) -> str:
