@@ -58,21 +58,12 @@ def step(
     gs = _check.leaves_like("grads", grads, state.mu, "the parameters given to init")
     stored = _stored(settings.variant, state)
     thetas = _thetas(settings, paths_and_mu, gs, state.mu, params)
-    if jax.tree.leaves(state.mu) and all(g is None for g in gs):
-        # No step, and none counted: bias corrections are those of the steps that were made.
-        leaves = zip(paths_and_mu, thetas, strict=True)
-        none = [_no_update(settings.rounding, mu, theta) for (_, mu), theta in leaves]
-        return treedef.unflatten(none), state
-    count = jnp.minimum(state.count, np.iinfo(np.int32).max - 1) + 1  # stops instead of wrapping
-    random = settings.moments.is_random or settings.rounding.is_early
+    count = jnp.asarray(state.count)
+    # Without any gradient no step is counted: bias corrections are of the steps that were made.
+    if any(g is not None for g in gs) or not jax.tree.leaves(state.mu):
+        count = jnp.minimum(count, np.iinfo(np.int32).max - 1) + 1  # stops instead of wrapping
     paths = tuple(keystr(path) for path, _ in paths_and_mu)
-    once = Once(
-        settings,
-        functools.cache(functools.partial(scalars, settings, count)),
-        draw(count, settings.variant.averages) if random else None,
-        dict(zip(paths, late_keys(paths, count), strict=True)) if random else {},
-        "" if params is None else _hints.ONE_MODEL,
-    )
+    once = _once(settings, count, paths, "" if params is None else _hints.ONE_MODEL)
     stepped = [
         _leaf(once, path, g, old, theta)
         for path, g, old, theta in zip(paths, gs, stored, thetas, strict=True)
@@ -89,6 +80,18 @@ def step(
         nu_scale=_like(state.nu_scale, [new.scale for _, new in stepped]),
         residual=_like(state.residual, [new.residual for _, new in stepped]),
         extra=extra or None,
+    )
+
+
+def _once(settings: Settings, count: jax.Array, paths: tuple[str, ...], advice: str) -> Once:
+    """What the leaves at these paths share in the step that makes `count` of them."""
+    random = settings.moments.is_random or settings.rounding.is_early
+    return Once(
+        settings,
+        functools.cache(functools.partial(scalars, settings, count)),
+        draw(count, settings.variant.averages) if random else None,
+        dict(zip(paths, late_keys(paths, count), strict=True)) if random else {},
+        advice,
     )
 
 
