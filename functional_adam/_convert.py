@@ -17,7 +17,7 @@ from functional_adam._mesh import over_auto_axes, sharding_of
 from functional_adam._moments import FORMATS, Format, Int8, MomentFormat, Stored, chosen, format_of
 from functional_adam._numerics import widened
 from functional_adam._rounding import Draw, bits, draw, leaf_key
-from functional_adam._state import AdamState, check_count, no_scale, outside_boxes
+from functional_adam._state import AdamState, built_like, check_count, no_scale, outside_boxes
 from functional_adam._types import PyTree, arithmetic_dtype, real_dtype
 
 
@@ -81,11 +81,7 @@ def convert_moments(state: AdamState, params: PyTree, *, moments: MomentFormat) 
     return state._replace(
         mu=treedef.unflatten(leaf.m for leaf in new),
         nu=treedef.unflatten(leaf.v for leaf in new),
-        nu_scale=jax.tree.structure(flat, is_leaf=_check.is_none).unflatten(
-            leaf.scale for leaf in new
-        )
-        if format.keeps_scale
-        else None,
+        nu_scale=built_like(flat, [leaf.scale for leaf in new]) if format.keeps_scale else None,
         extra={k: treedef.unflatten(leaf.more[k] for leaf in new) for k in extra} or None,
     )
 

@@ -19,7 +19,7 @@ from functional_adam import _check
 from functional_adam._codes import block_length
 from functional_adam._inside import by_parameter
 from functional_adam._mesh import dimensions, divided, replicated, scale_sharding, ways
-from functional_adam._state import AdamState, is_ours, outside_boxes, state_shapes
+from functional_adam._state import AdamState, built_like, is_ours, outside_boxes, state_shapes
 from functional_adam._types import GradientTransformation, PyTree
 
 
@@ -128,18 +128,20 @@ def _placed(state: AdamState, places: dict[str, Place], somewhere: NamedSharding
         return scale_sharding(place.sharding, place.shape, leaf.shape)
 
     def like(tree: PyTree, place: Callable[[str, Any], Any] = kept) -> PyTree:
-        treedef = jax.tree.structure(tree, is_leaf=_check.is_none)
+        if tree is None:
+            return None
         leaves = by_parameter("the state", tree, state).items()
-        places = (None if x is None else place(keystr(path), x) for path, x in leaves)
-        return treedef.unflatten(places)
+        return built_like(
+            tree, [None if x is None else place(keystr(path), x) for path, x in leaves]
+        )
 
     count: Any = replicated(somewhere, 0)
     return AdamState(
         count=count,
         mu=like(state.mu),
         nu=like(state.nu),
-        nu_scale=None if state.nu_scale is None else like(state.nu_scale, scale),
-        residual=None if state.residual is None else like(state.residual),
+        nu_scale=like(state.nu_scale, scale),
+        residual=like(state.residual),
         extra=state.extra and {name: like(tree) for name, tree in state.extra.items()},
     )
 

@@ -172,6 +172,13 @@ def beside(params: PyTree, leaves: list[Any]) -> PyTree:
     return jax.tree.structure(outside_boxes(params)).unflatten(leaves)
 
 
+def built_like(tree: PyTree, leaves: list[Any]) -> PyTree:
+    """A tree of these leaves, None included, built like `tree`; None for None."""
+    if tree is None or not leaves:
+        return tree
+    return jax.tree.structure(tree, is_leaf=_check.is_none).unflatten(leaves)
+
+
 # ---- In others ----
 
 
@@ -204,16 +211,21 @@ def check_count(state: Any) -> None:
     dtype = getattr(state.count, "dtype", None)
     no_numbers = isinstance(state.count, jax.ShapeDtypeStruct)
     if no_numbers or dtype not in (np.int32, np.int64):
-        given = _check.show(state.count) if no_numbers else dtype or type(state.count).__name__
-        raise TypeError(
-            f"state.count must be an int32 array, as `init` makes it; got {given}."
-            f"{_restored.count(state)}"
+        raise _no_count(
+            state, _check.show(state.count) if no_numbers else dtype or type(state.count).__name__
         )
     if np.shape(state.count) != ():
         raise ValueError(
             f"state.count must have shape (); got {np.shape(state.count)}. For a batch of states, "
             "jax.vmap over the update."
         )
+
+
+def _no_count(state: AdamState, given: object) -> TypeError:
+    return TypeError(
+        f"state.count must be an int32 array, as `init` makes it; got {given}."
+        f"{_restored.count(state)}"
+    )
 
 
 def check_state(
@@ -226,10 +238,7 @@ def check_state(
     """`state` is an AdamState with a scalar count and just the trees that its update keeps."""
     check_count(state)
     if not isinstance(state.count, jax.Array | np.ndarray | np.generic):
-        raise TypeError(
-            "state.count must be an int32 array, as `init` makes it; got "
-            f"{_check.show(state.count)}.{_restored.count(state)}"
-        )
+        raise _no_count(state, _check.show(state.count))
     found = {} if state.extra is None else state.extra
     if type(found) is not dict:
         raise TypeError(

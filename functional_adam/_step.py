@@ -26,7 +26,7 @@ from functional_adam._operands import Scalars
 from functional_adam._rounding import Draw, Rounding, bits, draw, is_short, land, late_keys, master
 from functional_adam._scalars import at, is_zero, scalars
 from functional_adam._settings import Settings
-from functional_adam._state import AdamState, check_state, is_ours, outside_boxes
+from functional_adam._state import AdamState, built_like, check_state, is_ours, outside_boxes
 from functional_adam._types import PyTree, arithmetic_dtype, real_dtype, wider
 
 
@@ -77,8 +77,8 @@ def step(
         count=count,
         mu=tree(lambda new: new.m),
         nu=tree(lambda new: new.v),
-        nu_scale=_like(state.nu_scale, [new.scale for _, new in stepped]),
-        residual=_like(state.residual, [new.residual for _, new in stepped]),
+        nu_scale=built_like(state.nu_scale, [new.scale for _, new in stepped]),
+        residual=built_like(state.residual, [new.residual for _, new in stepped]),
         extra=extra or None,
     )
 
@@ -95,13 +95,6 @@ def _once(settings: Settings, count: jax.Array, paths: tuple[str, ...], advice: 
     )
 
 
-def _like(old: PyTree, leaves: list[Any]) -> PyTree:
-    """`old`, which may be None, with these leaves; None is a leaf."""
-    if old is None or not leaves:
-        return old
-    return jax.tree.structure(old, is_leaf=_check.is_none).unflatten(leaves)
-
-
 def _stored(variant: Variant, state: AdamState) -> list[Stored]:
     """The state, leaf by leaf."""
     mus = jax.tree.leaves(state.mu, is_leaf=_check.is_none)
@@ -110,8 +103,9 @@ def _stored(variant: Variant, state: AdamState) -> list[Stored]:
         return _check.leaves_like(f"state.{name}", tree, state.mu, "state.mu")
 
     def beside(name: str, tree: PyTree) -> list[Any]:
-        like = outside_boxes(state.mu) if mus and tree is not None else state.mu
-        return _check.leaves_if_any(f"state.{name}", tree if mus else None, like, "state.mu")
+        if tree is None or not mus:
+            return [None] * len(mus)
+        return _check.leaves_like(f"state.{name}", tree, outside_boxes(state.mu), "state.mu")
 
     extra = {k: leaves(f"extra[{k!r}]", state.extra[k]) for k, _ in variant.keeps}
     columns = (
@@ -155,12 +149,12 @@ def _thetas(
     def of_leaf(path: str, mu: Any, g: Any, theta: Any, kept: bool) -> Theta:
         if mu is None or g is None:
             return Theta(dtype=getattr(theta, "dtype", None))
+        if kept or always:
+            value = _check.leaf_like("params" + path, theta, mu, "state.mu" + path)
+            return Theta(value, kept, value.dtype)
         dtype = _check.leaf_dtype("params" + path, theta)
         _check.same_shape("params" + path, theta, mu, "state.mu" + path)
-        if not (kept or always):
-            return Theta(dtype=dtype)
-        value = _check.leaf_like("params" + path, theta, mu, "state.mu" + path)
-        return Theta(value, kept, dtype)
+        return Theta(dtype=dtype)
 
     rows = zip(paths_and_mu, gs, thetas, keep, strict=True)
     return [of_leaf(keystr(path), mu, g, theta, kept) for (path, mu), g, theta, kept in rows]
