@@ -22,7 +22,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 import functional_adam as fa
-from functional_adam import _codes
+from functional_adam._storage import int8
 
 # ---- Contestants ----
 
@@ -70,8 +70,8 @@ class Contestant(NamedTuple):
             return jax.tree.map(lambda v: v.astype(jnp.float32), state.nu)
 
         def decode(nu: jax.Array, scale: jax.Array) -> jax.Array:
-            w = _codes.root(_codes.split(nu, scale.shape), _codes.unpacked(scale)[0])
-            return _codes.join(w * w, nu.shape)
+            w = int8.root(int8.split(nu, scale.shape), int8.unpacked(scale)[0])
+            return int8.join(w * w, nu.shape)
 
         return jax.tree.map(decode, state.nu, state.nu_scale)
 

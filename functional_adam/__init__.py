@@ -1,29 +1,29 @@
 """Adam for JAX as pure functions: exact to a few roundings, Optax-compatible."""
 
-from functional_adam._adabelief import adabelief, scale_by_belief
-from functional_adam._adam import adam, adamw, scale_by_adam
-from functional_adam._adamax import adamax, adamaxw, scale_by_adamax
-from functional_adam._ademamix import ademamix, scale_by_ademamix
-from functional_adam._adopt import adopt, scale_by_adopt
-from functional_adam._amsgrad import amsgrad, scale_by_amsgrad
 from functional_adam._apply import apply_updates, master_params
-from functional_adam._cautious import cautious
-from functional_adam._convert import convert_moments
-from functional_adam._diagnostics import diagnostics
-from functional_adam._extend import extend_state
-from functional_adam._from_optax import from_optax, to_optax
-from functional_adam._lamb import lamb
-from functional_adam._moments import BFloat16, Full, Int8
-from functional_adam._nadam import nadam, nadamw
-from functional_adam._radam import radam, scale_by_radam
-from functional_adam._report import memory_report
-from functional_adam._sharding import state_shardings
+from functional_adam._devices.sharding import state_shardings
+from functional_adam._interop.convert import convert_moments
+from functional_adam._interop.extend import extend_state
+from functional_adam._interop.optax import from_optax, to_optax
+from functional_adam._interop.state_dict import from_state_dict, to_state_dict
+from functional_adam._interop.torch import from_torch, to_torch
+from functional_adam._optimizers.adabelief import adabelief, scale_by_belief
+from functional_adam._optimizers.adam import adam, adamw, scale_by_adam
+from functional_adam._optimizers.adamax import adamax, adamaxw, scale_by_adamax
+from functional_adam._optimizers.ademamix import ademamix, scale_by_ademamix
+from functional_adam._optimizers.adopt import adopt, scale_by_adopt
+from functional_adam._optimizers.amsgrad import amsgrad, scale_by_amsgrad
+from functional_adam._optimizers.cautious import cautious
+from functional_adam._optimizers.lamb import lamb
+from functional_adam._optimizers.nadam import nadam, nadamw
+from functional_adam._optimizers.radam import radam, scale_by_radam
+from functional_adam._optimizers.yogi import scale_by_yogi, yogi
 from functional_adam._state import AdamState, init
-from functional_adam._state_dict import from_state_dict, to_state_dict
-from functional_adam._torch import from_torch, to_torch
+from functional_adam._storage.formats import BFloat16, Full, Int8
 from functional_adam._types import GradientTransformation
 from functional_adam._update import update
-from functional_adam._yogi import scale_by_yogi, yogi
+from functional_adam._watch.diagnostics import diagnostics
+from functional_adam._watch.report import memory_report
 
 __version__ = "0.1.0"
 

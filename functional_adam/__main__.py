@@ -19,7 +19,7 @@ from typing import Any
 
 import jax
 
-from functional_adam import _selfcheck as check
+from functional_adam._watch import selfcheck as check
 
 NOTE = """\
 Error of one update against Adam's Algorithm 1, in units of one rounding of the step in

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import keystr
 
-from functional_adam import _check, _inside
-from functional_adam._rounding import is_short, master
+from functional_adam import _check, _nested
 from functional_adam._state import AdamState
+from functional_adam._storage.rounding import is_short, master
 from functional_adam._types import PyTree, arithmetic_dtype
 
 
@@ -74,7 +74,7 @@ def master_params(params: PyTree, state: PyTree) -> PyTree:
         >>> params, [round(float(w), 3) for w in fa.master_params(params, state)]
         (Array([1, 1], dtype=bfloat16), [0.999, 0.999])
     """
-    codes, elsewhere = _residuals(_inside.states("state", state))
+    codes, elsewhere = _residuals(_nested.states("state", state))
     paths_and_leaves, treedef = jax.tree_util.tree_flatten_with_path(params, is_leaf=_check.is_none)
     for path in codes.keys() - {path for path, _ in paths_and_leaves}:
         raise ValueError(
@@ -82,7 +82,7 @@ def master_params(params: PyTree, state: PyTree) -> PyTree:
             "that was given to init."
         )
 
-    def weight(path: _inside.Path, p: Any) -> Any:
+    def weight(path: _nested.Path, p: Any) -> Any:
         if path in codes:
             return _master(keystr(path), p, codes[path])
         if p is not None and not any(is_elsewhere(path) for is_elsewhere in elsewhere):
@@ -98,12 +98,12 @@ def master_params(params: PyTree, state: PyTree) -> PyTree:
 
 def _residuals(
     states: list[tuple[str, AdamState]],
-) -> tuple[dict[_inside.Path, Any], list[Callable[[_inside.Path], bool]]]:
+) -> tuple[dict[_nested.Path, Any], list[Callable[[_nested.Path], bool]]]:
     """The codes by the paths of their parameters; and what tells those that others have."""
-    codes: dict[_inside.Path, Any] = {}
+    codes: dict[_nested.Path, Any] = {}
     compensated = [(where, state) for where, state in states if _has_codes(state)]
     for where, state in compensated:
-        mine = _inside.by_parameter(f"{where}.residual", state.residual, state)
+        mine = _nested.by_parameter(f"{where}.residual", state.residual, state)
         for path, code in mine.items():
             if path in codes:
                 raise ValueError(
@@ -118,7 +118,7 @@ def _residuals(
             'only a state made with rounding="compensated" knows more of the weights than the '
             "parameters themselves."
         )
-    return codes, [_inside.left_out(state.mu) for _, state in compensated]
+    return codes, [_nested.left_out(state.mu) for _, state in compensated]
 
 
 def _has_codes(state: AdamState) -> bool:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import keystr
 
-from functional_adam import _argument_hints, _hints, _restored, _words
+from functional_adam._hints import argument_hints, restored, tree_hints, words
 from functional_adam._types import PyTree, is_tiny
 
 T = TypeVar("T")
@@ -54,7 +54,7 @@ def _is_number(dtype: Any) -> bool:
 
 def _is_schedule(value: Any) -> bool:
     """Whether `value` is a function; some frameworks' models can be called, too."""
-    return callable(value) and not _argument_hints.is_model(value)
+    return callable(value) and not argument_hints.is_model(value)
 
 
 def scalar(
@@ -78,10 +78,10 @@ def scalar(
         return value
     if isinstance(value, jax.Array):
         if value.shape != ():
-            wanted += _argument_hints.not_parameters(name, value)
+            wanted += argument_hints.not_parameters(name, value)
             raise ValueError(
                 f"{name} must be {wanted}; got an array of shape {value.shape}."
-                f"{_argument_hints.array(name, value)}"
+                f"{argument_hints.array(name, value)}"
             )
         if not _is_number(value.dtype):
             raise TypeError(f"{name} must be {wanted}; got an array of dtype {value.dtype}.")
@@ -89,9 +89,9 @@ def scalar(
         return value
     dtype = _scalar_dtype(value)
     if dtype is None or not _is_number(dtype):
-        wanted += _argument_hints.not_parameters(name, value)
+        wanted += argument_hints.not_parameters(name, value)
         raise TypeError(
-            f"{name} must be {wanted}; got {show(value)}.{_argument_hints.scalar(name, value)}"
+            f"{name} must be {wanted}; got {show(value)}.{argument_hints.scalar(name, value)}"
         )
     number = float(value)
     if not at_least <= number < below:
@@ -104,7 +104,7 @@ def _fine_enough(name: str, dtype: np.dtype[Any], below: float, tiny: float) -> 
         return
     info = jnp.finfo(dtype)
     if info.tiny > tiny or (below < math.inf and info.bits < 32):
-        raise TypeError(f"{name} must not be {dtype}, {_argument_hints.coarse(name)}")
+        raise TypeError(f"{name} must not be {dtype}, {argument_hints.coarse(name)}")
 
 
 def fitting(name: str, value: float, dtype: np.dtype[Any]) -> np.generic:
@@ -117,7 +117,7 @@ def fitting(name: str, value: float, dtype: np.dtype[Any]) -> np.generic:
 def flag(name: str, value: Any) -> bool:
     """A Python bool."""
     if not isinstance(value, bool):
-        hint = _argument_hints.flag(name, value)
+        hint = argument_hints.flag(name, value)
         raise TypeError(f"{name} must be True or False; got {show(value)}.{hint}")
     return value
 
@@ -135,10 +135,10 @@ def choice(name: str, value: Any, options: Mapping[str, T]) -> T:
     """What `options` has under the name `value`."""
     wanted = f"{name} must be {' or '.join(map(repr, options))}"
     if not isinstance(value, str):
-        hint = _words.choice(name, value, options)
+        hint = words.choice(name, value, options)
         raise TypeError(f"{wanted}; got {show(value)}.{hint}")
     if value not in options:
-        raise ValueError(f"{wanted}; got {value!r}.{_words.choice(name, value, options)}")
+        raise ValueError(f"{wanted}; got {value!r}.{words.choice(name, value, options)}")
     return options[value]
 
 
@@ -148,12 +148,16 @@ def leaf_dtype(path: str, leaf: Any) -> np.dtype[Any]:
     if dtype is None and isinstance(leaf, bool | int | float | complex):
         dtype = jnp.result_type(leaf)
     if not _is_dtype(dtype):
-        raise TypeError(f"{path} must be an array; got {show(leaf)}.{_hints.no_array(path, leaf)}")
+        raise TypeError(
+            f"{path} must be an array; got {show(leaf)}.{tree_hints.no_array(path, leaf)}"
+        )
     inexact = jnp.issubdtype(dtype, jnp.inexact)
     if not inexact or is_tiny(dtype):
         given = "float0" if dtype == jax.dtypes.float0 else dtype
         wanted = "a float array of at least 16 bits" if inexact else "a float or complex array"
-        raise TypeError(f"{path} must be {wanted}; got dtype {given}.{_hints.frozen(path, dtype)}")
+        raise TypeError(
+            f"{path} must be {wanted}; got dtype {given}.{tree_hints.frozen(path, dtype)}"
+        )
     return jax.dtypes.canonicalize_dtype(dtype)
 
 
@@ -172,7 +176,7 @@ def same_shape(path: str, leaf: Any, like: Any, whose: str, advice: str = "") ->
     if np.shape(leaf) != np.shape(like):
         raise ValueError(
             f"{path} has shape {np.shape(leaf)}, but {whose} has shape {np.shape(like)}."
-            f"{advice or _hints.shape(path)}"
+            f"{advice or tree_hints.shape(path)}"
         )
 
 
@@ -185,7 +189,9 @@ def leaf_like(
     """
     dtype = leaf_dtype(path, leaf)
     if isinstance(leaf, jax.ShapeDtypeStruct):
-        raise TypeError(f"{path} must be an array; got {show(leaf)}.{_hints.no_array(path, leaf)}")
+        raise TypeError(
+            f"{path} must be an array; got {show(leaf)}.{tree_hints.no_array(path, leaf)}"
+        )
     same_shape(path, leaf, like, whose, advice)
     is_complex = jnp.issubdtype(dtype, jnp.complexfloating)
     if is_complex != jnp.iscomplexobj(like) and (is_complex or not may_be_real):
@@ -203,7 +209,7 @@ def codes(
     found = getattr(leaf, "dtype", None)
     if found != dtype or leaf.shape != shape:
         given = f"{found or type(leaf).__name__} of shape {np.shape(leaf)}"
-        advice = advice if found in (dtype, None) else _restored.CAST.strip()
+        advice = advice if found in (dtype, None) else restored.CAST.strip()
         raise ValueError(
             f"{path} must be {np.dtype(dtype)} of shape {shape} {because}; got {given}. {advice}"
         )
@@ -218,7 +224,7 @@ def residual(path: str, kept: Any, dtype: np.dtype[Any], shape: tuple[int, ...] 
     if kept is None and short:
         raise ValueError(
             f"params{path} is {dtype}, but state.residual{path} is None: at init it was wider, or "
-            f'the state was made with rounding="nearest".{_hints.other_dtype()}'
+            f'the state was made with rounding="nearest".{tree_hints.other_dtype()}'
         )
     if kept is None:
         return
@@ -226,13 +232,13 @@ def residual(path: str, kept: Any, dtype: np.dtype[Any], shape: tuple[int, ...] 
     if not short or (is_zero and kept.dtype != dtype):
         before = kept.dtype if is_zero else "a float of 16 bits"
         raise ValueError(
-            f"params{path} is {dtype} now; it was {before} at init.{_hints.other_dtype()}"
+            f"params{path} is {dtype} now; it was {before} at init.{tree_hints.other_dtype()}"
         )
     if is_zero != (shape is None):
         held, wanted = ("a zero", "codes") if is_zero else ("codes", "a zero")
         raise ValueError(
             f"state.residual{path} must be {wanted}; got {held}: the state was made with another "
-            f"rounding.{_hints.other_rounding()}"
+            f"rounding.{tree_hints.other_rounding()}"
         )
     if shape is not None:
         advice = "Make the state with the same rounding."
@@ -245,7 +251,7 @@ def kept_like(path: str, leaf: Any, moment: Any) -> None:
     same_shape(path, leaf, moment, "the moment")
     if dtype != moment.dtype:
         like = f"the moment it is stored like is {moment.dtype}"
-        raise ValueError(f"{path} is {dtype}, but {like}.{_restored.CAST}")
+        raise ValueError(f"{path} is {dtype}, but {like}.{restored.CAST}")
 
 
 def _children(node: Any) -> tuple[dict[Any, Any], Any]:
@@ -293,7 +299,7 @@ def leaves_like(name: str, tree: PyTree, wanted: PyTree, whose: str) -> list[Any
     leaves, treedef = jax.tree.flatten(tree, is_leaf=is_none)
     if treedef != jax.tree.structure(wanted, is_leaf=is_none):
         difference = tree_difference(tree, wanted, name) or f"got {treedef}"
-        hint = _hints.structure(name, tree, wanted, whose)
+        hint = tree_hints.structure(name, tree, wanted, whose)
         raise ValueError(f"{name} must have the structure of {whose}: {difference}.{hint}")
     return leaves
 

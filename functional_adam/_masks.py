@@ -8,7 +8,8 @@ import jax
 import numpy as np
 from jax.tree_util import keystr
 
-from functional_adam import _argument_hints, _check
+from functional_adam import _check
+from functional_adam._hints import argument_hints
 from functional_adam._types import PyTree
 
 
@@ -36,7 +37,7 @@ def checked(value: Any) -> Any:
         if not isinstance(leaf, bool | np.bool_):
             raise TypeError(
                 f"mask{keystr(path)} must be True or False; got {_check.show(leaf)}."
-                f"{_argument_hints.mask(leaf)}"
+                f"{argument_hints.mask(leaf)}"
             )
     return value
 
@@ -50,7 +51,7 @@ def chosen(value: Any, weight_decay: Any) -> Any:
     value = checked(value)
     decays = not isinstance(weight_decay, float) or bool(weight_decay)
     if isinstance(value, bool | np.bool_) and decays:
-        raise ValueError(f"mask={bool(value)} {_argument_hints.bare_mask(bool(value))}")
+        raise ValueError(f"mask={bool(value)} {argument_hints.bare_mask(bool(value))}")
     return value
 
 
@@ -58,7 +59,7 @@ def spread(value: Any, params: PyTree) -> list[bool]:
     """`value`, called or spread over `params`: one boolean a leaf, None counting as a leaf."""
     calls = is_called(value)
     tree: Any = (
-        checked(_argument_hints.called(value, params, _argument_hints.MASK)) if calls else value
+        checked(argument_hints.called(value, params, argument_hints.MASK)) if calls else value
     )
     if tree is None and calls and jax.tree.leaves(params):
         raise TypeError("mask(params) is None: let the function return its tree of booleans.")
@@ -81,5 +82,5 @@ def spread(value: Any, params: PyTree) -> list[bool]:
         difference = _check.tree_difference(tree, params, "mask", prefix=True) or str(error)
         raise ValueError(
             f"mask must be a prefix of the parameters: {difference}."
-            f"{_argument_hints.mask_structure()}"
+            f"{argument_hints.mask_structure()}"
         ) from None

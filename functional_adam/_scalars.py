@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from functional_adam import _argument_hints, _check
-from functional_adam._numerics import LOG_OF_ZERO, Rate, bias_correction
-from functional_adam._operands import Scalars
+from functional_adam import _check
+from functional_adam._equations.numerics import LOG_OF_ZERO, Rate, bias_correction
+from functional_adam._equations.operands import Scalars
+from functional_adam._hints import argument_hints
 from functional_adam._settings import Settings
 from functional_adam._types import arithmetic_dtype
 
@@ -24,7 +25,7 @@ def at(settings: Settings, count: chex.Array) -> Settings:
     def value(name: str, given: Any, below: float = math.inf) -> Any:
         if not callable(given):
             return given
-        found = _argument_hints.called(given, count, _argument_hints.schedule(name))
+        found = argument_hints.called(given, count, argument_hints.schedule(name))
         return _check.scalar(f"{name}(count)", found, below)
 
     rates = settings.variant.rates

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from functional_adam import _check, _masks
-from functional_adam import _formulas as F
-from functional_adam._family import ADAM, Variant
-from functional_adam._moments import Format, chosen
-from functional_adam._operands import Prepare
+from functional_adam._equations import formulas as F
+from functional_adam._equations.family import ADAM, Variant
+from functional_adam._equations.operands import Prepare
 from functional_adam._origin import Origin, SameTree, comparable
-from functional_adam._rounding import ROUNDINGS, Rounding
+from functional_adam._storage.formats import Format, chosen
+from functional_adam._storage.rounding import ROUNDINGS, Rounding
 
 
 class Settings(NamedTuple):

@@ -13,10 +13,11 @@ from jax.sharding import NamedSharding
 from jax.tree_util import keystr
 from jax.typing import DTypeLike
 
-from functional_adam import _check, _hints, _restored
-from functional_adam._keywords import explained
+from functional_adam import _check
+from functional_adam._hints import restored, tree_hints
+from functional_adam._hints.keywords import explained
 from functional_adam._mesh import replicated, scale_sharding, sharding_of, zeros
-from functional_adam._moments import (
+from functional_adam._storage.formats import (
     Format,
     Full,
     MomentFormat,
@@ -24,7 +25,7 @@ from functional_adam._moments import (
     chosen,
     refuse_other,
 )
-from functional_adam._rounding import ROUNDINGS, Rounding, is_short
+from functional_adam._storage.rounding import ROUNDINGS, Rounding, is_short
 from functional_adam._types import ParameterRounding, PyTree
 
 
@@ -207,7 +208,7 @@ def state_shapes(tx: Any, params: PyTree) -> PyTree:
 def check_count(state: Any) -> None:
     """`state` is an AdamState with a scalar count."""
     if not isinstance(state, AdamState):
-        raise TypeError(_hints.not_a_state(state))
+        raise TypeError(tree_hints.not_a_state(state))
     dtype = getattr(state.count, "dtype", None)
     no_numbers = isinstance(state.count, jax.ShapeDtypeStruct)
     if no_numbers or dtype not in (np.int32, np.int64):
@@ -224,7 +225,7 @@ def check_count(state: Any) -> None:
 def _no_count(state: AdamState, given: object) -> TypeError:
     return TypeError(
         f"state.count must be an int32 array, as `init` makes it; got {given}."
-        f"{_restored.count(state)}"
+        f"{restored.count(state)}"
     )
 
 

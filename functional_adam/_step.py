@@ -15,18 +15,28 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import keystr
 
-from functional_adam import _argument_hints, _check, _hints, _masks
-from functional_adam import _formulas as F
-from functional_adam._chunks import in_chunks
-from functional_adam._family import Variant
+from functional_adam import _check, _masks
+from functional_adam._equations import formulas as F
+from functional_adam._equations.family import Variant
+from functional_adam._equations.numerics import over, times, widened
+from functional_adam._equations.operands import Scalars
+from functional_adam._hints import argument_hints, tree_hints
 from functional_adam._mesh import over_auto_axes
-from functional_adam._moments import Format, Stored
-from functional_adam._numerics import over, times, widened
-from functional_adam._operands import Scalars
-from functional_adam._rounding import Draw, Rounding, bits, draw, is_short, land, late_keys, master
 from functional_adam._scalars import at, is_zero, scalars
 from functional_adam._settings import Settings
 from functional_adam._state import AdamState, built_like, check_state, is_ours, outside_boxes
+from functional_adam._storage.chunks import in_chunks
+from functional_adam._storage.formats import Format, Stored
+from functional_adam._storage.rounding import (
+    Draw,
+    Rounding,
+    bits,
+    draw,
+    is_short,
+    land,
+    late_keys,
+    master,
+)
 from functional_adam._types import PyTree, arithmetic_dtype, real_dtype, wider
 
 
@@ -45,7 +55,7 @@ def step(
 ) -> tuple[PyTree, AdamState]:
     """Updates and the next state: the one loop over leaves."""
     if not is_ours(state):  # `check_state` would say so too, without knowing what else was passed
-        raise TypeError(_hints.not_a_state(state, grads, params))
+        raise TypeError(tree_hints.not_a_state(state, grads, params))
     check_state(
         state,
         settings.variant.name,
@@ -63,7 +73,7 @@ def step(
     if any(g is not None for g in gs) or not jax.tree.leaves(state.mu):
         count = jnp.minimum(count, np.iinfo(np.int32).max - 1) + 1  # stops instead of wrapping
     paths = tuple(keystr(path) for path, _ in paths_and_mu)
-    once = _once(settings, count, paths, "" if params is None else _hints.ONE_MODEL)
+    once = _once(settings, count, paths, "" if params is None else tree_hints.ONE_MODEL)
     stepped = [
         _leaf(once, path, g, old, theta)
         for path, g, old, theta in zip(paths, gs, stored, thetas, strict=True)
@@ -178,8 +188,7 @@ def _rounding_name(settings: Settings) -> str:
 def _no_params(settings: Settings, why: list[str]) -> ValueError:
     others = {_rounding_name(settings): 'rounding="nearest"'}
     without = ", ".join(
-        others.get(name) or _argument_hints.zero(name, getattr(settings, name, None))
-        for name in why
+        others.get(name) or argument_hints.zero(name, getattr(settings, name, None)) for name in why
     )
     instead = "" if settings.variant.name in why else f", or pass {without}"
     return ValueError(

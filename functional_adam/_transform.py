@@ -10,13 +10,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from functional_adam import _argument_hints, _check, _masks
+from functional_adam import _check, _masks
+from functional_adam._hints import argument_hints
 from functional_adam._settings import Settings, identity
 from functional_adam._state import AdamState, fresh
 from functional_adam._step import step
 from functional_adam._types import GradientTransformation, PyTree, real_dtype
 
-# While `_variants_in` asks which of our transformations a wrapper holds: what each `init` made.
+# While `_interop.variants_in` asks which of our transformations a wrapper holds: what each `init` made.
 MADE: ContextVar[list[tuple[Settings, AdamState]] | None] = ContextVar("MADE", default=None)
 
 
@@ -115,5 +116,5 @@ def _update(
     # `value_fn` arguments of any name.
     if settings.origin is not None and "value_fn" not in extra_args:
         for name in sorted(settings.origin.arguments & extra_args.keys()):
-            raise TypeError(_argument_hints.extra_argument(settings.origin, name))
+            raise TypeError(argument_hints.extra_argument(settings.origin, name))
     return step(settings, updates, state, params)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from jax.typing import DTypeLike
 
-from functional_adam import _hints, _masks
-from functional_adam._keywords import explained
-from functional_adam._moments import MomentFormat
+from functional_adam import _masks
+from functional_adam._hints import tree_hints
+from functional_adam._hints.keywords import explained
 from functional_adam._scalars import is_zero
 from functional_adam._settings import adam_like, bind
 from functional_adam._state import AdamState, check_state, is_ours
 from functional_adam._step import step
+from functional_adam._storage.formats import MomentFormat
 from functional_adam._types import (
     Mask,
     ParameterRounding,
@@ -140,7 +141,7 @@ def update(
         # Then `step` looks at neither: right for Optax's wrappers, which pass what they have, but
         # here whatever is given was meant.
         if not is_ours(state):
-            raise TypeError(_hints.not_a_state(state, grads, params))
+            raise TypeError(tree_hints.not_a_state(state, grads, params))
         check_state(state, bound.variant.name, (), bound.moments, bound.rounding)
         if mask is not None:
             _masks.spread(bound.mask, state.mu if params is None else params)

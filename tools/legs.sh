@@ -8,8 +8,8 @@ set -eu
 results=$(mktemp)
 trap 'rm -f "$results"' EXIT
 
-CORE="test_formulas test_types test_step test_adam test_apply test_check test_family_check test_properties
-test_masks test_origin test_keywords test_codes test_moments test_rounding test_convert test_report test_diagnostics test_extend"
+CORE="equations/test_formulas.py storage step optimizers/test_family_check.py hints/test_keywords.py
+watch/test_report.py watch/test_diagnostics.py interop/test_convert.py interop/test_extend.py"
 
 # The interpreter with this version, if there is one that runs.
 find_python() {
@@ -38,7 +38,7 @@ leg() { # name, version of Python, further test files
         touch "$home/ready"
     fi
     files=""
-    for test in $CORE "$@"; do files="$files tests/$test.py"; done
+    for test in $CORE "$@"; do files="$files tests/$test"; done
     # shellcheck disable=SC2086 (several files)
     run "$name" "$home" $files
 }
@@ -67,7 +67,7 @@ if [ "${1:-}" = here ]; then
     run here "$VENV"
 fi
 leg oldest 3.11
-leg newest 3.13 test_family test_optax
+leg newest 3.13 equations interop/test_optax.py
 if [ "${1:-}" = here ]; then
     printf '\n| leg | Python | jax | chex | result |\n| --- | --- | --- | --- | --- |\n'
     cat "$results"

@@ -1,0 +1,1 @@
+"""Where the state lies when there are several devices."""

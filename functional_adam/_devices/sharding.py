@@ -1,0 +1,267 @@
+"""Where a state lies on a mesh: like its parameters, or divided further (ZeRO-1).
+
+A sharding says where an array lies and never what is in it. The state's shapes come from `tx.init`
+itself, and what is kept for a parameter is found in them by the parameter's path.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
+from jax.tree_util import keystr
+
+from functional_adam import _check
+from functional_adam._mesh import dimensions, divided, replicated, scale_sharding, ways
+from functional_adam._nested import by_parameter
+from functional_adam._state import AdamState, built_like, is_ours, outside_boxes, state_shapes
+from functional_adam._storage.int8 import block_length
+from functional_adam._types import GradientTransformation, PyTree
+
+
+class Place(NamedTuple):
+    """A parameter's shape, and where it lies."""
+
+    shape: tuple[int, ...]
+    sharding: NamedSharding
+
+
+def state_shardings(
+    tx: GradientTransformation,
+    params: PyTree,
+    params_shardings: PyTree = None,
+    *,
+    zero_axis: str | None = None,
+) -> PyTree:
+    """Where each array of `tx.init(params)` is to lie on the mesh of the parameters.
+
+    `mu`, `nu`, `residual` and the trees of `extra` lie like their parameter, and so does whatever
+    another transformation keeps of a parameter's shape (`optax.MultiSteps`, `trace`, `ema`,
+    `schedule_free`): it is found by the parameter's path at the end of its own. The blocks of
+    `nu_scale` are divided as the axis along which they lie, where that divides their number. Counts
+    and all other arrays lie whole on each device.
+
+    Hand it to `out_shardings` of the jitted `init` and of the jitted step. `jax.jit(tx.init)` alone
+    leaves the placing to XLA, which puts all zeros on one device; an eager `tx.init` places its
+    arrays like this by itself, where the parameters lie on a mesh.
+
+    Where a device holds no whole number of blocks, an update with moments="int8" exchanges their
+    ends.
+
+    Explicit mesh axes move nothing unasked. With `zero_axis`, `jax.sharding.reshard` gradients and
+    parameters like `mu` before an update, and the updates back.
+
+    Args:
+        tx: a transformation of this package, alone or anywhere in one of Optax's (`chain`,
+            `named_chain`, `masked`, `partition`, `inject_hyperparams`).
+        params: a tree of arrays, or of `jax.ShapeDtypeStruct`s, in boxes of Flax or not.
+        params_shardings: None (default) takes each leaf's own `sharding`; or a tree of
+            `NamedSharding`s like `params`, with boxes or without (as `flax.linen.get_sharding`
+            makes it); or one `NamedSharding` for all of them.
+        zero_axis: None (default), or a mesh axis over which what is kept for a parameter is divided
+            once more: along its first dimension that this axis divides evenly beyond what divides
+            it already. A leaf stays like its parameter where there is none, where the axis divides
+            it already, or (int8) where blocks would not stay whole.
+
+    Returns:
+        A tree of `NamedSharding`s with the structure of `tx.init(params)`.
+
+    Raises:
+        TypeError: `tx` has no `init`, or a leaf of `params_shardings` is no `NamedSharding`.
+        ValueError: a parameter does not lie on a mesh, or not on that of the others, or its
+            sharding does not divide it evenly; the trees differ; or the mesh has no such axis.
+
+    Example:
+        >>> import functional_adam as fa, jax, jax.numpy as jnp
+        >>> from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+        >>> on_mesh = NamedSharding(Mesh(jax.devices()[:1], "data"), P("data", None))
+        >>> params = jax.device_put({"w": jnp.zeros((256, 512))}, on_mesh)
+        >>> tx = fa.adamw(moments="int8")
+        >>> shardings = fa.state_shardings(tx, params)
+        >>> shardings.nu_scale["w"].spec == P("data", None), shardings.count.spec == P()
+        (True, True)
+        >>> state = jax.jit(tx.init, out_shardings=shardings)(params)
+
+    References:
+        Rajbhandari et al. 2020, ZeRO: Memory Optimizations Toward Training Trillion Parameter
+        Models, section 5.1.
+    """
+    state = state_shapes(tx, params)
+    places = _places(params, params_shardings)
+    somewhere = _on_one_mesh(places, params_shardings)
+    _check_axis(zero_axis, somewhere)
+    scales = _scale_shapes(state)
+    places = {path: _divided_more(x, scales.get(path), zero_axis) for path, x in places.items()}
+
+    def place(path: Any, node: Any) -> Any:
+        if is_ours(node):
+            return _placed(node, places, somewhere)
+        return _like_parameter(keystr(path), node, places, somewhere)
+
+    return jax.tree_util.tree_map_with_path(place, state, is_leaf=is_ours)
+
+
+def _scale_shapes(state: PyTree) -> dict[str, tuple[int, ...]]:
+    """The shapes of all scales, by the paths of their parameters."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for one in filter(is_ours, jax.tree.leaves(state, is_leaf=is_ours)):
+        if one.nu_scale is not None:
+            scales = by_parameter("state.nu_scale", one.nu_scale, one)
+            shapes |= {keystr(path): x.shape for path, x in scales.items() if x is not None}
+    return shapes
+
+
+def _placed(state: AdamState, places: dict[str, Place], somewhere: NamedSharding) -> AdamState:
+    """The places of one state of this package."""
+
+    def kept(path: str, leaf: Any) -> NamedSharding:
+        return _like_parameter(path, leaf, places, somewhere)
+
+    def scale(path: str, leaf: Any) -> Any:
+        place = places.get(path)
+        if place is None:
+            return replicated(somewhere, len(leaf.shape))
+        return scale_sharding(place.sharding, place.shape, leaf.shape)
+
+    def like(tree: PyTree, place: Callable[[str, Any], Any] = kept) -> PyTree:
+        if tree is None:
+            return None
+        leaves = by_parameter("the state", tree, state).items()
+        return built_like(
+            tree, [None if x is None else place(keystr(path), x) for path, x in leaves]
+        )
+
+    count: Any = replicated(somewhere, 0)
+    return AdamState(
+        count=count,
+        mu=like(state.mu),
+        nu=like(state.nu),
+        nu_scale=like(state.nu_scale, scale),
+        residual=like(state.residual),
+        extra=state.extra and {name: like(tree) for name, tree in state.extra.items()},
+    )
+
+
+def _like_parameter(
+    path: str, leaf: Any, places: dict[str, Place], somewhere: NamedSharding
+) -> NamedSharding:
+    """The place of the parameter whose path is at the end of `path`, if it has this shape."""
+    ends = [
+        end for end, place in places.items() if path.endswith(end) and place.shape == leaf.shape
+    ]
+    if ends:
+        return places[max(ends, key=len)].sharding
+    whole: Any = replicated(somewhere, len(leaf.shape))
+    return whole
+
+
+def _divided_more(place: Place, scales: tuple[int, ...] | None, zero_axis: str | None) -> Place:
+    """A moment's place: its parameter's, divided over one more axis where it can be."""
+    shape, sharding = place
+    axes = dimensions(sharding, len(shape))
+    if zero_axis is None or any(zero_axis in names for names in axes) or 0 in shape:
+        return place
+    for i, (names, size) in enumerate(zip(axes, shape, strict=True)):
+        more = [*axes[:i], (*names, zero_axis), *axes[i + 1 :]]
+        if size % ways(sharding, more[i]):
+            continue
+        new = divided(sharding, more, in_full=len(sharding.spec) == len(shape))
+        if scales is None or i < len(scales) - 1 or _whole_blocks(new, shape, scales):
+            return Place(shape, new)
+    return place
+
+
+def _whole_blocks(sharding: NamedSharding, shape: tuple[int, ...], scales: tuple[int, ...]) -> bool:
+    """Whether each device has whole blocks of a leaf with these scales."""
+    lead = len(scales) - 1
+    along, *inner = dimensions(sharding, len(shape))[lead:]
+    width = math.prod(shape[lead:])
+    # Of merged axes the first alone may be divided: then a device's elements lie together.
+    length = block_length(width, scales[-1])
+    return not any(inner) and width % (length * ways(sharding, along)) == 0
+
+
+# ---- Arguments ----
+
+
+def _places(params: PyTree, params_shardings: PyTree) -> dict[str, Place]:
+    """Every parameter's place, by path."""
+    paths_and_leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=_check.is_none)
+    if params_shardings is None:
+        shardings = [getattr(leaf, "sharding", None) for _, leaf in paths_and_leaves]
+    elif isinstance(params_shardings, NamedSharding):
+        shardings = [params_shardings] * len(paths_and_leaves)
+    elif isinstance(params_shardings, Mesh | PartitionSpec | Sharding):
+        raise _not_named("params_shardings", params_shardings)
+    else:
+        flat = outside_boxes(params_shardings), outside_boxes(params)
+        shardings = _check.leaves_like("params_shardings", *flat, "params")
+    own = params_shardings is None
+    return {
+        keystr(path): Place(np.shape(leaf), _sharding(keystr(path), leaf, sharding, own))
+        for (path, leaf), sharding in zip(paths_and_leaves, shardings, strict=True)
+        if leaf is not None
+    }
+
+
+def _sharding(path: str, leaf: Any, sharding: Any, own: bool) -> NamedSharding:
+    """`sharding`, if it is one on a mesh and fits the parameter."""
+    if not isinstance(sharding, NamedSharding):
+        if own:
+            raise ValueError(
+                f"params{path} must lie on a mesh; its sharding is {_check.show(sharding)}. Place "
+                "it with jax.device_put(params, NamedSharding(mesh, spec)), or pass "
+                "params_shardings (from Flax Linen: nn.get_sharding(params, mesh))."
+            )
+        raise _not_named(f"params_shardings{path}", sharding)
+    shape, spec = np.shape(leaf), sharding.spec
+    known = len(spec) <= len(shape) and PartitionSpec.UNCONSTRAINED not in tuple(spec)
+    parts = zip(shape, dimensions(sharding, len(shape)), strict=True) if known else ()
+    if not known or any(size % ways(sharding, axes) for size, axes in parts):
+        whose = f"The sharding of params{path}" if own else f"params_shardings{path}"
+        raise ValueError(
+            f"{whose} is {spec} on a mesh of {dict(sharding.mesh.shape)}, which does not divide "
+            f"the parameter's shape {shape} evenly. Use None for a dimension that is not divided."
+        )
+    return sharding
+
+
+def _not_named(name: str, sharding: Any) -> TypeError:
+    return TypeError(
+        f"{name} must be a NamedSharding; got {_check.show(sharding)}. Write "
+        "jax.sharding.NamedSharding(mesh, spec)."
+    )
+
+
+def _on_one_mesh(places: dict[str, Place], params_shardings: PyTree) -> NamedSharding:
+    """Any one of the shardings, once all are known to be on one mesh."""
+    if not places and isinstance(params_shardings, NamedSharding):
+        return params_shardings
+    if not places:
+        raise ValueError(
+            "params has no leaf that says on which mesh the state is to lie: pass a NamedSharding "
+            "as params_shardings."
+        )
+    (first, place), *others = places.items()
+    for path, other in others:
+        if other.sharding.mesh != place.sharding.mesh:
+            raise ValueError(
+                f"All parameters must lie on one mesh; params{path} is on {other.sharding.mesh}, "
+                f"but params{first} on {place.sharding.mesh}."
+            )
+    return place.sharding
+
+
+def _check_axis(zero_axis: Any, sharding: NamedSharding) -> None:
+    names = sharding.mesh.axis_names
+    if zero_axis is None or (isinstance(zero_axis, str) and zero_axis in names):
+        return
+    error = ValueError if isinstance(zero_axis, str) else TypeError
+    raise error(
+        f"zero_axis must be None or an axis of the mesh, {' or '.join(map(repr, names))}; got "
+        f"{_check.show(zero_axis)}."
+    )

@@ -1,0 +1,222 @@
+"""Arithmetic that keeps its digits: what the equations of `formulas` are computed with.
+
+No Adam here: rates near 1, 1 - exp, averages, roots and ratios, each in a form in which float32
+loses nothing to cancellation, overflow or an infinite derivative. `docs/math.md` derives them;
+the tests hold each against its plain form.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# In place of -inf, which `jax_debug_infs` reports: as 0 when an exponential is taken of it, and
+# finite, also in float32, when it is multiplied by any count.
+LOG_OF_ZERO = -1e28
+
+
+class Rate(NamedTuple):
+    """A decay rate b, with what would be lost by computing it from a rounded b.
+
+    Near b = 1 a float32 holds b to 2**-25 absolute, hence 1 - b (and log b, which is about
+    -(1 - b)) only to 2**-25 / (1 - b) relative: 3e-5 at b = 0.999. Both are therefore made
+    where b is still exact, and travel with it.
+    """
+
+    b: jax.Array
+    complement: jax.Array  # 1 - b
+    log: jax.Array  # log b; `LOG_OF_ZERO` for b = 0
+    carried: jax.Array  # 1 where b > 1/2, else b: see `average`
+    removed: jax.Array  # 1 where b > 1/2, else 0
+
+
+@jax.jit  # one trace for both rates
+def one_minus_exp(x: jax.Array) -> jax.Array:
+    """1 - exp(x) for x <= 0, to two units of 2**-24.
+
+    For x > -1/2 as the series -x (1 + x/2! + x**2/3! + ...), whose value besides -x lies in
+    (3/4, 1]: nothing cancels. Beyond, the plain form loses nothing either. (XLA's expm1 is off by
+    up to six units, and at t = 1 that error would be common to all coordinates of a step.)
+    """
+    return jax.lax.select(x > -0.5, -x * _growth_near_zero(x), 1 - jnp.exp(x))
+
+
+def _growth_near_zero(x: jax.Array) -> jax.Array:
+    """(exp(x) - 1) / x as its series, right for -1/2 < x <= 0 and finite below."""
+    x = jnp.maximum(x, x.dtype.type(-0.5))  # or its slope, not selected, would overflow to NaN
+    terms = 9 if x.dtype == jnp.float32 else 16  # the next is below 2**-26, 2**-55 of the sum
+    series = x.dtype.type(1 / math.factorial(terms))
+    for k in range(terms - 1, 0, -1):
+        series = series * x + x.dtype.type(1 / math.factorial(k))
+    return series
+
+
+def _growth(x: jax.Array) -> jax.Array:
+    """(exp(x) - 1) / x for x <= 0, and its limit 1 at 0; smooth."""
+    far = jnp.minimum(x, x.dtype.type(-0.5))
+    return jnp.where(x > -0.5, _growth_near_zero(x), (1 - jnp.exp(far)) / -far)
+
+
+@jax.custom_jvp
+def bias_correction(rate: Rate, t: jax.Array) -> jax.Array:
+    """c = 1 - b**t (Algorithm 1, the divisors of m_hat and v_hat), as 1 - exp(t log b).
+
+    The subtraction that cancels when b**t is near 1 is never made: see `one_minus_exp`.
+    b = 0 gives 1 - exp(-1e28 t) = 1.
+    """
+    return one_minus_exp(t * rate.log)
+
+
+@bias_correction.defjvp
+def _bias_correction_jvp(  # registered, never called by name
+    primals: tuple[Rate, jax.Array], tangents: tuple[Rate, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    # dc/db = -t b**(t-1), which the logarithm of 0 does not know of; and b**0 is kept apart
+    # because its own slope, 0 b**-1, would be NaN there.
+    rate, t = primals
+    later = t > 1
+    power = jnp.power(jnp.where(later, rate.b, jnp.ones_like(rate.b)), t - 1)
+    return bias_correction(rate, t), -t * power * tangents[0].b
+
+
+def largest_ratio(b1: Rate, b2: Rate, t: jax.Array) -> jax.Array:
+    """C = (1 - b1) sqrt((1 + q + ... + q**(t-1)) / (1 - b2)) with q = b1**2 / b2: |m| <= C sqrt(v).
+
+    By Cauchy and Schwarz for m = (1 - b1) sum b1**k g and v = (1 - b2) sum b2**k g**2. The series
+    is t growth(tx) / growth(x) with x = log q, times q**(t-1) with -x in place of x where q > 1.
+    """
+    x = jnp.clip(2 * b1.log - b2.log, -80, 80)
+    size = -jnp.abs(x)
+    series = t * jnp.exp(jnp.maximum(x, 0) * (t - 1)) * (_growth(t * size) / _growth(size))
+    return b1.complement * jnp.sqrt(series / b2.complement)
+
+
+def langevin(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """L(x) = coth x - 1/x and 1 - L(x) for x >= 0, neither with cancellation.
+
+    Up to x = 1 L is Lambert's continued fraction x / (3 + x**2 / (5 + x**2 / (7 + ...))), whose
+    value there is below 1/3; beyond, 1 - L = 1/x - 2 / (exp(2x) - 1), two terms far apart.
+    """
+    near = x <= 1
+    small, large = jnp.where(near, x, jnp.ones_like(x)), jnp.where(near, jnp.ones_like(x), x)
+    square, fraction = small * small, jnp.zeros_like(x)
+    for odd in range(19, 1, -2):  # nine levels: below 2**-55 of the value
+        fraction = square / (odd + fraction)
+    fraction = fraction / jnp.where(small > 0, small, jnp.ones_like(x))
+    shrinking = jnp.exp(-2 * large)  # in place of exp(2x), which overflows
+    complement = 1 / large - 2 * shrinking / (1 - shrinking)
+    return jnp.where(near, fraction, 1 - complement), jnp.where(near, 1 - fraction, complement)
+
+
+def log_half_product(log_q: jax.Array, t: jax.Array) -> jax.Array:
+    """log((1 - q/2) (1 - q**2/2) ... (1 - q**t/2)) for log q <= 0, without the product.
+
+    log(1 - q**i/2) = -sum over k of q**(ik) / (k 2**k); summed over i first, each k is a geometric
+    series, q**k (1 - q**(kt)) / (1 - q**k), which with x = k log q is t exp(x) growth(tx) /
+    growth(x), smooth at q = 1. What is left out is below rounding.
+    """
+    k = jnp.arange(1, 25 if t.dtype == jnp.float32 else 54).astype(t.dtype)
+    x = k * log_q
+    series = t * jnp.exp(x) * (_growth(t * x) / _growth(x))
+    return -jnp.sum(series * jnp.exp2(-k) / k)
+
+
+@jax.custom_jvp
+def safe_sqrt(x: jax.Array) -> jax.Array:
+    """sqrt(x), with derivative 0 at x = 0, where the true one is infinite.
+
+    A coordinate whose gradient is always zero has v = 0; the chain rule would multiply the
+    infinite slope by dv = 0 and turn every gradient taken through an update into NaN.
+    """
+    return jnp.sqrt(x)
+
+
+@safe_sqrt.defjvp
+def _safe_sqrt_jvp(  # registered, never called by name
+    primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    (x,), (x_dot,) = primals, tangents
+    positive = x > 0
+    root = safe_sqrt(jnp.where(positive, x, jnp.ones_like(x)))
+    return safe_sqrt(x), jnp.where(positive, x_dot / (root + root), jnp.zeros_like(x))
+
+
+def abs_squared(g: jax.Array) -> jax.Array:
+    """|g|**2, real; for complex g the sum of the two parts' squares, smooth at 0."""
+    if jnp.iscomplexobj(g):
+        return g.real * g.real + g.imag * g.imag
+    return g * g
+
+
+def widened(real: np.dtype[Any], x: jax.Array) -> jax.Array:
+    """x in the arithmetic's precision: `real`, or its complex counterpart."""
+    return x.astype(np.promote_types(real, np.complex64) if jnp.iscomplexobj(x) else real)
+
+
+def times(c: jax.Array, x: jax.Array) -> jax.Array:
+    """c x for real c, part by part where x is complex: strict promotion mixes no dtypes."""
+    return jax.lax.complex(c * x.real, c * x.imag) if jnp.iscomplexobj(x) else c * x
+
+
+def over(x: jax.Array, d: jax.Array) -> jax.Array:
+    """x / d for real d, part by part where x is complex.
+
+    A complex division squares its divisor, and the square of a small one underflows.
+    """
+    return jax.lax.complex(x.real / d, x.imag / d) if jnp.iscomplexobj(x) else x / d
+
+
+def average(a: jax.Array, x: jax.Array, rate: Rate) -> jax.Array:
+    """b a + (1 - b) x; for b > 1/2 as a + (1 - b) (x - a).
+
+    Expanding the second gives the first. The first multiplies all of a by a rounded b, the same
+    relative error every step, which over 1 / (1 - b) steps grows to 2**-25 / (1 - b); in the
+    second, rounding touches only the small correction. But where b is small and x far below a,
+    x - a has lost x: there the first form is the exact one. Both are one expression, with
+    `carried` and `removed` 1 and 1 for the second form, b and 0 for the first.
+    """
+    return times(rate.carried, a) + times(rate.complement, x - times(rate.removed, a))
+
+
+def mean_square(v: jax.Array, square: jax.Array, rate: Rate) -> jax.Array:
+    """`average`, but an infinite v (|g| above 1.8e19 in float32) stays so: its coordinate stops.
+
+    The difference inside `average` alone would make it inf - inf = NaN.
+    """
+    return jax.lax.select(is_infinite(v), v, average(v, square, rate))
+
+
+def is_infinite(v: jax.Array) -> jax.Array:
+    """v = inf, written without one, which `jax_debug_infs` would report."""
+    return v > float(jnp.finfo(v.dtype).max)
+
+
+def decayed(a: jax.Array, rate: Rate) -> jax.Array:
+    """b a, as the average with 0."""
+    return average(a, jnp.zeros_like(a), rate)
+
+
+def clip(z: jax.Array, bound: jax.Array) -> jax.Array:
+    """z where |z| <= bound, else the number of size `bound` in its direction."""
+    if not jnp.iscomplexobj(z):
+        return jnp.clip(z, -bound, bound)
+    size = jnp.abs(z)
+    outside = size > bound
+    return jnp.where(outside, times(bound / jnp.where(outside, size, jnp.ones_like(size)), z), z)
+
+
+def same_side(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Whether a b > 0 (complex: Re(a conj(b)) > 0), of signs or scaled, as a b may underflow."""
+    if not jnp.iscomplexobj(a):
+        return jnp.sign(a) * jnp.sign(b) > 0
+
+    def scaled(z: jax.Array) -> jax.Array:
+        size = jnp.maximum(jnp.abs(z.real), jnp.abs(z.imag))
+        return over(z, jnp.where(size == 0, jnp.ones_like(size), size))
+
+    a, b = scaled(a), scaled(b)
+    return a.real * b.real + a.imag * b.imag > 0

@@ -1,0 +1,136 @@
+"""Carrying a live state over to another format."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jax.tree_util import keystr
+
+from functional_adam import _check
+from functional_adam._equations.numerics import widened
+from functional_adam._mesh import over_auto_axes, sharding_of
+from functional_adam._state import AdamState, built_like, check_count, no_scale, outside_boxes
+from functional_adam._storage.formats import (
+    FORMATS,
+    Format,
+    Int8,
+    MomentFormat,
+    Stored,
+    chosen,
+    format_of,
+)
+from functional_adam._storage.rounding import Draw, bits, draw, leaf_key
+from functional_adam._types import PyTree, arithmetic_dtype, real_dtype
+
+
+def convert_moments(state: AdamState, params: PyTree, *, moments: MomentFormat) -> AdamState:
+    """The same state with its moments kept in another format: a run goes on in 8 bits, or back.
+
+    What the new format cannot hold is rounded as in a step, with the bits of `state.count`. Into
+    "full" nothing is rounded. The state's own format is read off its arrays.
+
+    Args:
+        state: from `init` or an update, in any format.
+        params: the parameters, for their structure and dtypes.
+        moments: "full", "bfloat16", "int8", or a `Full`, `BFloat16` or `Int8` object.
+
+    Returns:
+        An `AdamState` as `init(params, moments=moments)` makes it, its count and `residual` those
+        of `state`.
+
+    Raises:
+        TypeError: `state` is not an `AdamState`, or `moments` cannot hold a leaf.
+        ValueError: the trees differ, or `moments="int8"` for a state with trees in `extra` or with
+            infinite moments. (Under `jit`, which cannot raise, these become NaN. NaN stays NaN.)
+
+    Example:
+        >>> import functional_adam as fa, jax.numpy as jnp
+        >>> params = {"w": jnp.zeros((2, 128))}
+        >>> _, state = fa.update({"w": jnp.ones((2, 128))}, fa.init(params))
+        >>> small = fa.convert_moments(state, params, moments="int8")
+        >>> _, small = fa.update({"w": jnp.ones((2, 128))}, small, moments="int8")
+        >>> int(small.count), small.nu["w"].dtype
+        (2, dtype('uint8'))
+    """
+    check_count(state)
+    format = chosen(moments)
+    if isinstance(format, Int8) and state.extra:
+        raise ValueError(
+            f'moments="int8" cannot keep the trees {list(state.extra)} of state.extra; use '
+            'moments="bfloat16" or "full".'
+        )
+    thetas, treedef = jax.tree_util.tree_flatten_with_path(params, is_leaf=_check.is_none)
+
+    def leaves(name: str, tree: PyTree) -> list[object]:
+        return _check.leaves_if_any(f"state.{name}", tree, params, "params")
+
+    extra = state.extra or {}
+    more = {name: leaves(f"extra[{name!r}]", tree) for name, tree in extra.items()}
+    flat = outside_boxes(params)
+    scales = _check.leaves_if_any("state.nu_scale", state.nu_scale, flat, "params")
+    columns = leaves("mu", state.mu), leaves("nu", state.nu), scales
+    drawn = draw(jnp.asarray(state.count), tuple(extra))
+    new = [
+        _converted(
+            format,
+            keystr(path),
+            theta,
+            Stored(mu, nu, {name: kept[i] for name, kept in more.items()}, scale),
+            drawn,
+        )
+        for i, ((path, theta), mu, nu, scale) in enumerate(zip(thetas, *columns, strict=True))
+    ]
+    return state._replace(
+        mu=treedef.unflatten(leaf.m for leaf in new),
+        nu=treedef.unflatten(leaf.v for leaf in new),
+        nu_scale=built_like(flat, [leaf.scale for leaf in new]) if format.keeps_scale else None,
+        extra={k: treedef.unflatten(leaf.more[k] for leaf in new) for k in extra} or None,
+    )
+
+
+def _converted(format: Format, path: str, theta: Any, old: Stored, drawn: Draw) -> Stored:
+    if theta is None:
+        return Stored(None, None, dict.fromkeys(old.more))
+    fresh = format.fresh("params" + path, theta)
+    _check.same_shape("state.mu" + path, old.m, theta, "params" + path)
+    # Of the variant's own trees, `mu_...` is kept like mu and `nu_...` like nu.
+    like = {k: fresh.m if k.startswith("mu") else fresh.v for k in old.more}
+    if isinstance(format, Int8):
+        _refuse_infinite(path, old)
+    wide = arithmetic_dtype(_check.leaf_dtype("params" + path, theta))
+    scale = no_scale(fresh, sharding_of(theta)) if format.keeps_scale else None
+    fresh = fresh._replace(more=like, scale=scale)
+    carried: Callable[..., Stored] = functools.partial(_carried, format, wide)
+    if format.keeps_scale or old.scale is not None:
+        carried = over_auto_axes(carried, fresh)
+    key = leaf_key("converted" + path)  # other bits than those by which `old` may be rounded
+    return carried(old, fresh, drawn, key)
+
+
+def _refuse_infinite(path: str, old: Stored) -> None:
+    """An infinite v stops its coordinate for good; codes are finite and would start it again."""
+    for name, moment in (("nu", old.v), ("mu", old.m)):
+        if isinstance(moment, Tracer) or not jnp.issubdtype(moment.dtype, jnp.inexact):
+            continue
+        if found := int(jnp.sum(jnp.isinf(moment))):
+            raise ValueError(
+                f"state.{name}{path} has {found} infinite of {moment.size} elements, which "
+                'moments="int8" cannot hold; use moments="bfloat16", or set both moments of these '
+                "elements to 0 to start them again."
+            )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _carried(
+    format: Format, wide: np.dtype[Any], old: Stored, fresh: Stored, drawn: Draw, key: Any
+) -> Stored:
+    """Read from the old format, through the arithmetic's dtype, into the new one."""
+    loaded = FORMATS[format_of(old.m, old.v)]().load(old)
+    new = jax.tree.map(functools.partial(widened, real_dtype(wide)), loaded)
+    return format.store(new, fresh, bits(drawn, key, fresh.m.shape), None)

@@ -1,0 +1,315 @@
+"""A tree as a flat dict of NumPy arrays, and back with every bit checked.
+
+The dict is for any store that keeps arrays by name: NumPy's npz, safetensors, Orbax. None of them
+needs to know JAX's dtypes, and none is trusted: a dict carries SHA-256 digests of what it holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
+from jax.tree_util import keystr
+from jax.typing import ArrayLike
+
+from functional_adam import _check
+from functional_adam._interop import header as H
+from functional_adam._interop.variants_in import variants_in
+from functional_adam._types import GradientTransformation, NumPyArray, PyTree
+
+
+def to_state_dict(
+    tree: PyTree, *, tx: GradientTransformation | None = None
+) -> dict[str, NumPyArray]:
+    """The leaves of a tree by name, for `np.savez`, safetensors or any other store of arrays.
+
+    A leaf's name is `jax.tree_util.keystr` of its path, as error messages print it: `.mu['w']` in
+    a state, `['state'].mu['w']` in {"params": params, "state": state}. Keys are quoted in it, so
+    that no two paths share a name. Two arrays of bytes are put beside the leaves:
+    `functional_adam.header`, a JSON text of the version and each leaf's dtype, shape and SHA-256,
+    and `functional_adam.sha256`, the digest of that text. A dtype that a store would lose
+    (bfloat16 in npz) is kept as unsigned integers of the same bits; complex128 as float64 with a
+    last axis of 2.
+
+    Args:
+        tree: an `AdamState`, an Optax state, or any tree of arrays, such as {"params": params,
+            "state": state}. None leaves and empty nodes take no entry.
+        tx: None (default), or the transformation whose state is in `tree`, bare or in any of
+            Optax's wrappers. The header then says of each `AdamState` what it keeps, by the name of
+            a variant, and `from_state_dict(..., tx=...)` refuses another's.
+
+    Returns:
+        A dict of NumPy arrays, copies all: what becomes of the tree afterwards does not matter.
+
+    Raises:
+        TypeError: a leaf is not an array of numbers (a string, a Python number, a typed PRNG key,
+            a traced array, a masked array of NumPy), or `tx` has no `init`.
+        ValueError: two leaves have one name, a leaf was donated or is spread over processes, or
+            `tx` does not make the states in `tree`.
+
+    Example:
+        >>> import functional_adam as fa, io, jax.numpy as jnp, numpy as np
+        >>> params = {"w": jnp.ones(2, jnp.bfloat16)}
+        >>> flat = fa.to_state_dict({"params": params, "state": fa.init(params)})
+        >>> list(flat)[:3], flat["['params']['w']"].dtype
+        (["['params']['w']", "['state'].count", "['state'].mu['w']"], dtype('uint16'))
+        >>> file = io.BytesIO()
+        >>> np.savez(file, **flat)
+    """
+    flat: dict[str, NumPyArray] = {}
+    leaves: dict[str, H.Entry] = {}
+    for name, leaf in _named("tree", tree).items():
+        dtype = _whole("tree" + name, leaf)
+        array = np.array(leaf, dtype, order="C")
+        flat[name] = _portable(array)
+        leaves[name] = H.Entry(dtype.name, array.shape, H.sha256(flat[name]).hex())
+    variants = None if tx is None else variants_in("tree", tree, tx)
+    return flat | H.written(H.Header(leaves, variants))
+
+
+def from_state_dict(
+    flat: Mapping[str, ArrayLike], target: PyTree, *, tx: GradientTransformation | None = None
+) -> PyTree:
+    """The tree that `to_state_dict` made `flat` of, the same in every bit, or an error.
+
+    Args:
+        flat: what `to_state_dict` returned, or what a store gives back of it: a dict of NumPy or
+            JAX arrays, or the object that `np.load` returns.
+        target: a tree of the same structure, dtypes and shapes, such as {"params": params, "state":
+            tx.init(params)} or its `jax.eval_shape`. Its values are not read. Each leaf goes where
+            that of `target` is: an array's devices, or the sharding of a `jax.ShapeDtypeStruct`
+            (see `state_shardings`).
+        tx: None (default), or the transformation that goes on with the state. Where `flat` was made
+            with `tx` too, each `AdamState` must keep the same as it did: adamax cannot go on from
+            the state of adam, while adam, adamw, nadam, radam, lamb and `cautious` go on from one
+            another's. Hyperparameters are not compared.
+
+    Returns:
+        A tree like `target`, AdamStates and all, of JAX arrays with the shardings and weak types of
+        the leaves of `target`. `jax.eval_shape` keeps a sharding on explicit mesh axes alone, and
+        without devices: they are those of the mesh of other leaves or of `jax.set_mesh`. A leaf
+        without a sharding goes to the default device.
+
+    Raises:
+        ValueError: `flat` was not made by `to_state_dict`, or by a newer version; a bit, a name, a
+            dtype or a shape has changed since; its names, dtypes or shapes are not those of
+            `target`, or its states not those of `tx`; or a sharding in `target` is on a mesh of
+            unknown devices. The first such leaf is named.
+        TypeError: `flat` is not a mapping, a leaf of `target` not an array of numbers, or `tx` has
+            no `init`.
+
+    Example:
+        >>> import functional_adam as fa, jax, jax.numpy as jnp
+        >>> tx, params = fa.adam(0.1), {"w": jnp.ones(2)}
+        >>> flat = fa.to_state_dict(tx.init(params))
+        >>> fa.from_state_dict(flat, jax.eval_shape(tx.init, params)).mu
+        {'w': Array([0., 0.], dtype=float32)}
+        >>> flat[".mu['w']"][1] = 0.5
+        >>> fa.from_state_dict(flat, tx.init(params))
+        Traceback (most recent call last):
+        ValueError: flat[".mu['w']"] was changed after to_state_dict: its SHA-256 is now ...
+    """
+    header = H.read(flat)
+    saved, wanted = header.leaves, _named("target", target)
+    for name in wanted:
+        if name not in saved:
+            raise ValueError(
+                f"target{name} is not in flat, which holds {_some(saved)}. Pass a target of the "
+                "structure that was saved."
+            )
+    for name in saved:
+        if name not in wanted:
+            raise ValueError(
+                f"flat holds {name}, which is not in target, with its {_some(wanted)}. Pass a "
+                "target of the structure that was saved."
+            )
+    for name, leaf in wanted.items():  # all of these before the first is read
+        _check_target(name, leaf, saved[name])
+    if tx is not None:
+        _check_variants(header.variants, variants_in("target", target, tx))
+    shardings = _shardings(wanted)
+    leaves = [
+        _placed(_read(flat, name, saved[name]), leaf, shardings[name])
+        for name, leaf in wanted.items()
+    ]
+    return jax.tree.unflatten(jax.tree.structure(target), leaves)
+
+
+# ---- Names and dtypes ----
+
+
+def _named(argument: str, tree: PyTree) -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        name = keystr(path)
+        if name in leaves or name in (H.HEADER, H.DIGEST):
+            raise ValueError(
+                f"{argument}{name} is the path of two leaves, or a reserved name. Keys of one dict "
+                "or class must differ in their repr."
+            )
+        leaves[name] = leaf
+    return leaves
+
+
+def _some(names: Mapping[str, Any]) -> str:
+    shown = ", ".join(name or "one array without a path" for name in list(names)[:3])
+    return f"{shown}, ..." if len(names) > 3 else shown or "no leaf"
+
+
+def _number_dtype(path: str, leaf: Any) -> np.dtype[Any]:
+    """The dtype of an array of numbers, concrete or not, in this machine's byte order."""
+    dtype = getattr(leaf, "dtype", None)
+    if isinstance(dtype, np.dtype) and hasattr(leaf, "shape"):
+        native = dtype if dtype.isnative else dtype.newbyteorder("=")
+        if H.is_storable(native):
+            return native
+    advice = "Make numbers arrays with jnp.asarray, and leave out what is none."
+    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        advice = "Keep jax.random.key_data(key); jax.random.wrap_key_data brings the key back."
+    raise TypeError(f"{path} must be an array of numbers; got {_check.show(leaf)}. {advice}")
+
+
+def _whole(path: str, leaf: Any) -> np.dtype[Any]:
+    """The dtype of a leaf whose numbers are all here."""
+    dtype = _number_dtype(path, leaf)
+    if isinstance(leaf, Tracer) or not isinstance(leaf, jax.Array | np.ndarray | np.generic):
+        raise TypeError(
+            f"{path} has no values; got {_check.show(leaf)}. Call to_state_dict outside jit, on "
+            "arrays."
+        )
+    if isinstance(leaf, np.ma.MaskedArray):
+        raise TypeError(
+            f"{path} is a masked array of NumPy, whose mask would be lost. Keep leaf.filled(value),"
+            " or leaf.data and leaf.mask beside each other."
+        )
+    if isinstance(leaf, jax.Array) and leaf.is_deleted():
+        raise ValueError(f"{path} has been deleted; take the state dict before it is donated.")
+    if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+        raise ValueError(
+            f"{path} lies on several processes; got {leaf.sharding}. Bring it together first, with "
+            "jax.experimental.multihost_utils.process_allgather(tree, tiled=True)."
+        )
+    return dtype
+
+
+def _storage(dtype: np.dtype[Any], shape: tuple[int, ...]) -> tuple[np.dtype[Any], tuple[int, ...]]:
+    """As what an array is stored."""
+    if dtype in H.PORTABLE:
+        return dtype, shape
+    if dtype == np.complex128:
+        return np.dtype(np.float64), (*shape, 2)
+    return np.dtype(f"uint{8 * dtype.itemsize}"), shape
+
+
+def _portable(array: NumPyArray) -> NumPyArray:
+    dtype, shape = _storage(array.dtype, array.shape)
+    return array.reshape(-1).view(dtype).reshape(shape)
+
+
+# ---- Reading ----
+
+
+def _check_variants(saved: Mapping[str, str] | None, wanted: Mapping[str, str]) -> None:
+    """The states in a dict keep what those of a target do; older dicts do not say."""
+    if saved is None:
+        return
+    none = "no state of this package"
+    for path in {**wanted, **saved}:
+        old, new = (f"that of {kept[path]}" if path in kept else none for kept in (saved, wanted))
+        if old != new:
+            raise ValueError(
+                f"flat holds at target{path} another state, {old}, where tx keeps {new}: its next "
+                "steps would be wrong. Pass the transformation that the state was saved with, or "
+                "begin its moments anew with tx.init(params)."
+            )
+
+
+def _check_target(name: str, leaf: Any, saved: H.Entry) -> None:
+    """A leaf of `target` is of the dtype and shape that were saved."""
+    dtype = _number_dtype("target" + name, leaf)
+    if dtype.name != saved.dtype:
+        raise ValueError(f"target{name} is {dtype}, but flat holds {saved.dtype} for it.")
+    if leaf.shape != saved.shape:
+        raise ValueError(
+            f"target{name} has shape {leaf.shape}, but flat holds shape {saved.shape}."
+        )
+    if jax.dtypes.canonicalize_dtype(dtype) != dtype:
+        raise ValueError(
+            f"target{name} is {dtype}, which needs 64-bit mode: call "
+            "jax.config.update('jax_enable_x64', True) first."
+        )
+
+
+def _read(flat: Mapping[str, Any], name: str, saved: H.Entry) -> NumPyArray:
+    """An array in its own dtype, its bits those that were saved."""
+    array, dtype = np.asarray(flat[name], order="C"), np.dtype(jnp.dtype(saved.dtype))
+    stored_dtype, stored_shape = _storage(dtype, saved.shape)
+    if (array.dtype, array.shape) != (stored_dtype, stored_shape):
+        raise ValueError(
+            f"flat[{name!r}] was changed after to_state_dict: it is now {array.dtype} of shape "
+            f"{array.shape}, but was {stored_dtype} of shape {stored_shape}."
+        )
+    now = H.sha256(array).hex()
+    if now != saved.digest:
+        raise ValueError(
+            f"flat[{name!r}] was changed after to_state_dict: its SHA-256 is now {now}, but was "
+            f"{saved.digest}."
+        )
+    return array.reshape(-1).view(dtype).reshape(saved.shape)
+
+
+def _shardings(target: Mapping[str, Any]) -> dict[str, Any]:
+    """Where each leaf is to lie; None for the default device."""
+    given = {name: getattr(leaf, "sharding", None) for name, leaf in target.items()}
+    meshes = [getattr(sharding, "mesh", None) for sharding in given.values()]
+
+    def known(name: str, sharding: Any) -> Any:
+        # What JAX put on some device by itself may go to the default one again.
+        if isinstance(target[name], jax.Array) and not target[name].committed:
+            return None
+        abstract = getattr(sharding, "mesh", None)
+        if not isinstance(abstract, AbstractMesh):
+            return sharding
+        for mesh in (*meshes, *_context_mesh()):
+            if isinstance(mesh, Mesh) and _axes(mesh) == _axes(abstract):
+                return NamedSharding(mesh, sharding.spec)
+        raise ValueError(
+            f"target{name} is to be divided as {sharding.spec} on a mesh without devices, as "
+            "jax.eval_shape gives it. Call from_state_dict under jax.set_mesh(mesh), or pass a "
+            "target whose leaves lie on devices, such as tx.init(params)."
+        )
+
+    return {name: known(name, sharding) for name, sharding in given.items()}
+
+
+def _axes(mesh: Mesh | AbstractMesh) -> tuple[Any, ...]:
+    return mesh.shape_tuple, mesh.axis_types
+
+
+def _context_mesh() -> list[Any]:
+    """The mesh of `jax.set_mesh`; older versions of JAX do not tell."""
+    get_mesh = getattr(jax.sharding, "get_mesh", None)
+    return [] if get_mesh is None else [get_mesh()]
+
+
+def _placed(array: NumPyArray, like: Any, sharding: Any) -> jax.Array:
+    """A JAX array that shares no memory with `array`, of the weak type of `like`."""
+    # On a CPU JAX takes a NumPy array's memory as it is, even in device_put(may_alias=False), or
+    # copies it later, even in jnp.array.
+    own = array.copy()
+    x = _weak(own) if getattr(like, "weak_type", False) else own
+    return jnp.asarray(x) if sharding is None else jax.device_put(x, sharding)
+
+
+def _weak(array: NumPyArray) -> Any:
+    """With the weak type of Python's numbers, where the dtype is theirs."""
+    number = {"i": 0, "f": 0.0, "c": 0j}.get(array.dtype.kind)
+    if number is None or jnp.result_type(number) != array.dtype:
+        return array
+    # Only `full_like` hands a weak type on, and only with a scalar: hence one call an element.
+    return jnp.vectorize(jax.lax.full_like)(jnp.asarray(number), array)

@@ -1,0 +1,267 @@
+"""A run carried over from PyTorch, or to it: the `state_dict()` of its Adam and an `AdamState`.
+
+PyTorch keeps the same two moments, one count a parameter, and knows parameters by numbers; so all
+there is to say is which parameter is which leaf, and how its axes lie. PyTorch itself is not
+needed: its tensors are asked for NumPy arrays, and NumPy arrays are what it gets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.tree_util import keystr, tree_leaves_with_path
+
+from functional_adam import _check
+from functional_adam._interop.torch_dict import (
+    Names,
+    Transform,
+    check_numbers,
+    keys_of,
+    laid_out,
+    numpy_of,
+    parts_of,
+)
+from functional_adam._state import AdamState, check_count, init
+from functional_adam._types import PyTree
+
+_OURS = {"exp_avg": "mu", "exp_avg_sq": "nu", "max_exp_avg_sq": "nu_max"}  # torch's names, ours
+_LARGEST = "max_exp_avg_sq"
+
+
+def from_torch(
+    state_dict: Mapping[str, PyTree],
+    params: PyTree,
+    *,
+    names: Names | None = None,
+    transform: Transform | None = None,
+) -> AdamState:
+    """The state of a `torch.optim.Adam`, `AdamW` or `RAdam`, to go on with here.
+
+    `exp_avg` becomes `mu`, `exp_avg_sq` `nu` and the common `step` the count. With amsgrad=True,
+    `max_exp_avg_sq` becomes `extra["nu_max"]`: the maximum of the uncorrected second moment, with
+    which `amsgrad(maximum="before_correction")` continues (not Optax's, the default). Learning
+    rates and decay are in torch's parameter groups and go into the factory. How to fill a state
+    inside wrappers, such as one part for each group, is in docs/from-torch.md.
+
+    Args:
+        state_dict: what the torch optimizer's `state_dict()` returns, of tensors on any device or
+            of NumPy arrays. They are copied.
+        params: the parameters here, for their structure, shapes, dtypes and shardings.
+        names: which parameter of torch each leaf is: a tree like `params` (or one that has more)
+            of torch's indices, or of names if the state dict has them ("param_names" in its
+            groups, or names for indices); or a function from the leaf's path, as
+            `jax.tree_util.keystr` prints it, to one. Parameters of torch that are not named are
+            left out. None (default) takes both in order: torch's groups, and `jax.tree.leaves`,
+            which sorts dicts by key. Among equal shapes a wrong order goes unnoticed.
+        transform: called as transform(path, array); returns torch's array with its axes as they are
+            here, such as `array.T` for the (out, in) weight of a torch.nn.Linear. None (default)
+            changes none. A square kernel fits either way: take care.
+
+    Returns:
+        An `AdamState` as `init(params)` makes it, in its dtypes. Parameters that torch has no state
+        of, since they never had a gradient, have zero moments; their count is that of the others.
+
+    Raises:
+        ValueError: `step` differs between parameters, is no whole number or more than an int32
+            holds; a moment is NaN or infinite (in the state's dtype, which may hold less than
+            torch's), or a mean of squares negative; a parameter or name is listed twice; or shapes,
+            names or leaves do not fit.
+        TypeError: not a state dict of such an optimizer, a masked array of NumPy, or complex
+            parameters, whose second moment torch keeps for the real and imaginary parts apart.
+
+    Example:
+        >>> import functional_adam as fa, jax.numpy as jnp, numpy as np
+        >>> entry = {"step": 7.0, "exp_avg": np.full((1, 2), 0.5), "exp_avg_sq": np.ones((1, 2))}
+        >>> groups = [{"params": [0], "param_names": ["linear.weight"], "lr": 1e-3}]
+        >>> state_dict = {"state": {0: entry}, "param_groups": groups}
+        >>> params, names = {"kernel": jnp.zeros((2, 1))}, {"kernel": "linear.weight"}
+        >>> state = fa.from_torch(state_dict, params, names=names, transform=lambda path, x: x.T)
+        >>> int(state.count), state.mu["kernel"].shape
+        (7, (2, 1))
+    """
+    groups, states = parts_of("state_dict", state_dict)
+    start = init(params)
+    paths = _paths("params", start.mu)
+    keys = keys_of("state_dict", groups, paths, names)
+    held = {key: states[key] for key in keys if states.get(key)}
+    kept = _kept(held)
+    leaves, treedef = jax.tree.flatten(start.mu)  # all moments of real parameters are alike
+
+    def moment(name: str) -> PyTree:
+        return treedef.unflatten(
+            # Zeros are copied too: each leaf is a buffer of its own.
+            _leaf(path, key, name, held[key][name], old, transform) if key in held else old.copy()
+            for path, key, old in zip(paths, keys, leaves, strict=True)
+        )
+
+    new = {_OURS[name]: moment(name) for name in kept}
+    extra = {"nu_max": new.pop("nu_max")} if _LARGEST in kept else None
+    return start._replace(count=start.count + jnp.int32(_count(held)), extra=extra, **new)
+
+
+def to_torch(
+    state: AdamState,
+    like: Mapping[str, PyTree],
+    *,
+    names: Names | None = None,
+    transform: Transform | None = None,
+) -> dict[str, PyTree]:
+    """A state as the `state_dict` of the same torch optimizer: `from_torch` reversed.
+
+    The values are NumPy arrays; before `load_state_dict` make them tensors:
+
+        state_dict["state"] = jax.tree.map(torch.as_tensor, state_dict["state"])
+
+    Args:
+        state: an `AdamState` of `adam`, `adamw`, `radam` or `amsgrad(maximum="before_correction")`.
+            (The default keeps another `nu_max`, which torch cannot continue but looks the same.)
+        like: the `state_dict()` of the torch optimizer that is to go on, fresh or not. Its groups
+            are kept, and so is what it holds of parameters that `names` leaves out.
+        names: as in `from_torch`.
+        transform: as in `from_torch`, the other way round: from the axes here to torch's.
+
+    Returns:
+        {"state": ..., "param_groups": ...}; arrays are copied.
+
+    Raises:
+        ValueError: names and leaves, shapes or `amsgrad` do not fit `like`, which may list no
+            parameter twice; a moment is NaN or infinite; or `state` has 8-bit moments (see
+            `convert_moments`) or trees of another variant.
+        TypeError: not an `AdamState`, complex parameters, a masked array of NumPy, or `like` is not
+            a state dict.
+
+    Example:
+        >>> import functional_adam as fa, jax.numpy as jnp
+        >>> _, state = fa.update({"w": jnp.ones(2)}, fa.init({"w": jnp.ones(2)}))
+        >>> like = {"state": {}, "param_groups": [{"params": [0], "lr": 1e-3, "amsgrad": False}]}
+        >>> fa.to_torch(state, like)["state"][0]["exp_avg"].round(3)
+        array([0.1, 0.1], dtype=float32)
+    """
+    check_count(state)
+    groups, held = parts_of("like", like)
+    paths = _paths("state.mu", state.mu)
+    keys = keys_of("like", groups, paths, names)
+    columns = _columns(state)
+    _check_amsgrad(groups, keys, _LARGEST in columns)
+    new: dict[Any, dict[str, Any]] = {}
+    for i, (path, key) in enumerate(zip(paths, keys, strict=True)):
+        old = held.get(key) or {}
+        new[key] = {"step": np.array(state.count, np.float32)} | {
+            name: _tensor(path, key, name, column[i], old, transform)
+            for name, column in columns.items()
+        }
+    return {**like, "state": {**held, **new}}
+
+
+def _paths(name: str, mu: PyTree) -> list[str]:
+    """The paths of the leaves of a first moment, all real."""
+    paths_and_leaves = tree_leaves_with_path(mu)
+    for path, leaf in paths_and_leaves:
+        if jnp.iscomplexobj(leaf):
+            raise TypeError(
+                f"{name}{keystr(path)} is complex: torch keeps a second moment for its real and "
+                "imaginary parts apart, this package one for both."
+            )
+    return [keystr(path) for path, _ in paths_and_leaves]
+
+
+# ---- From torch ----
+
+
+def _kept(held: Mapping[Any, Any]) -> list[str]:
+    """Torch's names of the moments that its parameters have, all the same."""
+    has_maximum = any(_LARGEST in state for state in held.values())
+    kept = [name for name in _OURS if name != _LARGEST or has_maximum]
+    for key, state in held.items():
+        if set(state) != {"step", *kept}:
+            raise ValueError(
+                f"state_dict['state'][{key!r}] holds {', '.join(map(str, state))}; it must hold "
+                f"step, {', '.join(kept)}, all parameters alike. (Adam, AdamW and RAdam of torch "
+                "do, with amsgrad=True in all of their groups or in none.)"
+            )
+    return kept
+
+
+def _count(held: Mapping[Any, Any]) -> int:
+    """The one number of steps."""
+    steps = {key: _step(key, state["step"]) for key, state in held.items()}
+    first = next(iter(steps), None)
+    for key, step in steps.items():
+        if step != steps[first]:
+            raise ValueError(
+                f"state_dict['state'][{key!r}]['step'] is {step}, but that of {first!r} is "
+                f"{steps[first]}: an AdamState has one count. Use an optax.partition, one part "
+                "for each."
+            )
+    return steps.get(first, 0)
+
+
+def _step(key: Any, value: Any) -> int:
+    """A parameter's number of steps, which torch keeps as a float."""
+    where = f"state_dict['state'][{key!r}]['step']"
+    array, most = numpy_of(where, value), np.iinfo(np.int32).max
+    if array.size != 1 or array.dtype.kind not in "iuf":
+        raise TypeError(f"{where} must be one real number; got {_check.show(value)}.")
+    step = array.item()
+    if not 0 <= step <= most or step % 1:
+        raise ValueError(
+            f"{where} must be a whole number >= 0 and <= {most}, where an AdamState's count ends; "
+            f"got {step!r}."
+        )
+    return int(step)
+
+
+def _leaf(path: str, key: Any, name: str, value: Any, like: jax.Array, transform: Any) -> jax.Array:
+    """One of torch's arrays as a leaf like `like`, copied."""
+    whose = f"params{path} from {name} of torch's parameter {key!r}"
+    array = laid_out(path, numpy_of(whose, value), transform, like.shape, whose)
+    with np.errstate(over="ignore"):  # what overflows is refused
+        # A copy: torch goes on writing into its tensors.
+        array = array.astype(like.dtype, casting="same_kind")
+    check_numbers(name, whose, array)
+    on_mesh = isinstance(like.sharding, NamedSharding)
+    return jax.device_put(array, like.sharding) if on_mesh else jnp.asarray(array)
+
+
+# ---- To torch ----
+
+
+def _columns(state: AdamState) -> dict[str, list[Any]]:
+    """The leaves by torch's names."""
+    if state.nu_scale is not None:
+        raise ValueError(
+            'state has 8-bit moments: use convert_moments(state, params, moments="full") first.'
+        )
+    extra = state.extra or {}
+    if set(extra) - {"nu_max"}:
+        raise ValueError(f"state.extra holds {list(extra)}, which torch's Adam has not.")
+    ours = {"mu": state.mu, "nu": state.nu} | extra
+    for name, tree in ours.items():
+        _check.leaves_like(f"state: {name}", tree, state.mu, "state.mu")
+    return {theirs: jax.tree.leaves(ours[name]) for theirs, name in _OURS.items() if name in ours}
+
+
+def _check_amsgrad(groups: list[Any], keys: list[Any], has_maximum: bool) -> None:
+    """The groups that the state is for ask for the maximum that it has, or for none."""
+    for number, group in enumerate(groups):
+        wanted = group.get("amsgrad", has_maximum)
+        if wanted != has_maximum and not set(keys).isdisjoint(group["params"]):
+            raise ValueError(
+                f"like['param_groups'][{number}] has amsgrad={wanted}, but the state is "
+                f"{'' if has_maximum else 'not '}of an amsgrad."
+            )
+
+
+def _tensor(path: str, key: Any, name: str, leaf: Any, old: Any, transform: Any) -> Any:
+    """A leaf as torch can take it: of a dtype that it knows, writable, in order."""
+    whose = f"{name} of torch's parameter {key!r} from leaf {path}"
+    array = numpy_of(whose, leaf)
+    array = array.astype(np.float32) if array.dtype.kind == "V" else array  # bfloat16
+    check_numbers(name, whose, array)
+    shape = tuple(getattr(old[name], "shape", ())) if name in old else None
+    return np.array(laid_out(path, array, transform, shape, whose), order="C")

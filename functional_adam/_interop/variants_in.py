@@ -1,0 +1,115 @@
+"""Which variant each state in a tree is of, told by the transformation that makes such states.
+
+A state does not say it: adam, adamax, adopt and others keep the same two trees and mean different
+things by them. Wrappers hide what they hold in closures, so the transformation is asked to make a
+state of the same shapes, and the `init` of each of ours leaves a note of what it made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import keystr, tree_leaves_with_path
+
+from functional_adam._equations import formulas as F
+from functional_adam._equations.family import Variant
+from functional_adam._nested import Path, states_or_shapes
+from functional_adam._settings import Settings
+from functional_adam._state import AdamState, check_init, is_ours
+from functional_adam._transform import MADE
+from functional_adam._types import PyTree
+
+
+def kept_by(variant: Variant) -> str:
+    """A name for what the trees of a state hold: equal where one variant can go on from another's.
+
+    Moments are what `advance` makes of them. What is done with them afterwards (Nesterov's
+    numerator, rectification, trust ratios, decay) does not show in the state.
+    """
+    advance: Any = variant.advance
+    if advance is F.amsgrad_of_corrected and F.without_second_correction in variant.prepare:
+        advance = F.amsgrad  # of v / 1
+    return getattr(advance, "__name__", type(advance).__name__)
+
+
+def variants_in(name: str, tree: PyTree, tx: Any) -> dict[str, str]:
+    """What each `AdamState` of `tree` keeps, by its path, if `tx` makes all of them."""
+    states_or_shapes(name, tree)  # there is one
+    leaves = tree_leaves_with_path(tree, is_leaf=is_ours)
+    found = {path: x for path, x in leaves if is_ours(x)}
+    kept = _kept(name, tx, [state.mu for state in found.values()])
+    known: dict[Path, str] = {}
+    for root in {path[: len(path) - len(end)] for path in found for end in kept}:
+        places = {root + end: what for end, what in kept.items()}
+        if places.keys() <= found.keys():
+            known |= places
+    for path in found:
+        if path not in known:
+            inside = " or ".join(f"state{keystr(end)}" for end in kept) or "none"
+            raise ValueError(
+                f"{name}{keystr(path)} is an AdamState where tx makes none (it makes {inside}): "
+                "pass the transformation whose init made the state, and a tree with its whole "
+                "state in it. States of several transformations go into a dict each. (An init "
+                "under jax.jit hides what it makes.)"
+            )
+    return {keystr(path): known[path] for path in found}
+
+
+def _kept(name: str, tx: Any, mus: list[PyTree]) -> dict[Path, str]:
+    """What each `AdamState` in a state of `tx` keeps, by its path there."""
+    check_init(tx)
+    kept: dict[Path, str] = {}
+
+    def note(params: PyTree) -> None:
+        made: list[tuple[Settings, AdamState]] = []
+        token = MADE.set(made)
+        try:
+            state = tx.init(params)
+        finally:
+            MADE.reset(token)
+        # Wrappers hand the arrays on: by its count each state is known again.
+        variants = {id(one.count): settings.variant for settings, one in made}
+        for path, x in tree_leaves_with_path(state, is_leaf=is_ours):
+            if is_ours(x) and id(x.count) in variants:
+                kept[path] = kept_by(variants[id(x.count)])
+
+    try:
+        jax.eval_shape(note, _like_params(mus))
+    except Exception as error:
+        raise ValueError(
+            f"tx.init fails on parameters like the moments in {name}, so that tx does not tell "
+            f"what they are ({type(error).__name__}: {error}). Pass the transformation whose init "
+            "made them, or leave tx out."
+        ) from error
+    return kept
+
+
+def _like_params(mus: list[PyTree]) -> PyTree:
+    """Parameters of the shapes of first moments, which may have holes where others have leaves."""
+    first, *rest = mus
+    for other in rest:
+        first = _filled(first, other)
+
+    def like(moment: Any) -> jax.ShapeDtypeStruct:
+        is_code = not jnp.issubdtype(moment.dtype, jnp.inexact)
+        return jax.ShapeDtypeStruct(moment.shape, jnp.float32 if is_code else moment.dtype)
+
+    return jax.tree.map(like, first)
+
+
+def _filled(tree: PyTree, other: PyTree) -> PyTree:
+    """`tree`, with what `other` has in place of its nodes without leaves."""
+    if not jax.tree.leaves(tree):
+        return other if jax.tree.leaves(other) else tree
+    (children, treedef), (others, structure) = map(_one_level, (tree, other))
+    if treedef != structure or jax.tree_util.all_leaves([tree]):
+        return tree
+    return treedef.unflatten(map(_filled, children, others))
+
+
+def _one_level(node: PyTree) -> tuple[list[Any], Any]:
+    is_child: Callable[[Any], bool] = lambda x: x is not node  # noqa: E731
+    return jax.tree.flatten(node, is_leaf=is_child)

@@ -1,0 +1,1 @@
+"""The members of the family, one a file: arguments and what they mean."""

@@ -1,0 +1,139 @@
+"""AdaBelief: steps by how far a gradient is from its mean (Zhuang et al. 2020)."""
+
+from __future__ import annotations
+
+from jax.typing import DTypeLike
+
+from functional_adam._equations.family import ADABELIEF
+from functional_adam._optimizers.factory import factory
+from functional_adam._settings import bind, looking_ahead
+from functional_adam._storage.formats import MomentFormat
+from functional_adam._transform import direction, transformation
+from functional_adam._types import (
+    GradientTransformation,
+    ParameterRounding,
+    Scalar,
+    ScalarOrSchedule,
+)
+
+
+@factory
+def adabelief(
+    learning_rate: ScalarOrSchedule = 1e-3,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-16,
+    eps_root: Scalar = 1e-16,
+    *,
+    nesterov: bool = False,
+    mu_dtype: DTypeLike | None = None,
+    nu_dtype: DTypeLike | None = None,
+    moments: MomentFormat = "full",
+    rounding: ParameterRounding = "nearest",
+) -> GradientTransformation:
+    """Adam with the variance of the gradient in place of its mean square.
+
+        m <- b1 m + (1 - b1) g        v <- b2 v + (1 - b2) |g - m|**2 + eps_root
+        u = -learning_rate * m_hat / (sqrt(v_hat) + eps)
+
+    Args:
+        learning_rate: see `update`, as for all arguments below.
+        b1: in [0, 1).
+        b2: in [0, 1).
+        eps: >= 0, added to the square root.
+        eps_root: >= 0, added to v in every step, so that v tends to at least
+            eps_root / (1 - b2); the paper's epsilon.
+        nesterov: True or False.
+        mu_dtype: see `init`; a state that holds another dtype is refused.
+        nu_dtype: see `init`; a state that holds another dtype is refused.
+        moments: see `init`; not "int8". A state of another format is refused.
+        rounding: see `update`.
+
+    Returns:
+        A `GradientTransformation` whose state is an `AdamState`; `nu` is the v above.
+
+    Raises:
+        ValueError: an argument out of range.
+        TypeError: an argument of the wrong type.
+
+    Example:
+        >>> import functional_adam as fa, jax.numpy as jnp
+        >>> tx = fa.adabelief(0.1, b1=0.8)
+        >>> updates, state = tx.update(jnp.array([2.0]), tx.init(jnp.array([3.0])))
+        >>> updates.round(6)  # m_hat = g, and g - m = 0.8 g
+        Array([-0.125], dtype=float32)
+
+    References:
+        Zhuang et al. 2020, AdaBelief Optimizer: Adapting Stepsizes by the Belief in Observed
+        Gradients, Algorithm 2.
+    """
+    return transformation(
+        bind(
+            looking_ahead(ADABELIEF, nesterov),
+            learning_rate=learning_rate,
+            b1=b1,
+            b2=b2,
+            eps=eps,
+            eps_root=eps_root,
+            mu_dtype=mu_dtype,
+            nu_dtype=nu_dtype,
+            moments=moments,
+            rounding=rounding,
+        )
+    )
+
+
+@factory
+def scale_by_belief(
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-16,
+    eps_root: Scalar = 1e-16,
+    *,
+    nesterov: bool = False,
+    mu_dtype: DTypeLike | None = None,
+    nu_dtype: DTypeLike | None = None,
+    moments: MomentFormat = "full",
+) -> GradientTransformation:
+    """AdaBelief's direction alone, neither scaled nor signed, for `optax.chain`.
+
+    Args:
+        b1: see `adabelief`, as for all arguments below. In [0, 1).
+        b2: in [0, 1).
+        eps: >= 0.
+        eps_root: >= 0.
+        nesterov: True or False.
+        mu_dtype: see `init`; a state that holds another dtype is refused.
+        nu_dtype: see `init`; a state that holds another dtype is refused.
+        moments: see `init`; not "int8". A state of another format is refused.
+
+    Returns:
+        A `GradientTransformation` whose state is an `AdamState`.
+
+    Raises:
+        ValueError: an argument out of range.
+        TypeError: an argument of the wrong type.
+
+    Example:
+        >>> import functional_adam as fa, jax.numpy as jnp
+        >>> tx = fa.scale_by_belief(b1=0.8)
+        >>> direction, state = tx.update(jnp.array([5.0]), tx.init(jnp.array([0.0])))
+        >>> direction.round(5)
+        Array([1.25], dtype=float32)
+
+    References:
+        Zhuang et al. 2020, Algorithm 2.
+    """
+    return direction(
+        adabelief(
+            1.0,
+            b1,
+            b2,
+            eps,
+            eps_root,
+            nesterov=nesterov,
+            mu_dtype=mu_dtype,
+            nu_dtype=nu_dtype,
+            moments=moments,
+        )
+    )

@@ -1,0 +1,227 @@
+"""Adam and AdamW: the factories that bind the arguments of `update` and those of `init`."""
+
+from __future__ import annotations
+
+from jax.typing import DTypeLike
+
+from functional_adam._optimizers.factory import factory
+from functional_adam._settings import adam_like, bind
+from functional_adam._storage.formats import MomentFormat
+from functional_adam._transform import direction, transformation
+from functional_adam._types import (
+    GradientTransformation,
+    Mask,
+    ParameterRounding,
+    Placement,
+    Scalar,
+    ScalarOrSchedule,
+)
+
+
+@factory
+def adam(
+    learning_rate: ScalarOrSchedule = 1e-3,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
+    eps_root: Scalar = 0.0,
+    mu_dtype: DTypeLike | None = None,
+    *,
+    nesterov: bool = False,
+    nu_dtype: DTypeLike | None = None,
+    moments: MomentFormat = "full",
+    rounding: ParameterRounding = "nearest",
+    l2: ScalarOrSchedule | None = None,
+    eps_placement: Placement = "after_correction",
+) -> GradientTransformation:
+    """Adam as an Optax-compatible transformation: `init` and `update` with these arguments bound.
+
+    u = -learning_rate * m_hat / (sqrt(v_hat + eps_root) + eps); no decoupled decay (see `adamw`).
+    Argument order and defaults are Optax's, where `learning_rate` has no default.
+
+    Args:
+        learning_rate: see `update`, as for all arguments below.
+        b1: in [0, 1).
+        b2: in [0, 1).
+        eps: >= 0.
+        eps_root: >= 0.
+        mu_dtype: see `init`; a state that holds another dtype is refused.
+        nesterov: True or False.
+        nu_dtype: see `init`; a state that holds another dtype is refused.
+        moments: see `init`. A state of another format is refused.
+        rounding: see `update`.
+        l2: None (default), or >= 0 or a schedule; `update` then needs `params`.
+        eps_placement: "after_correction" or "before_correction".
+
+    Returns:
+        A `GradientTransformation` whose state is an `AdamState`.
+
+    Raises:
+        ValueError: an argument out of range.
+        TypeError: an argument of the wrong type.
+
+    Example:
+        >>> import functional_adam as fa, jax.numpy as jnp
+        >>> tx = fa.adam(0.1, b2=0.99)
+        >>> params = jnp.array([3.0])
+        >>> updates, state = tx.update(jnp.array([2.0]), tx.init(params), params)
+        >>> updates.round(6)
+        Array([-0.1], dtype=float32)
+
+    References:
+        Kingma and Ba 2015, Algorithm 1.
+    """
+    return transformation(
+        bind(
+            adam_like(nesterov, eps_placement),
+            learning_rate=learning_rate,
+            b1=b1,
+            b2=b2,
+            eps=eps,
+            eps_root=eps_root,
+            l2=l2,
+            mu_dtype=mu_dtype,
+            nu_dtype=nu_dtype,
+            moments=moments,
+            rounding=rounding,
+        )
+    )
+
+
+@factory
+def adamw(
+    learning_rate: ScalarOrSchedule = 1e-3,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
+    eps_root: Scalar = 0.0,
+    mu_dtype: DTypeLike | None = None,
+    weight_decay: ScalarOrSchedule = 1e-4,
+    mask: Mask | None = None,
+    *,
+    nesterov: bool = False,
+    nu_dtype: DTypeLike | None = None,
+    moments: MomentFormat = "full",
+    rounding: ParameterRounding = "nearest",
+    independent_weight_decay: bool = False,
+    eps_placement: Placement = "after_correction",
+) -> GradientTransformation:
+    """Adam with decoupled weight decay, as an Optax-compatible transformation.
+
+    u = -learning_rate * (m_hat / (sqrt(v_hat + eps_root) + eps) + weight_decay * theta).
+    Argument order and defaults are Optax's (`torch.optim.AdamW` has `weight_decay=1e-2`).
+
+    Args:
+        learning_rate: see `update`, as for all arguments below.
+        b1: in [0, 1).
+        b2: in [0, 1).
+        eps: >= 0.
+        eps_root: >= 0.
+        mu_dtype: see `init`; a state that holds another dtype is refused.
+        weight_decay: lambda >= 0 or a schedule; `update` then needs `params`.
+        mask: which parameters decay.
+        nesterov: True or False.
+        nu_dtype: see `init`; a state that holds another dtype is refused.
+        moments: see `init`. A state of another format is refused.
+        rounding: see `update`.
+        independent_weight_decay: True takes the learning rate out of the decay's part of u.
+        eps_placement: "after_correction" or "before_correction".
+
+    Returns:
+        A `GradientTransformation` whose state is an `AdamState`.
+
+    Raises:
+        ValueError: an argument out of range; at `init` and `update`, a mask that does not fit.
+        TypeError: an argument of the wrong type.
+
+    Example:
+        >>> import functional_adam as fa, jax, jax.numpy as jnp
+        >>> matrices = lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
+        >>> tx = fa.adamw(0.5, weight_decay=0.1, mask=matrices)
+        >>> params = {"b": jnp.ones(1), "w": jnp.ones((1, 1))}
+        >>> zeros = {"b": jnp.zeros(1), "w": jnp.zeros((1, 1))}
+        >>> updates, state = tx.update(zeros, tx.init(params), params)
+        >>> updates["w"].round(6)  # decays; b does not
+        Array([[-0.05]], dtype=float32)
+
+    References:
+        Loshchilov and Hutter 2019, Algorithm 2.
+    """
+    return transformation(
+        bind(
+            adam_like(nesterov, eps_placement),
+            learning_rate=learning_rate,
+            b1=b1,
+            b2=b2,
+            eps=eps,
+            eps_root=eps_root,
+            weight_decay=weight_decay,
+            mask=mask,
+            independent_weight_decay=independent_weight_decay,
+            mu_dtype=mu_dtype,
+            nu_dtype=nu_dtype,
+            moments=moments,
+            rounding=rounding,
+        )
+    )
+
+
+@factory
+def scale_by_adam(
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
+    eps_root: Scalar = 0.0,
+    mu_dtype: DTypeLike | None = None,
+    *,
+    nesterov: bool = False,
+    nu_dtype: DTypeLike | None = None,
+    moments: MomentFormat = "full",
+    eps_placement: Placement = "after_correction",
+) -> GradientTransformation:
+    """Adam's direction alone, neither scaled nor signed, for `optax.chain`.
+
+    u = m_hat / (sqrt(v_hat + eps_root) + eps): to descend, scale it by a negative number.
+
+    Args:
+        b1: see `update`, as for all arguments below. In [0, 1).
+        b2: in [0, 1).
+        eps: >= 0.
+        eps_root: >= 0.
+        mu_dtype: see `init`; a state that holds another dtype is refused.
+        nesterov: True or False.
+        nu_dtype: see `init`; a state that holds another dtype is refused.
+        moments: see `init`. A state of another format is refused.
+        eps_placement: "after_correction" or "before_correction".
+
+    Returns:
+        A `GradientTransformation` whose state is an `AdamState`.
+
+    Raises:
+        ValueError: an argument out of range.
+        TypeError: an argument of the wrong type.
+
+    Example:
+        >>> import functional_adam as fa, jax.numpy as jnp
+        >>> tx = fa.scale_by_adam(b1=0.8)
+        >>> direction, state = tx.update(jnp.array([5.0]), tx.init(jnp.array([0.0])))
+        >>> direction.round(6)
+        Array([1.], dtype=float32)
+
+    References:
+        Kingma and Ba 2015, Algorithm 1.
+    """
+    return direction(
+        adam(
+            1.0,
+            b1,
+            b2,
+            eps,
+            eps_root,
+            mu_dtype,
+            nesterov=nesterov,
+            nu_dtype=nu_dtype,
+            moments=moments,
+            eps_placement=eps_placement,
+        )
+    )

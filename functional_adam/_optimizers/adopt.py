@@ -1,0 +1,175 @@
+"""ADOPT: Adam that divides before it averages (Taniguchi et al. 2024)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike, DTypeLike
+
+from functional_adam import _check
+from functional_adam._equations import formulas as F
+from functional_adam._equations.family import ADOPT
+from functional_adam._optimizers.factory import factory
+from functional_adam._settings import bind, looking_ahead
+from functional_adam._storage.formats import MomentFormat
+from functional_adam._transform import direction, transformation
+from functional_adam._types import (
+    GradientTransformation,
+    ParameterRounding,
+    Scalar,
+    ScalarOrSchedule,
+)
+
+
+def _fourth_root(count: ArrayLike) -> jax.Array:
+    return jnp.sqrt(jnp.sqrt(jnp.asarray(count, float)))
+
+
+def _unbounded(count: ArrayLike) -> jax.Array:
+    return jnp.full_like(count, math.inf, dtype=float)
+
+
+@factory
+def adopt(
+    learning_rate: ScalarOrSchedule = 1e-3,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.9999,
+    eps: Scalar = 1e-6,
+    mu_dtype: DTypeLike | None = None,
+    *,
+    nesterov: bool = False,
+    use_clipping: bool = True,
+    clip_value_fn: ScalarOrSchedule = _fourth_root,
+    nu_dtype: DTypeLike | None = None,
+    moments: MomentFormat = "full",
+    rounding: ParameterRounding = "nearest",
+) -> GradientTransformation:
+    """Adam that divides each gradient by the root of the *last* v, then averages.
+
+    The first step only sets v = |g|**2; after it, with c = clip_value_fn(count),
+
+        x = clip(g / max(sqrt(v), eps), -c, c)        m <- b1 m + (1 - b1) x
+        v <- b2 v + (1 - b2) |g|**2                   u = -learning_rate * m
+
+    Args:
+        learning_rate: see `update`, as for all arguments below.
+        b1: in [0, 1).
+        b2: in [0, 1).
+        eps: >= 0, the least divisor.
+        mu_dtype: see `init`; a state that holds another dtype is refused.
+        nesterov: True puts b1 m + (1 - b1) x, with the new m, in place of m.
+        use_clipping: False leaves x as it is.
+        clip_value_fn: count -> c >= 0, called with the count before the step, or one c for all
+            steps; the default is count**(1/4). Complex x keep their phase.
+        nu_dtype: see `init`; a state that holds another dtype is refused.
+        moments: see `init`; not "int8". A state of another format is refused.
+        rounding: see `update`.
+
+    Returns:
+        A `GradientTransformation` whose state is an `AdamState`.
+
+    Raises:
+        ValueError: an argument out of range; `clip_value_fn` without clipping.
+        TypeError: an argument of the wrong type.
+
+    Example:
+        >>> import functional_adam as fa, jax.numpy as jnp
+        >>> tx = fa.adopt(0.1, b1=0.8)
+        >>> state = tx.init(jnp.zeros(1))
+        >>> for g in (4.0, 2.0):
+        ...     updates, state = tx.update(jnp.array([g]), state)
+        >>> updates.round(6)  # x = 2 / 4
+        Array([-0.01], dtype=float32)
+
+    References:
+        Taniguchi et al. 2024, ADOPT: Modified Adam Can Converge with Any beta2 with the Optimal
+        Rate, Algorithm 2.
+    """
+    return transformation(
+        bind(
+            **_variant(nesterov, use_clipping, clip_value_fn),
+            learning_rate=learning_rate,
+            b1=b1,
+            b2=b2,
+            eps=eps,
+            mu_dtype=mu_dtype,
+            nu_dtype=nu_dtype,
+            moments=moments,
+            rounding=rounding,
+        )
+    )
+
+
+@factory
+def scale_by_adopt(
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.9999,
+    eps: Scalar = 1e-6,
+    mu_dtype: DTypeLike | None = None,
+    *,
+    nesterov: bool = False,
+    use_clipping: bool = True,
+    clip_value_fn: ScalarOrSchedule = _fourth_root,
+    nu_dtype: DTypeLike | None = None,
+    moments: MomentFormat = "full",
+) -> GradientTransformation:
+    """ADOPT's direction alone, neither scaled nor signed, for `optax.chain`.
+
+    Args:
+        b1: see `adopt`, as for all arguments below. In [0, 1).
+        b2: in [0, 1).
+        eps: >= 0.
+        mu_dtype: see `init`; a state that holds another dtype is refused.
+        nesterov: True or False.
+        use_clipping: True or False.
+        clip_value_fn: count -> c >= 0, or c.
+        nu_dtype: see `init`; a state that holds another dtype is refused.
+        moments: see `init`; not "int8". A state of another format is refused.
+
+    Returns:
+        A `GradientTransformation` whose state is an `AdamState`.
+
+    Raises:
+        ValueError: an argument out of range.
+        TypeError: an argument of the wrong type.
+
+    Example:
+        >>> import functional_adam as fa, jax.numpy as jnp
+        >>> tx = fa.scale_by_adopt(b1=0.8)
+        >>> direction, state = tx.update(jnp.array([5.0]), tx.init(jnp.array([0.0])))
+        >>> direction, state.nu  # the first step only sets v
+        (Array([0.], dtype=float32), Array([25.], dtype=float32))
+
+    References:
+        Taniguchi et al. 2024, Algorithm 2.
+    """
+    return direction(
+        adopt(
+            1.0,
+            b1,
+            b2,
+            eps,
+            mu_dtype,
+            nesterov=nesterov,
+            use_clipping=use_clipping,
+            clip_value_fn=clip_value_fn,
+            nu_dtype=nu_dtype,
+            moments=moments,
+        )
+    )
+
+
+def _variant(nesterov: Any, use_clipping: Any, clip_value_fn: Any) -> dict[str, Any]:
+    """The variant and its own hyperparameters."""
+    clip = _check.scalar("clip_value_fn", clip_value_fn, schedule=True)
+    clips = _check.flag("use_clipping", use_clipping)
+    # (optax.inject_hyperparams hands over an array, from the default too.)
+    if not clips and clip is not _fourth_root and not isinstance(clip, jax.Array):
+        raise ValueError("clip_value_fn says how to clip; it needs use_clipping=True.")
+    return {
+        "variant": looking_ahead(ADOPT, nesterov, F.uncorrected_nesterov_weights),
+        "own": {"clip_value_fn": clip if clips else _unbounded},
+    }

@@ -1,0 +1,201 @@
+"""AMSGrad: a second moment that never falls (Reddi, Kale & Kumar 2018)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jax.typing import DTypeLike
+
+from functional_adam import _check
+from functional_adam._equations import formulas as F
+from functional_adam._equations.family import AMSGRAD, AMSGRAD_OF_CORRECTED, Variant
+from functional_adam._optimizers.factory import factory
+from functional_adam._settings import bind, placed
+from functional_adam._storage.formats import MomentFormat
+from functional_adam._transform import direction, transformation
+from functional_adam._types import (
+    GradientTransformation,
+    Mask,
+    ParameterRounding,
+    Placement,
+    Scalar,
+    ScalarOrSchedule,
+)
+
+
+@factory
+def amsgrad(
+    learning_rate: ScalarOrSchedule = 1e-3,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
+    eps_root: Scalar = 0.0,
+    mu_dtype: DTypeLike | None = None,
+    bias_correction_mu: bool = True,
+    bias_correction_nu: bool = True,
+    *,
+    nu_dtype: DTypeLike | None = None,
+    moments: MomentFormat = "full",
+    rounding: ParameterRounding = "nearest",
+    maximum: Placement = "after_correction",
+    eps_placement: Placement = "after_correction",
+    l2: ScalarOrSchedule | None = None,
+    weight_decay: ScalarOrSchedule | None = None,
+    mask: Mask | None = None,
+    independent_weight_decay: bool = False,
+) -> GradientTransformation:
+    """Adam divided by the largest second moment so far.
+
+    m and v as in `update`, c1 = 1 - b1**t, c2 = 1 - b2**t; by default, as in Optax,
+
+        v_max <- max(v_max, v / c2)
+        u = -learning_rate * (m / c1 / (sqrt(v_max + eps_root) + eps) + weight_decay * theta)
+
+    and with `maximum="before_correction"`, as in PyTorch, v_max <- max(v_max, v) and v_max / c2 in
+    place of v_max in u. (The paper corrects nothing: `bias_correction_mu` and
+    `bias_correction_nu` False.)
+
+    Args:
+        learning_rate: see `update`, as for all arguments below.
+        b1: in [0, 1).
+        b2: in [0, 1).
+        eps: >= 0.
+        eps_root: >= 0.
+        mu_dtype: see `init`; a state that holds another dtype is refused.
+        bias_correction_mu: False takes c1 = 1.
+        bias_correction_nu: False takes c2 = 1.
+        nu_dtype: see `init`, for `nu` and `nu_max`; a state that holds another dtype is refused.
+        moments: see `init`; not "int8". A state of another format is refused.
+        rounding: see `update`.
+        maximum: "after_correction" or "before_correction", of which v the maximum is taken.
+        eps_placement: "after_correction", or, where the maximum is taken before the correction too,
+            "before_correction" (Keras).
+        l2: None (default), or >= 0 or a schedule; `update` then needs `params`.
+        weight_decay: None (default), or lambda >= 0 or a schedule; `update` then needs `params`.
+        mask: which parameters decay.
+        independent_weight_decay: True takes the learning rate out of the decay's part of u.
+
+    Returns:
+        A `GradientTransformation` whose state is an `AdamState` with `extra["nu_max"]`: 12 bytes a
+        parameter.
+
+    Raises:
+        ValueError: an argument out of range; eps before a correction that is made before the
+            maximum; `mask` or `independent_weight_decay` without `weight_decay`; at `init` and
+            `update`, a mask that does not fit.
+        TypeError: an argument of the wrong type.
+
+    Example:
+        >>> import functional_adam as fa, jax.numpy as jnp
+        >>> tx = fa.amsgrad(0.1, b2=0.5, maximum="before_correction")
+        >>> state = tx.init(jnp.zeros(1))
+        >>> for g in (8.0, 0.0):
+        ...     updates, state = tx.update(jnp.array([g]), state)
+        >>> state.nu, state.extra["nu_max"]
+        (Array([16.], dtype=float32), Array([32.], dtype=float32))
+
+    References:
+        Reddi, Kale and Kumar 2018, On the Convergence of Adam and Beyond, Algorithm 2.
+    """
+    if weight_decay is None and not (mask is None and independent_weight_decay is False):
+        raise ValueError(
+            "mask and independent_weight_decay say how to decay; give weight_decay too."
+        )
+    return transformation(
+        bind(
+            _variant(bias_correction_mu, bias_correction_nu, maximum, eps_placement),
+            learning_rate=learning_rate,
+            b1=b1,
+            b2=b2,
+            eps=eps,
+            eps_root=eps_root,
+            weight_decay=0.0 if weight_decay is None else weight_decay,
+            mask=mask,
+            independent_weight_decay=independent_weight_decay,
+            l2=l2,
+            mu_dtype=mu_dtype,
+            nu_dtype=nu_dtype,
+            moments=moments,
+            rounding=rounding,
+        )
+    )
+
+
+@factory
+def scale_by_amsgrad(
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
+    eps_root: Scalar = 0.0,
+    mu_dtype: DTypeLike | None = None,
+    bias_correction_mu: bool = True,
+    bias_correction_nu: bool = True,
+    *,
+    nu_dtype: DTypeLike | None = None,
+    moments: MomentFormat = "full",
+    maximum: Placement = "after_correction",
+    eps_placement: Placement = "after_correction",
+) -> GradientTransformation:
+    """AMSGrad's direction alone, neither scaled nor signed, for `optax.chain`.
+
+    Args:
+        b1: see `amsgrad`, as for all arguments below. In [0, 1).
+        b2: in [0, 1).
+        eps: >= 0.
+        eps_root: >= 0.
+        mu_dtype: see `init`; a state that holds another dtype is refused.
+        bias_correction_mu: True or False.
+        bias_correction_nu: True or False.
+        nu_dtype: see `init`; a state that holds another dtype is refused.
+        moments: see `init`; not "int8". A state of another format is refused.
+        maximum: "after_correction" or "before_correction".
+        eps_placement: "after_correction" or "before_correction".
+
+    Returns:
+        A `GradientTransformation` whose state is an `AdamState` with `extra["nu_max"]`.
+
+    Raises:
+        ValueError: an argument out of range.
+        TypeError: an argument of the wrong type.
+
+    Example:
+        >>> import functional_adam as fa, jax.numpy as jnp
+        >>> tx = fa.scale_by_amsgrad(b1=0.8)
+        >>> direction, state = tx.update(jnp.array([5.0]), tx.init(jnp.array([0.0])))
+        >>> direction.round(6)
+        Array([1.], dtype=float32)
+
+    References:
+        Reddi, Kale and Kumar 2018, Algorithm 2.
+    """
+    return direction(
+        amsgrad(
+            1.0,
+            b1,
+            b2,
+            eps,
+            eps_root,
+            mu_dtype,
+            bias_correction_mu,
+            bias_correction_nu,
+            nu_dtype=nu_dtype,
+            moments=moments,
+            maximum=maximum,
+            eps_placement=eps_placement,
+        )
+    )
+
+
+def _variant(correct_mu: Any, correct_nu: Any, maximum: Any, eps_placement: Any) -> Variant:
+    of = {"after_correction": AMSGRAD_OF_CORRECTED, "before_correction": AMSGRAD}
+    variant = placed(_check.choice("maximum", maximum, of), eps_placement)
+    if maximum == "after_correction" and eps_placement != "after_correction":
+        raise ValueError(
+            f'eps_placement={eps_placement!r} needs maximum="before_correction": a maximum of '
+            "corrected moments is not corrected again."
+        )
+    if not _check.flag("bias_correction_mu", correct_mu):
+        variant = variant.first(F.without_first_correction)
+    if not _check.flag("bias_correction_nu", correct_nu):
+        variant = variant.first(F.without_second_correction)
+    return variant

@@ -1,0 +1,69 @@
+"""`cautious`: any of the others, without the coordinates that climb (Liang et al. 2024)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from functional_adam._equations import formulas as F
+from functional_adam._optimizers.factory import factory
+from functional_adam._settings import check_format
+from functional_adam._transform import settings_of, transformation
+from functional_adam._types import GradientTransformation
+
+
+@factory
+def cautious(tx: GradientTransformation) -> GradientTransformation:
+    """`tx` without the coordinates whose step and gradient disagree in sign.
+
+    Of the direction d of `tx`, before weight decay, every coordinate with d g <= 0 becomes 0, and
+    the others are divided by the share of them that is left in the leaf (at least 1/1000):
+
+        d <- d [d g > 0] / max(mean([d g > 0]), 1/1000)
+
+    Moments are those of `tx`. For complex parameters d g is Re(d conj(g)). The mean is taken over
+    a leaf, so that splitting leaves changes the result; of a leaf that stacks layers it is over all
+    of them, and `jax.vmap` over the update gives each its own (see docs/variants.md).
+
+    Args:
+        tx: what a factory of this package returned (`adam`, `adamw`, `lamb`, `scale_by_adam`, ...).
+            In a chain, wrap the member: `optax.chain(optax.clip(1.0), fa.cautious(fa.adam()))`.
+
+    Returns:
+        A `GradientTransformation` with the state of `tx`.
+
+    Raises:
+        TypeError: `tx` is not from this package, so that its direction is not known apart from
+            its decay.
+        ValueError: `tx` is cautious already, or has moments=Int8(chunked=True).
+
+    Example:
+        >>> import functional_adam as fa, jax.numpy as jnp
+        >>> tx = fa.cautious(fa.adam(0.5, b1=0.5, b2=0.5))
+        >>> state = tx.init(jnp.zeros(2))
+        >>> for g in ([4.0, 4.0], [4.0, -1.0]):  # the second one's momentum still climbs
+        ...     updates, state = tx.update(jnp.array(g), state)
+        >>> updates.round(5)
+        Array([-1., -0.], dtype=float32)
+
+    References:
+        Liang, Chen, Liu and Liu 2024, Cautious Optimizers: Improving Training with One Line of
+        Code, Algorithm 1; the bound 1/1000 is that of the authors' code.
+    """
+    settings = settings_of(tx)
+    if settings is None:
+        raise TypeError(
+            "cautious needs a transformation made by functional_adam, such as cautious(adamw()); "
+            f"got {_describe(tx)}. Within optax.chain or another wrapper, wrap the member."
+        )
+    variant = settings.variant
+    if isinstance(variant.numerator, F.Cautious):
+        raise ValueError(f"tx is cautious already: cautious({variant.name}(...)) will do.")
+    variant = variant._replace(numerator=F.Cautious(variant.numerator), whole_leaf=True)
+    check_format(settings.moments, variant, settings.b1, settings.b2)
+    return transformation(settings._replace(variant=variant))
+
+
+def _describe(tx: Any) -> str:
+    if callable(tx):
+        return f"the function {getattr(tx, '__name__', type(tx).__name__)}: call it first"
+    return f"an object of type {type(tx).__module__}.{type(tx).__qualname__}"

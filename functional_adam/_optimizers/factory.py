@@ -1,0 +1,35 @@
+"""The decorator of the factories: a transformation knows the call that made it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec
+
+from functional_adam._hints.keywords import signature_of, signed
+from functional_adam._origin import origin
+from functional_adam._transform import settings_of, transformation
+from functional_adam._types import GradientTransformation
+
+P = ParamSpec("P")
+
+
+def factory(make: Callable[P, GradientTransformation]) -> Callable[P, GradientTransformation]:
+    """`make`, with its signature and types.
+
+    The call goes into the settings of what it returns, where `repr`, equality and messages find it;
+    arguments that `make` does not have are refused with the way out.
+    """
+    signature = signature_of(make)
+
+    @functools.wraps(make)
+    def call(*args: P.args, **kwargs: P.kwargs) -> GradientTransformation:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        settings: Any = settings_of(make(*args, **kwargs))
+        within = [settings_of(value) for value in bound.arguments.values()]  # a modifier's tx
+        inner = [x.origin.arguments for x in within if x is not None and x.origin is not None]
+        made_by = origin(make.__name__, bound, frozenset[str]().union(*inner))
+        return transformation(settings._replace(origin=made_by))
+
+    return signed(call, signature)

@@ -1,0 +1,143 @@
+"""Yogi: a second moment that changes additively (Zaheer et al. 2018)."""
+
+from __future__ import annotations
+
+from jax.typing import DTypeLike
+
+from functional_adam import _check
+from functional_adam._equations.family import YOGI
+from functional_adam._optimizers.factory import factory
+from functional_adam._settings import bind
+from functional_adam._storage.formats import MomentFormat
+from functional_adam._transform import direction, transformation
+from functional_adam._types import (
+    GradientTransformation,
+    ParameterRounding,
+    Scalar,
+    ScalarOrSchedule,
+)
+
+
+@factory
+def yogi(
+    learning_rate: ScalarOrSchedule = 1e-3,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-3,
+    *,
+    eps_root: Scalar = 0.0,
+    initial_accumulator_value: Scalar = 1e-6,
+    mu_dtype: DTypeLike | None = None,
+    nu_dtype: DTypeLike | None = None,
+    moments: MomentFormat = "full",
+    rounding: ParameterRounding = "nearest",
+) -> GradientTransformation:
+    """Adam whose v approaches |g|**2 by steps of (1 - b2) |g|**2, whatever the distance.
+
+        m <- b1 m + (1 - b1) g        v <- v - (1 - b2) sign(v - |g|**2) |g|**2
+        u = -learning_rate * m_hat / (sqrt(v_hat + eps_root) + eps)
+
+    m and v start at `initial_accumulator_value`, and both are corrected, as in Optax. (The paper
+    corrects neither.)
+
+    Args:
+        learning_rate: see `update`, as for all arguments below.
+        b1: in [0, 1).
+        b2: in [0, 1).
+        eps: >= 0.
+        eps_root: >= 0.
+        initial_accumulator_value: >= 0.
+        mu_dtype: see `init`; a state that holds another dtype is refused.
+        nu_dtype: see `init`; a state that holds another dtype is refused.
+        moments: see `init`; not "int8". A state of another format is refused.
+        rounding: see `update`.
+
+    Returns:
+        A `GradientTransformation` whose state is an `AdamState`.
+
+    Raises:
+        ValueError: an argument out of range.
+        TypeError: an argument of the wrong type.
+
+    Example:
+        >>> import functional_adam as fa, jax.numpy as jnp
+        >>> tx = fa.yogi(0.1, b2=0.75, initial_accumulator_value=1.0)
+        >>> _, state = tx.update(jnp.array([2.0, 0.5]), tx.init(jnp.zeros(2)))
+        >>> state.nu
+        Array([2.    , 0.9375], dtype=float32)
+
+    References:
+        Zaheer et al. 2018, Adaptive Methods for Nonconvex Optimization, Algorithm 2.
+    """
+    start = _check.scalar("initial_accumulator_value", initial_accumulator_value)
+    return transformation(
+        bind(
+            YOGI,
+            learning_rate=learning_rate,
+            b1=b1,
+            b2=b2,
+            eps=eps,
+            eps_root=eps_root,
+            mu_dtype=mu_dtype,
+            nu_dtype=nu_dtype,
+            moments=moments,
+            rounding=rounding,
+            own={"initial_accumulator_value": start},
+        )
+    )
+
+
+@factory
+def scale_by_yogi(
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-3,
+    eps_root: Scalar = 0.0,
+    initial_accumulator_value: Scalar = 1e-6,
+    *,
+    mu_dtype: DTypeLike | None = None,
+    nu_dtype: DTypeLike | None = None,
+    moments: MomentFormat = "full",
+) -> GradientTransformation:
+    """Yogi's direction alone, neither scaled nor signed, for `optax.chain`.
+
+    Args:
+        b1: see `yogi`, as for all arguments below. In [0, 1).
+        b2: in [0, 1).
+        eps: >= 0.
+        eps_root: >= 0.
+        initial_accumulator_value: >= 0.
+        mu_dtype: see `init`; a state that holds another dtype is refused.
+        nu_dtype: see `init`; a state that holds another dtype is refused.
+        moments: see `init`; not "int8". A state of another format is refused.
+
+    Returns:
+        A `GradientTransformation` whose state is an `AdamState`.
+
+    Raises:
+        ValueError: an argument out of range.
+        TypeError: an argument of the wrong type.
+
+    Example:
+        >>> import functional_adam as fa, jax.numpy as jnp
+        >>> tx = fa.scale_by_yogi(b1=0.8, eps=0.0, initial_accumulator_value=0.0)
+        >>> direction, state = tx.update(jnp.array([5.0]), tx.init(jnp.array([0.0])))
+        >>> direction.round(6)
+        Array([1.], dtype=float32)
+
+    References:
+        Zaheer et al. 2018, Algorithm 2.
+    """
+    return direction(
+        yogi(
+            1.0,
+            b1,
+            b2,
+            eps,
+            eps_root=eps_root,
+            initial_accumulator_value=initial_accumulator_value,
+            mu_dtype=mu_dtype,
+            nu_dtype=nu_dtype,
+            moments=moments,
+        )
+    )

@@ -1,0 +1,1 @@
+"""How moments and 16-bit parameters are kept between steps."""

@@ -1,0 +1,316 @@
+"""How moments are kept between steps: in full, in bfloat16, in 8 bits.
+
+A format is a value that knows what a fresh state is, what fits it, how to read a leaf's moments
+into the arithmetic and how to write them back. The formulas know of none of this.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+from functional_adam import _check
+from functional_adam._equations.family import Variant
+from functional_adam._equations.numerics import largest_ratio
+from functional_adam._equations.operands import Moments, Scalars
+from functional_adam._hints import argument_hints, restored
+from functional_adam._storage import int8, moment_dtypes
+from functional_adam._storage.rounding import Bits, bits_of, is_nan, stochastic, undifferentiable
+from functional_adam._types import arithmetic_dtype, real_dtype
+
+
+class Stored(NamedTuple):
+    """What a state holds of a leaf."""
+
+    m: Any
+    v: Any
+    more: dict[str, Any]
+    scale: Any = None
+    residual: Any = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Full:
+    """Moments in the dtype of the arithmetic, or in those chosen: what `moments="full"` means.
+
+    8 bytes a float32 parameter. See `init` for both dtypes; below float32 they round to nearest.
+
+    Args:
+        mu_dtype: None (default) or a float dtype of at least 16 bits.
+        nu_dtype: None (default) or such a dtype, real.
+
+    Raises:
+        TypeError: not such a dtype.
+        ValueError: a 64-bit dtype without JAX's 64-bit mode.
+
+    Example:
+        >>> import functional_adam as fa, jax.numpy as jnp
+        >>> fa.init(jnp.zeros(2), moments=fa.Full(mu_dtype="bfloat16")).mu.dtype
+        dtype(bfloat16)
+    """
+
+    name: ClassVar[str] = "full"
+    is_random: ClassVar[bool] = False
+    keeps_scale: ClassVar[bool] = False
+    chunked: ClassVar[bool] = False
+    mu_dtype: DTypeLike | None = None
+    nu_dtype: DTypeLike | None = None
+
+    def __post_init__(self) -> None:
+        """Dtypes as NumPy has them, so that equal formats are equal."""
+        for name, real in (("mu_dtype", False), ("nu_dtype", True)):
+            dtype = moment_dtypes.asked_for(name, getattr(self, name), real=real)
+            object.__setattr__(self, name, dtype)
+
+    def refusal(self, variant: Variant, b1: Any, b2: Any) -> str | None:
+        """Why these moments cannot be kept so."""
+        del variant, b1, b2
+
+    def fresh(self, path: str, leaf: Any) -> Stored:
+        """Zeros, sharded like the leaf."""
+        dtype = arithmetic_dtype(_check.leaf_dtype(path, leaf))
+        mu = jnp.zeros_like(leaf, dtype=self.mu_dtype or dtype)
+        return Stored(mu, jnp.zeros_like(leaf, dtype=self.nu_dtype or real_dtype(dtype)), {})
+
+    def check(self, path: str, stored: Stored) -> np.dtype[Any]:
+        """The dtype of the arithmetic, if the leaf fits."""
+        refuse_other(self, path, stored)
+        return moment_dtypes.fitting(path, stored.m, stored.v, self.mu_dtype, self.nu_dtype)
+
+    def load(self, stored: Stored) -> Moments:
+        """As they are."""
+        return Moments(stored.m, stored.v, stored.more)
+
+    def store(self, new: Moments, old: Stored, bits: Any, s: Scalars | None) -> Stored:
+        """To nearest."""
+        del s, bits
+        cast = jax.tree.map(lambda a, b: a.astype(b.dtype), new, self.load(old))
+        return old._replace(**cast._asdict())
+
+
+@dataclasses.dataclass(frozen=True)
+class BFloat16:
+    """Moments in bfloat16, 4 bytes a parameter: what `moments="bfloat16"` means.
+
+    Everything is rounded stochastically. The steps of `nu`, 1 - b2 of the way, are smaller than
+    half a unit of bfloat16 and would be lost; those of `mu` are lost towards the end of their way,
+    and a constant gradient would leave it 2 % short. The bits are a function of the count, the
+    leaf's path and the element's place.
+
+    Example:
+        >>> import functional_adam as fa, jax.numpy as jnp
+        >>> state = fa.init(jnp.zeros((2, 3)), moments=fa.BFloat16())
+        >>> state.mu.dtype, state.nu.dtype
+        (dtype(bfloat16), dtype(bfloat16))
+    """
+
+    name: ClassVar[str] = "bfloat16"
+    is_random: ClassVar[bool] = True
+    keeps_scale: ClassVar[bool] = False
+    chunked: ClassVar[bool] = False
+
+    def refusal(self, variant: Variant, b1: Any, b2: Any) -> str | None:
+        """None: any moment can be kept so."""
+        del variant, b1, b2
+
+    def fresh(self, path: str, leaf: Any) -> Stored:
+        """Zeros, sharded like the leaf."""
+        _refuse_wide(self, path, leaf)
+        mu, nu = (jnp.zeros_like(leaf, dtype=jnp.bfloat16) for _ in "mv")
+        return Stored(mu, nu, {})
+
+    def check(self, path: str, stored: Stored) -> np.dtype[Any]:
+        """The dtype of the arithmetic, if the leaf fits."""
+        refuse_other(self, path, stored)
+        _check.same_shape("state.nu" + path, stored.v, stored.m, "state.mu" + path)
+        return np.dtype(np.float32)
+
+    def load(self, stored: Stored) -> Moments:
+        """As they are."""
+        return Moments(stored.m, stored.v, stored.more)
+
+    def store(self, new: Moments, old: Stored, bits: Bits, s: Scalars | None) -> Stored:
+        """All on average; a maximum, which has no bits, downwards: it keeps what it rises by."""
+        del s
+        new = undifferentiable(new)
+
+        def rounded(x: jax.Array, random: jax.Array) -> jax.Array:
+            return stochastic(x.astype(jnp.float32), np.dtype(jnp.bfloat16), random)
+
+        down = jnp.zeros((), jnp.uint32)
+        more = {name: rounded(x, bits.more.get(name, down)) for name, x in new.more.items()}
+        return old._replace(m=rounded(new.m, bits.mu), v=rounded(new.v, bits.nu), more=more)
+
+
+@dataclasses.dataclass(frozen=True)
+class Int8:
+    """Both moments in 8 bits, 2.02 bytes a parameter: what `moments="int8"` means.
+
+    `nu` holds codes (uint8) of sqrt(v) on a piecewise linear logarithm over 27.5 octaves of v below
+    the end of the octave of the block's largest v. `mu` holds codes (int8) of m / sqrt(v), which by
+    Cauchy and Schwarz is at most (1 - b1) / sqrt((1 - b2) (1 - b1**2 / b2)) (7.3 at the defaults),
+    in a unit just above the block's largest; -128 is NaN. `nu_scale` holds both, octave and unit,
+    as biased exponents in the lower and the upper byte of a uint16, one for each block along the
+    last axis: its shape is (*leading axes, blocks); short trailing axes are merged first. Codes are
+    rounded stochastically. A spike in up to three elements of a block saturates, and its neighbours
+    keep their precision; columns of different sizes are followed. See docs/memory.md.
+
+    Args:
+        block_size: elements that share a scale, a multiple of 16; default 128.
+        chunked: True makes an update pass over a leaf piece by piece: half the peak memory or less,
+            more time. For leaves on one device, or under shard_map.
+
+    Raises:
+        TypeError: a block size that is not an integer, or `chunked` not True or False.
+        ValueError: a block size out of range.
+
+    Example:
+        >>> import functional_adam as fa, jax.numpy as jnp
+        >>> state = fa.init(jnp.zeros((4, 256)), moments=fa.Int8())
+        >>> state.mu.dtype, state.nu.dtype, state.nu_scale.shape
+        (dtype('int8'), dtype('uint8'), (4, 2))
+    """
+
+    name: ClassVar[str] = "int8"
+    is_random: ClassVar[bool] = True
+    keeps_scale: ClassVar[bool] = True
+    block_size: int = 128
+    chunked: bool = False
+
+    def __post_init__(self) -> None:
+        """Check both arguments."""
+        _check.flag("chunked", self.chunked)
+        _check.multiple("block_size", self.block_size, 16)
+
+    def refusal(self, variant: Variant, b1: Any, b2: Any) -> str | None:
+        """Why these moments cannot be kept so."""
+        if not variant.ratio_is_bounded:
+            return (
+                f'moments="int8" keeps m relative to sqrt(v) and nothing else, and {variant.name} '
+                'bounds no such ratio or keeps further trees; use moments="bfloat16" or "full".'
+            )
+        if self.chunked and variant.whole_leaf:
+            return (
+                f"Int8(chunked=True) takes leaves piece by piece, and a step of {variant.name} "
+                "depends on its whole leaf; leave chunked False."
+            )
+        known = isinstance(b1, float) and isinstance(b2, float)
+        if (isinstance(b2, float) and not b2) or (known and b1 * b1 >= b2):
+            return (
+                'moments="int8" keeps m / sqrt(v), which is bounded only for b1**2 < b2; got '
+                f'b1={b1!r}, b2={b2!r}. Use a larger b2, or moments="bfloat16".'
+            )
+        return None
+
+    def fresh(self, path: str, leaf: Any) -> Stored:
+        """Codes of zeros, sharded like the leaf."""
+        _refuse_wide(self, path, leaf)
+        mu, nu = (jnp.zeros_like(leaf, dtype=d) for d in (jnp.int8, jnp.uint8))
+        return Stored(mu, nu, {}, jnp.zeros(int8.blocks(mu.shape, self.block_size), jnp.uint16))
+
+    def check(self, path: str, stored: Stored) -> np.dtype[Any]:
+        """The dtype of the arithmetic, if the leaf fits."""
+        refuse_other(self, path, stored)
+        _check.same_shape("state.nu" + path, stored.v, stored.m, "state.mu" + path)
+        wanted = int8.blocks(np.shape(stored.m), self.block_size)
+        because = f"for blocks of {self.block_size}"
+        advice = "Make the state with the same block_size."
+        _check.codes("state.nu_scale" + path, stored.scale, np.uint16, wanted, because, advice)
+        return np.dtype(np.float32)
+
+    def load(self, stored: Stored) -> Moments:
+        """m = r w and v = w**2."""
+        shape, blocks = stored.v.shape, stored.scale.shape
+        scales, units = int8.unpacked(stored.scale)
+        w = int8.root(int8.split(stored.v, blocks), scales)
+        m = int8.ratio(int8.split(stored.m, blocks), units) * w
+        return Moments(int8.join(m, shape), int8.join(w * w, shape), {})
+
+    def store(self, new: Moments, old: Stored, bits: Bits, s: Scalars | None) -> Stored:
+        """w and m / w, each on average; without the scalars of a step, a state being converted."""
+        new = undifferentiable(new)
+        shape, split = old.v.shape, functools.partial(int8.split, scales=old.scale.shape)
+        m, v = (split(x.astype(jnp.float32)) for x in (new.m, new.v))
+        if s is None:  # an infinite v stops its coordinate, and its code is finite: NaN says so
+            m = jnp.where(jnp.isinf(m) | jnp.isinf(v), jnp.nan, m)
+        scales = int8.scale(v, int8.unpacked(old.scale)[0], lasting=s is None)
+        units = int8.unit(m, v, scales)
+        w = jnp.sqrt(v)
+        r = m / int8.divisor(w, scales)
+        r = jnp.where(bits_of(w) == 0, r * 0, r)
+        bound = jnp.inf if s is None else largest_ratio(s.b1, s.b2, s.t).astype(jnp.float32)
+        m = int8.join(int8.ratio_code(r, units, bound, split(bits.mu)), shape)
+        v = int8.join(int8.root_code(w, scales, split(bits.nu)), shape)
+        # Both are so already. But an operation of the leaf's own shape ties codes to moments: XLA
+        # lays them out alike on a mesh, also where a device holds no whole number of blocks.
+        m = jnp.where(is_nan(new.m.astype(jnp.float32)), jnp.int8(int8.NAN), m)
+        v = jnp.where(bits_of(new.v.astype(jnp.float32)) == 0, jnp.uint8(0), v)
+        return old._replace(m=m, v=v, scale=int8.packed(scales, units))
+
+
+Format: TypeAlias = Full | BFloat16 | Int8
+MomentFormat: TypeAlias = Literal["full", "bfloat16", "int8"] | Format  # as users write it
+FORMATS: dict[str, Callable[[], Format]] = {f.name: f for f in (Full, BFloat16, Int8)}
+
+
+def chosen(moments: Any, mu_dtype: Any = None, nu_dtype: Any = None) -> Format:
+    """The format that the three arguments of a factory name."""
+    format = moments
+    if isinstance(moments, str):
+        format = _check.choice("moments", moments, FORMATS)()
+    given = {"mu_dtype": mu_dtype, "nu_dtype": nu_dtype}
+    for name, dtype in given.items():
+        if dtype is not None and getattr(format, name, dtype) is not None:
+            raise ValueError(f'{name} goes with moments="full" alone; got moments={moments!r}.')
+    if isinstance(format, Full):
+        return Full(format.mu_dtype or mu_dtype, format.nu_dtype or nu_dtype)
+    if isinstance(format, BFloat16 | Int8):
+        return format
+    raise TypeError(
+        f"moments must be {' or '.join(map(repr, FORMATS))}, or a Full, BFloat16 or Int8 "
+        f"object; got {_check.show(moments)}.{argument_hints.moments(moments, FORMATS)}"
+    )
+
+
+def format_of(mu: Any, nu: Any) -> str:
+    """The name of the format that two leaves of a state have."""
+    dtypes = getattr(mu, "dtype", None), getattr(nu, "dtype", None)
+    if dtypes == (np.int8, np.uint8):
+        return Int8.name
+    return BFloat16.name if dtypes == (jnp.bfloat16, jnp.bfloat16) else Full.name
+
+
+def refuse_other(format: Format, path: str, stored: Stored) -> None:
+    """Raise for moments that another format keeps, or none."""
+    found = format_of(stored.m, stored.v)
+    both_given = isinstance(format, Full) and None not in (format.mu_dtype, format.nu_dtype)
+    if found == format.name or (found == BFloat16.name and both_given):
+        return
+    held = f"state.mu{path} is {stored.m.dtype} and state.nu{path} {stored.v.dtype}"
+    if stored.scale is not None:
+        raise ValueError(
+            f"{held}, but beside state.nu_scale they are codes, int8 and uint8.{restored.CAST}"
+        )
+    hint = ""
+    if found == BFloat16.name and isinstance(format, Full):
+        hint = ', or mu_dtype="bfloat16", nu_dtype="bfloat16" to round both to nearest'
+    raise ValueError(
+        f'{held}, that is moments="{found}", but moments="{format.name}" was asked for. Pass '
+        f'moments="{found}"{hint}, or change the state with convert_moments.{restored.CAST}'
+    )
+
+
+def _refuse_wide(format: Format, path: str, leaf: Any) -> None:
+    dtype = _check.leaf_dtype(path, leaf)
+    if arithmetic_dtype(dtype) != np.float32:
+        raise TypeError(
+            f'{path} is {dtype}, but moments="{format.name}" is for real parameters of up to 32 '
+            'bits; use moments="full".'
+        )

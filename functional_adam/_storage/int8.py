@@ -1,0 +1,280 @@
+"""The 8-bit code of both moments: blocks, the root's logarithm, the ratio to the root.
+
+A second moment v is one byte, the place of w = sqrt(v) on a piecewise linear logarithm below a
+power of two for each block of some 128 elements. A first moment m is one byte too, which holds
+r = m / w, Adam's own direction and therefore bounded, and is read back times w as decoded. As the
+two cannot come apart, no update can explode. `docs/memory.md` derives and measures.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from functional_adam._storage.rounding import INFINITE, bits_of, from_bits, is_nan
+
+# ---- Blocks ----
+
+_LANES = 16
+_GROUP_BITS = 5
+_GROUPS = 1 << _GROUP_BITS
+
+
+def blocks(shape: tuple[int, ...], block_size: int) -> tuple[int, ...]:
+    """The shape of a leaf's scales: its leading axes, then the number of blocks in the rest.
+
+    Blocks lie along the last axis. Where that is short, as in a 3 x 3 kernel or a single column,
+    it is merged with those before it, until there are at least 32 elements or a block's worth.
+    """
+    enough, lead, width = min(block_size, 32), len(shape), 1
+    while lead and (width < enough or lead == len(shape)):
+        lead -= 1
+        width *= shape[lead]
+    return (*shape[:lead], math.ceil(width / block_size))
+
+
+def block_length(width: int, count: int) -> int:
+    """The length of `count` equal blocks of `width` elements, a multiple of 16."""
+    return math.ceil(width / max(count, 1) / _LANES) * _LANES
+
+
+def split(x: jax.Array, scales: tuple[int, ...]) -> jax.Array:
+    """x as (*scales, length): equal blocks, the last one filled up with zeros.
+
+    How long the blocks are follows from their number, so that a state says all about itself.
+    """
+    lead, count = scales[:-1], scales[-1]
+    width = math.prod(x.shape[len(lead) :])
+    length = block_length(width, count)
+    x = x.reshape(*lead, width)
+    if count * length > width:
+        x = jnp.pad(x, [(0, 0)] * len(lead) + [(0, count * length - width)])
+    return x.reshape(*scales, length)
+
+
+def join(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """The leaf that `split` made x of."""
+    lead = x.ndim - 2
+    width = math.prod(shape[lead:])
+    return x.reshape(*shape[:lead], x.shape[-2] * x.shape[-1])[..., :width].reshape(shape)
+
+
+# ---- Scales and units ----
+
+# What a block keeps besides codes is two biased exponents, in the bytes of one uint16: below, the
+# scale of its roots, that of the largest v; above, the unit of its ratios. 0 is for zeros. A unit
+# is the power of two beyond the largest |r|, which is some 0.5 as a rule, but 6 in a run's first
+# steps and next to nothing where gradients have died away.
+#
+# A scale's largest code means the end of that octave. (The headroom matters: were the largest code
+# the largest v, stochastic rounding could not lift it.)
+_LARGEST_SCALE = 253  # one octave below float32's end
+_RISE = 4  # octaves of v by which a spike may raise its block's scale
+_MIDDLE = 12  # octaves of v below the scale where codes lie 1/16 octave of sqrt(v) apart
+_COARSE = 20  # octaves of v below the scale where they begin to lie 1/8 apart
+_FEW = 16  # fewer groups than these do not show what is usual
+
+
+def packed(scales: jax.Array, units: jax.Array) -> jax.Array:
+    """Both exponents of each block."""
+    return scales.astype(jnp.uint16) | (units.astype(jnp.uint16) << np.uint16(8))
+
+
+def unpacked(both: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(scales, units) of each block."""
+    return (both & np.uint16(255)).astype(jnp.uint8), (both >> np.uint16(8)).astype(jnp.uint8)
+
+
+def scale(v: jax.Array, old: jax.Array, *, lasting: bool = False) -> jax.Array:
+    """The scales of the blocks (..., length) of v, given those of the step before.
+
+    A scale follows its block's largest v, but not a spike: that would push the spike's neighbours
+    below the smallest code, where they would be clamped up and stand still for thousands of steps.
+    The spike's own code saturates instead. How many of the block's 32 groups rose tells a spike:
+
+    - Up to three rose by more than 4 octaves: spikes. The scale rises by 4.
+    - Up to eight: spikes, or a column of every fourth or eighth element. It rises by 12, which the
+      neighbours survive and which soon reaches a column.
+    - More, as in any block without history: the old scale says nothing about this one. The scale
+      rises to 12 octaves above the fourth largest group.
+
+    Thirteen elements of 128 lie in four groups at least, so no arrangement of columns hides them.
+    A block with fewer than 16 groups that are not 0 rises to 20 octaves above the second largest as
+    soon as an eighth of them rose, and by 4 beyond that. `lasting` says that v comes from a long
+    run in another format and holds no spike of today: 20 octaves above the fourth largest then.
+    """
+    groups = _exponents(bits_of(v))
+    alive = _number(groups > 0)
+    few = alive < _FEW
+    largest, second, _, fourth = _ranked(groups, 4)
+    usual = jnp.where(few, jnp.where(second > 0, second, largest), fourth)
+    room = _COARSE if lasting else jnp.where(few, _COARSE, _MIDDLE)
+    old = old.astype(jnp.int32)
+    rose = _number(groups > old[..., None] + _RISE)
+    bound = old + jnp.where(few | (rose * 8 < alive), _RISE, _MIDDLE)
+    is_new = jnp.where(few, rose * 8 >= alive, rose * 4 > alive)
+    bound = jnp.where(is_new, jnp.maximum(bound, usual + room), bound)
+    return jnp.minimum(largest, jnp.minimum(bound, _LARGEST_SCALE)).astype(jnp.uint8)
+
+
+def unit(m: jax.Array, v: jax.Array, scales: jax.Array) -> jax.Array:
+    """The units of the blocks (..., length) of m / `divisor(sqrt(v))`: just beyond the largest.
+
+    Bits are a logarithm: half those of v are the root's, and m's less these the quotient's, up to
+    1/8 too large or 1/17 too small. Hence 1/8 of an octave is added.
+    """
+    size, square = bits_of(jnp.abs(m)), bits_of(v)
+    known = (size > 0) & (size < INFINITE) & (square > 0) & (square < INFINITE)
+    root = jnp.maximum((square >> 1) + np.int32(127 << 22), _top(scales) - _DEEPEST)
+    ratio = jnp.where(known, size - root + np.int32((127 << 23) + (1 << 20)), 0)
+    largest = jnp.max(_exponents(ratio), axis=-1)
+    return jnp.where(largest > 0, largest + 1, 0).astype(jnp.uint8)
+
+
+def _exponents(bits: jax.Array) -> jax.Array:
+    """The largest biased exponent of finite numbers in each group of the blocks (..., length).
+
+    A group is every 32nd element, in blocks that 32 does not divide every 16th: maxima of vectors,
+    where one along a block would be of numbers.
+    """
+    lanes = math.gcd(bits.shape[-1], _GROUPS)
+    shape = (*bits.shape[:-1], bits.shape[-1] // lanes, lanes)
+    finite = jnp.where(bits < INFINITE, bits, 0).reshape(shape)
+    return jnp.max(finite, axis=-2, initial=0) >> 23
+
+
+def _number(which: jax.Array) -> jax.Array:
+    """How many groups."""
+    return jnp.sum(which, axis=-1, dtype=jnp.int32)
+
+
+def _ranked(exponents: jax.Array, count: int) -> list[jax.Array]:
+    """The largest of (..., groups), the second largest, and so on; equal ones count one by one."""
+    place = jax.lax.broadcasted_iota(jnp.int32, exponents.shape, exponents.ndim - 1)
+    keys = (exponents << _GROUP_BITS) | place
+    ranks = [jnp.max(keys, axis=-1)]
+    while len(ranks) < count:
+        ranks.append(jnp.max(jnp.where(keys < ranks[-1][..., None], keys, 0), axis=-1))
+    return [rank >> _GROUP_BITS for rank in ranks]
+
+
+# ---- Roots ----
+
+#   code   255 ................. 127 ................. 31 ................. 1          0
+#   sqrt v top ... 32 an octave ... top/2**4 ... 16 ... top/2**10 ... 8 ... 2**-13.75   0
+#
+# What is coded is w = sqrt(v): it is what divides, and reading it needs no root. Within an octave
+# codes are equally spaced and all spacings fit into one: rounding that is right on average in the
+# bits of w is so in w, and where a scale moves, the codes' values stay in place.
+_STEP = 18  # log2 of the smallest distance of codes, in bits of float32
+_BENDS = (128 << _STEP, (3 * 128 + 2 * 96) << _STEP)
+_DEEPEST = (254 << _STEP + 2) - _BENDS[1]  # of code 1
+
+
+def root_code(w: jax.Array, scales: jax.Array, random: jax.Array) -> jax.Array:
+    """The code of w >= 0 in blocks (..., length): up or down so that the mean is w.
+
+    0 for w = 0 alone; a positive w below the smallest code takes that one, which makes its steps
+    smaller; a w above the largest code takes that, and so does NaN.
+    """
+    depth = _top(scales) - bits_of(w)
+    steps = jnp.minimum(depth, (depth + _BENDS[0]) >> 1)
+    steps = jnp.minimum(steps, (depth + _BENDS[1]) >> 2)
+    steps = (steps + (random >> np.uint32(32 - _STEP)).astype(jnp.int32)) >> _STEP
+    code = 255 - jnp.clip(steps, 0, 254)
+    return jnp.where(bits_of(w) == 0, 0, code).astype(jnp.uint8)
+
+
+def root(code: jax.Array, scales: jax.Array) -> jax.Array:
+    """The w that a code stands for."""
+    steps = (255 - code.astype(jnp.int32)) << _STEP
+    depth = jnp.maximum(steps, (steps << 1) - _BENDS[0])
+    depth = jnp.maximum(depth, (steps << 2) - _BENDS[1])
+    return jnp.where(code == 0, 0, from_bits(_top(scales) - depth))
+
+
+def divisor(w: jax.Array, scales: jax.Array) -> jax.Array:
+    """What m is kept relative to: w, or the smallest code if w is below it and will be that."""
+    return jnp.maximum(w, from_bits(_top(scales) - _DEEPEST))
+
+
+def _top(scales: jax.Array) -> jax.Array:
+    """The bits of the largest code: of sqrt(2**(e + 1 - 127)), or 1.5 for its sqrt(2) = 1.41."""
+    return (scales[..., None].astype(jnp.int32) + 128) << 22
+
+
+# ---- Ratios ----
+
+# |r| in its block's unit is the largest of these lines, slope * (size - start) + value, of the
+# code's size: 48 codes up to 3/16, 54 to 39/64 and 25 to 1. All of it is exact in float32.
+_SLOPES = ((1 / 256, 48), (1 / 128, 54), (1 / 64, 25))
+_CODES = 127
+NAN = -128
+_POINT = 14  # bits after the point that a float32 has between 2**9 and 2**10
+_FIXED = np.float32(1.5 * 2**9)
+_FIXED_BITS = np.int32(0x44400000)
+
+
+def _lines() -> list[tuple[float, int, float]]:
+    """(slope, start, value) of each line."""
+    lines, start, value = [], 0, 0.0
+    for slope, codes in _SLOPES:
+        lines.append((slope, start, value))
+        start, value = start + codes, value + slope * codes
+    return lines
+
+
+_LINES = _lines()
+
+
+def ratio_code(
+    r: jax.Array, units: jax.Array, bound: jax.Array | float, random: jax.Array
+) -> jax.Array:
+    """The codes of the blocks (..., length) of r: up or down so that the mean is r.
+
+    No code stands for more than `bound`, and r beyond the last that does not has that one.
+    """
+    units = units.astype(jnp.int32)
+    inverse = _power(254 - units)  # 2**127 for blocks of zeros
+    within = jnp.minimum(bound, _power(jnp.maximum(units, 1)))  # or the product would overflow
+    last = jnp.minimum(jnp.floor(_place(within * inverse)), _CODES)
+    code = jnp.minimum(_place(jnp.abs(r) * inverse[..., None]), last[..., None])
+    # Beside `_FIXED` there is room for `_POINT` bits after the point; of the result's bits, only
+    # the last ones are not `_FIXED`'s. (A conversion would have to check for what cannot be
+    # converted, and a sum of more than two is not safe from XLA's fast mathematics.)
+    fixed = bits_of(jnp.copysign(code, r) + _FIXED) - _FIXED_BITS
+    code = (fixed + (random >> np.uint32(32 - _POINT)).astype(jnp.int32)) >> _POINT
+    return jnp.where(is_nan(r), NAN, code).astype(jnp.int8)
+
+
+def _place(size: jax.Array) -> jax.Array:
+    """Where |r| in its unit lies among the codes."""
+    lines = [size * (1 / slope) + (start - value / slope) for slope, start, value in _LINES]
+    return functools.reduce(jnp.minimum, lines)
+
+
+def ratio(code: jax.Array, units: jax.Array) -> jax.Array:
+    """The r in blocks (..., length) that codes stand for."""
+    signed = code.astype(jnp.float32)
+    size = jnp.abs(signed)
+    lines = [size * slope + (value - start * slope) for slope, start, value in _LINES]
+    r = functools.reduce(jnp.maximum, lines) * _power(units.astype(jnp.int32))[..., None]
+    return jnp.where(code == NAN, jnp.nan, jnp.copysign(r, signed))
+
+
+def _power(exponents: jax.Array) -> jax.Array:
+    """2**(exponents - 127), 0 for an exponent of 0."""
+    return from_bits(exponents << 23)
+
+
+def at_end(mu: jax.Array, nu: jax.Array) -> jax.Array:
+    """How many codes, of both moments, have nothing beyond them: ratios of `_CODES`, roots of 255.
+
+    NaN, whose code is beyond, is one of them. A float32, as an int32 ends at 2**31.
+    """
+    ends = jnp.abs(mu.astype(jnp.int32)) >= _CODES, nu == 255
+    return sum((jnp.sum(x, dtype=jnp.float32) for x in ends), jnp.float32(0))

@@ -1,0 +1,198 @@
+"""What to watch of a run: a few scalars of an update, its state and the parameters."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import keystr, tree_leaves_with_path
+
+from functional_adam import _check, _nested
+from functional_adam._equations import formulas as F
+from functional_adam._equations.family import ADAM
+from functional_adam._equations.numerics import abs_squared, over, times, widened
+from functional_adam._equations.operands import Moments, Scalars
+from functional_adam._hints.keywords import explained
+from functional_adam._mesh import over_auto_axes
+from functional_adam._scalars import at, scalars
+from functional_adam._settings import bind
+from functional_adam._state import AdamState
+from functional_adam._storage import int8
+from functional_adam._storage.formats import FORMATS, Int8, Stored, format_of
+from functional_adam._types import PyTree, Scalar, ScalarOrSchedule, arithmetic_dtype, real_dtype
+
+_DEFAULTS: dict[str, Any] = {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "eps_root": 0.0}
+
+
+@explained
+def diagnostics(
+    updates: PyTree,
+    state: PyTree,
+    params: PyTree,
+    *,
+    learning_rate: ScalarOrSchedule | None = None,
+    b1: Scalar | None = None,
+    b2: Scalar | None = None,
+    eps: Scalar | None = None,
+    eps_root: Scalar | None = None,
+) -> dict[str, jax.Array]:
+    """A flat dict of scalars to plot: how long the step is, and what Adam makes of the gradient.
+
+    With the moments after the step, m_hat = m / (1 - b1**t) and v_hat = v / (1 - b2**t), as in
+    `adam` and `adamw`. (A state does not say which variant it is of. `adamax`, `adopt`,
+    `adabelief`, `amsgrad` and others divide by something else, and `direction_rms` and `below_eps`
+    say nothing of their steps; all else holds for any variant.)
+
+    - `count`: t, the steps taken (int32; all others are float32).
+    - `update_norm`, `param_norm`: Euclidean norms over all leaves that the state is for.
+    - `update_to_param`: the first over the second, 0 where the parameters are all 0. Some 1e-3 is
+      usual; a value that grows towards 1 says that the learning rate is too high.
+    - `direction_rms`: root mean square of m_hat / (sqrt(v_hat + eps_root) + eps), as in Adam:
+      1 where all gradients point the same way, some sqrt((1 - b1) / (1 + b1)) where they are noise.
+    - `below_eps`: the share of coordinates with sqrt(v_hat + eps_root) < eps, where eps holds the
+      step back: 1 is a run that does not move, and what is 0 for ever counts here too.
+    - `clipped`, of `moments="int8"` alone: the share of moments whose code is at the end of its
+      range, where anything larger is clipped; NaN counts.
+    - `learning_rate`, if known: that of the step which made `updates`.
+
+    Pure, and made for `jax.jit`: nothing is printed or kept.
+
+    Args:
+        updates: what `tx.update` gave for `params`, an array for each of them (None where there is
+            none).
+        state: the state that came with it: an `AdamState`, or any state that holds one, wherever
+            in it: that of `optax.chain`, `masked`, `MultiSteps`, `inject_hyperparams`, or the
+            `opt_state` of a Flax `nnx.Optimizer`. Of an `optax.partition` pass one group's,
+            `state.inner_states["group"]`, with all updates and parameters: its numbers are those
+            of its own leaves.
+        params: the parameters, before or after the step.
+        learning_rate: as given to the factory, a number or a schedule; None (default) takes it from
+            the hyperparameters of `optax.inject_hyperparams`, if they are in `state`.
+        b1: decay rate in [0, 1) as given to the factory. None (default): that in `state`, under
+            `inject_hyperparams`, or else 0.9.
+        b2: likewise; else 0.999.
+        eps: likewise, >= 0; else 1e-8.
+        eps_root: likewise, >= 0; else 0.
+
+    Returns:
+        A dict from the names above to scalars.
+
+    Raises:
+        ValueError: `state` holds no `AdamState` or several, a number is out of range, or `updates`
+            and `params` differ in structure.
+        TypeError: an argument or a leaf of the wrong type.
+
+    Example:
+        >>> import functional_adam as fa, jax.numpy as jnp
+        >>> tx, params = fa.adam(0.01), jnp.array([3.0, 4.0])
+        >>> updates, state = tx.update(jnp.array([0.5, -0.2]), tx.init(params), params)
+        >>> watched = fa.diagnostics(updates, state, params, learning_rate=0.01)
+        >>> for name, x in watched.items():
+        ...     print(f"{name} {x:.4g}")
+        count 1
+        update_norm 0.01414
+        param_norm 5
+        update_to_param 0.002828
+        direction_rms 1
+        below_eps 0
+        learning_rate 0.01
+    """
+    given = dict(learning_rate=learning_rate, b1=b1, b2=b2, eps=eps, eps_root=eps_root)
+    adam_state = _the_state(state)
+    known = _DEFAULTS | _injected(state) | {k: x for k, x in given.items() if x is not None}
+    has_rate = "learning_rate" in known
+    bound: dict[str, Any] = {"learning_rate": 1.0} | known
+    settings = bind(ADAM, **bound)
+    t = jnp.maximum(jnp.asarray(adam_state.count), 1)  # before the first step: as of zeros
+    settings = at(settings, t - 1)
+    rate, settings = settings.learning_rate, settings._replace(learning_rate=1.0)
+    of_dtype = functools.cache(functools.partial(scalars, settings, t))
+    sums = _summed(adam_state, of_dtype)
+    _check.leaves_like("updates", updates, params, "params")
+    # Leaves that masked or partition gave to others are no part of this state's step.
+    is_elsewhere = _nested.left_out(adam_state.mu)
+    update_norm, param_norm = (
+        _norm(name, tree, is_elsewhere) for name, tree in (("updates", updates), ("params", params))
+    )
+    watched = {
+        "count": jnp.asarray(adam_state.count),
+        "update_norm": update_norm,
+        "param_norm": param_norm,
+        "update_to_param": _ratio(update_norm, param_norm),
+        "direction_rms": jnp.sqrt(_ratio(sums["squares"], sums["size"])),
+        "below_eps": _ratio(sums["below"], sums["size"]),
+    }
+    if "ends" in sums:
+        watched["clipped"] = _ratio(sums["ends"], 2 * sums["size"])
+    if has_rate:
+        watched["learning_rate"] = jnp.asarray(rate, jnp.float32)
+    return watched
+
+
+def _the_state(state: PyTree) -> AdamState:
+    """The one of ours in a state."""
+    found = _nested.states("state", state, "one AdamState")
+    if len(found) > 1:
+        places = ", ".join(where for where, _ in found)
+        raise ValueError(
+            f"state must hold one AdamState; got {len(found)}: {places}. Pass one of them, with all"
+            " updates and params: leaves that it does not have count nowhere."
+        )
+    return found[0][1]
+
+
+def _injected(state: PyTree) -> dict[str, Any]:
+    """What `optax.inject_hyperparams` keeps of the hyperparameters used here."""
+    holds: Callable[[Any], bool] = lambda x: isinstance(getattr(x, "hyperparams", None), Mapping)  # noqa: E731
+    names = ("learning_rate", *_DEFAULTS)
+    nodes = [x for x in jax.tree.leaves(state, is_leaf=holds) if holds(x)]
+    return {k: x for node in nodes for k, x in node.hyperparams.items() if k in names}
+
+
+def _norm(name: str, tree: PyTree, is_elsewhere: Callable[[_nested.Path], bool]) -> jax.Array:
+    """The Euclidean norm over all leaves but those that belong elsewhere."""
+    leaves = [(name + keystr(p), x) for p, x in tree_leaves_with_path(tree) if not is_elsewhere(p)]
+    squares = [
+        jnp.sum(abs_squared(jnp.asarray(x).astype(arithmetic_dtype(_check.leaf_dtype(path, x)))))
+        for path, x in leaves
+    ]
+    return jnp.sqrt(_total(squares))
+
+
+def _total(parts: Sequence[Any]) -> jax.Array:
+    return sum((jnp.asarray(x, jnp.float32) for x in parts), jnp.float32(0))
+
+
+def _ratio(part: jax.Array, whole: jax.Array) -> jax.Array:
+    """part / whole, 0 of nothing; NaN and infinite parts stay NaN."""
+    nothing = whole == 0
+    return jnp.where(nothing, 0 * part, part / jnp.where(nothing, 1, whole))
+
+
+def _summed(state: AdamState, of_dtype: Callable[[Any], Scalars]) -> dict[str, jax.Array]:
+    """Over all coordinates: their number, squares of the direction, those held back by eps."""
+    mus, nus, scales = (
+        _nested.by_parameter(f"state.{name}", getattr(state, name), state).values()
+        for name in ("mu", "nu", "nu_scale")
+    )
+    parts: dict[str, list[Any]] = {"size": [], "squares": [], "below": []}
+    for mu, nu, scale in zip(mus, nus, scales, strict=True):
+        if mu is None:  # frozen
+            continue
+        format = format_of(mu, nu)
+        load = over_auto_axes(FORMATS[format]().load, Moments(mu, nu, {}))
+        loaded = load(Stored(mu, nu, {}, scale))
+        real = real_dtype(arithmetic_dtype(loaded.m.dtype, loaded.v.dtype))
+        new = jax.tree.map(functools.partial(widened, real), loaded)
+        s = of_dtype(real)
+        direction = times(s.step, over(F.momentum(s, new.m, new), F.root(s, new)))
+        held = F.root(s, new) < 2 * s.eps  # the root itself below eps
+        parts["size"].append(float(new.v.size))
+        parts["squares"].append(jnp.sum(abs_squared(direction)))
+        parts["below"].append(jnp.sum(held, dtype=jnp.float32))  # an int32 ends at 2**31
+        if format == Int8.name:
+            parts.setdefault("ends", []).append(int8.at_end(mu, nu))
+    return {name: _total(values) for name, values in parts.items()}

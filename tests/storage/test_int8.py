@@ -1,0 +1,490 @@
+"""The 8-bit codes against tables made here in float64 from their documented picture."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from int8_tables import ratio_table, root_table
+
+from functional_adam._storage import int8, rounding
+
+RANDOM = np.random.default_rng(20).integers(0, 2**32, 4, dtype=np.uint32)
+BITS = [0, 2**32 - 1, *map(int, RANDOM)]
+SCALES = [1, 2, 90, 119, 126, 127, 200, 253]
+UNITS = [1, 2, 101, 126, 127, 130, 200, 252]
+
+root = jax.jit(int8.root)
+root_code = jax.jit(int8.root_code)
+ratio = jax.jit(int8.ratio)
+ratio_code = jax.jit(int8.ratio_code)
+scale = jax.jit(int8.scale, static_argnames="lasting")
+unit = jax.jit(int8.unit)
+divisor = jax.jit(int8.divisor)
+
+
+def random_bits(bits, shape):
+    return jnp.full(shape, bits, jnp.uint32)
+
+
+def encoded(w, e, bits):
+    """Codes of a vector w in one block of scale e."""
+    w = jnp.asarray(w, jnp.float32)[None]
+    random = jnp.broadcast_to(jnp.asarray(bits, jnp.uint32), w.shape)
+    return np.asarray(root_code(w, jnp.uint8([e]), random))[0]
+
+
+def ratio_encoded(r, bits, e=127, bound=np.inf):
+    """Codes of a vector r in one block of unit e."""
+    r = jnp.asarray(r, jnp.float32)[None]
+    random = jnp.broadcast_to(jnp.asarray(bits, jnp.uint32), r.shape)
+    return np.asarray(ratio_code(r, jnp.uint8([e]), jnp.float32(bound), random))[0]
+
+
+# Values -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("e", SCALES)
+def test_root_codes_stand_for_the_documented_values(e):
+    codes = jnp.arange(256, dtype=jnp.uint8)[None]
+    got = np.asarray(root(codes, jnp.uint8([e])))[0]
+    np.testing.assert_array_equal(got, root_table(e).astype(np.float32))
+    assert (np.diff(got) > 0).all()
+
+
+def test_the_table_ends_where_the_documentation_says():
+    # The octave's end at 2**((e + 1 - 127) / 2), 1.5 for sqrt(2), and 13.75 octaves of w below.
+    assert root_table(132)[255] == 8
+    assert root_table(133)[255] == 12
+    assert root_table(126)[[127, 31]].tolist() == [2.0**-4, 2.0**-10]
+    assert math.log2(root_table(126)[1]) == pytest.approx(-13.75, abs=0.09)  # linear in an octave
+
+
+@pytest.mark.parametrize("e", UNITS)
+def test_ratio_codes_stand_for_the_documented_values(e):
+    codes = np.arange(-128, 128).astype(np.int8)
+    got = np.asarray(ratio(codes[None], jnp.uint8([e])))[0]
+    want = ratio_table()
+    want = np.concatenate([-want[:0:-1], want]) * 2.0 ** (e - 127)
+    want[np.abs(want) < 2.0**-126] = 0  # flushed, as everywhere
+    assert np.isnan(got[0])
+    np.testing.assert_array_equal(got[1:], want)
+    assert want[-1] == 2.0 ** (e - 127)
+    assert (np.diff(got[1:]) > 0).all() or e < 10
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("e", SCALES)
+def test_what_a_root_code_stands_for_becomes_that_code(e, bits):
+    np.testing.assert_array_equal(encoded(root_table(e), e, bits), np.arange(256))
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("e", UNITS[2:])
+def test_what_a_ratio_code_stands_for_becomes_that_code(e, bits):
+    codes = np.arange(-128, 128).astype(np.int8)
+    table = ratio_table() * 2.0 ** (e - 127)
+    values = np.concatenate([[np.nan], -table[:0:-1], table])
+    np.testing.assert_array_equal(ratio_encoded(values, bits, e), codes)
+
+
+# Rounding -----------------------------------------------------------------------------------------
+
+
+def neighbours(table, x):
+    """The codes at or below and at or above each x, by search through a table that rises."""
+    above = np.argmax(table[None] >= x[:, None], axis=1)
+    return above - (table[above] > x), above
+
+
+@pytest.mark.parametrize("e", SCALES)
+def test_a_root_is_rounded_to_one_of_its_two_neighbours(e):
+    rng = np.random.default_rng(e)
+    table = root_table(e)
+    w = (table[255] * 2.0 ** -rng.uniform(0, 13.6, 4000)).astype(np.float32).astype(np.float64)
+    low, high = neighbours(table, w)
+    found = np.stack([encoded(w, e, rng.integers(0, 2**32, w.size)) for _ in range(8)])
+    assert ((found == low) | (found == high)).all()
+    np.testing.assert_array_equal(encoded(w, e, 0), high)
+    down = (table[high] - w) / np.where(high > low, table[high] - table[low], 1) > 1e-4
+    np.testing.assert_array_equal(encoded(w, e, 2**32 - 1)[down], low[down])
+
+
+@pytest.mark.parametrize("e", UNITS[2:])
+def test_a_ratio_is_rounded_to_one_of_its_two_neighbours(e):
+    rng = np.random.default_rng(e)
+    table = np.concatenate([-ratio_table()[:0:-1], ratio_table()]) * 2.0 ** (e - 127)
+    r = np.concatenate([rng.uniform(-1, 1, 2000), 0.2 * rng.standard_normal(2000)])
+    r = (np.clip(r, -1, 1) * 2.0 ** (e - 127)).astype(np.float32)
+    low, high = (codes - 127 for codes in neighbours(table, r))
+    found = np.stack([ratio_encoded(r, rng.integers(0, 2**32, r.size), e) for _ in range(8)])
+    assert ((found == low) | (found == high)).all()
+    assert (found != low).any(axis=0).mean() > 0.8  # both, not always the same one
+    assert (found != high).any(axis=0).mean() > 0.8
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_no_code_stands_for_more_than_the_bound(bits):
+    rng = np.random.default_rng(6)
+    for e, bound in [(127, 0.77), (128, 1.165), (130, 7.273), (129, 3.1), (126, 0.0021)]:
+        table = ratio_table() * 2.0 ** (e - 127)
+        last = table[table <= np.float32(bound)].max()
+        r = bound * rng.uniform(0.9, 1.0, 300)
+        r[0] = bound
+        sizes = table[np.abs(ratio_encoded(np.concatenate([r, -r]), bits, e, bound))]
+        assert sizes.max() == last
+        # What is below the last one is rounded as without a bound.
+        free = r < last
+        want = ratio_encoded(r, bits, e)[free]
+        np.testing.assert_array_equal(ratio_encoded(r, bits, e, bound)[free], want)
+
+
+COUNTS, ELEMENTS = 100_000, 256
+
+
+@functools.cache
+def mean_codes():
+    """Mean decoded w and r of each value over all counts, each at places of its own."""
+    w = root_table(133)[[250, 200, 128, 100, 25]]
+    above = root_table(133)[[251, 201, 129, 101, 26]]
+    r = np.array([0.0033, 0.05, -0.0577, 0.15, -0.31, 0.777]) * 8
+    w = w + np.array([0.37, 0.02, 0.71, 0.5, 0.9]) * (above - w)
+    w32 = jnp.broadcast_to(jnp.float32(w)[:, None], (len(w), ELEMENTS))
+    r32 = jnp.broadcast_to(jnp.float32(r)[:, None], (len(r), ELEMENTS))
+    scales = jnp.full(len(w), 133, jnp.uint8)
+    units = jnp.full(len(r), 130, jnp.uint8)
+
+    def body(sums, count):
+        drawn = rounding.draw(count)
+        key = jnp.uint32(12345)
+        nu = rounding.bits(drawn, key, w32.shape).nu
+        mu = rounding.bits(drawn, key, r32.shape).mu
+        # Sums of codes are whole numbers, exact; a value's codes are two, one step apart.
+        codes = int8.root_code(w32, scales, nu), int8.ratio_code(r32, units, jnp.inf, mu)
+        return jax.tree.map(lambda a, c: a + c.astype(jnp.int32), sums, codes), None
+
+    start = jnp.zeros(w32.shape, jnp.int32), jnp.zeros(r32.shape, jnp.int32)
+    sums, _ = jax.jit(lambda s: jax.lax.scan(body, s, jnp.arange(1, COUNTS + 1)))(start)
+    return w, r, *(np.asarray(s) / COUNTS for s in sums)
+
+
+def place(table, x):
+    """The code, with its fraction, at which a table read linearly is x."""
+    return np.interp(x, table, np.arange(len(table)))
+
+
+def test_roots_are_rounded_without_bias():
+    w, _, codes, _ = mean_codes()
+    error = codes - place(root_table(133), np.float32(w).astype(np.float64))[:, None]
+    # A window of 64 counts leaves at most half a code's standard deviation: 2e-4 in all, and a
+    # sixteenth of that over places.
+    assert np.abs(error).max() < 1e-3
+    assert np.abs(error.mean(axis=1)).max() < 1e-4
+
+
+def test_ratios_are_rounded_without_bias():
+    _, r, _, codes = mean_codes()
+    table = np.concatenate([-ratio_table()[:0:-1], ratio_table()]) * 8
+    error = codes - (place(table, np.float32(r).astype(np.float64)) - 127)[:, None]
+    assert np.abs(error).max() < 2.5e-3  # windows of 8: 6e-4 is one standard deviation
+    assert np.abs(error.mean(axis=1)).max() < 1.5e-4
+
+
+# Ends ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_the_ends_of_the_roots(bits):
+    table = root_table(101)
+    below, above = table[1] * np.array([0.999, 1e-3, 1e-9]), table[255] * np.array([1.001, 3, 1e9])
+    assert encoded([0.0], 101, bits).tolist() == [0]
+    assert encoded(below, 101, bits).tolist() == [1, 1, 1]
+    assert encoded(above, 101, bits).tolist() == [255, 255, 255]
+    assert encoded([np.inf, np.nan], 101, bits).tolist() == [255, 255]
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_the_ends_of_the_ratios(bits):
+    values = [0.0, -0.0, 4.0, 4.3, np.inf, -4.1, -np.inf, np.nan, -np.nan]
+    want = [0, 0, 127, 127, 127, -127, -127, -128, -128]
+    assert ratio_encoded(values, bits, 129).tolist() == want
+    # A block of zeros has no unit, and NaN needs none.
+    assert ratio_encoded([0.0, np.nan], bits, 0).tolist() == [0, -128]
+    got = np.asarray(ratio(np.int8([[0, -128, 127]]), jnp.uint8([0])))
+    np.testing.assert_array_equal(got, [[0, np.nan, 0]])
+
+
+# Blocks -------------------------------------------------------------------------------------------
+
+SHAPES = [
+    (),
+    (0,),
+    (0, 5),
+    (5, 0),
+    (3,),
+    (130,),
+    (5, 128),
+    (4, 300),
+    (64, 3, 3, 3),
+    (7, 1),
+    (1000, 1),
+    (50257,),
+    (64, 512),
+    (2, 3, 100, 31),
+]
+
+
+@pytest.mark.parametrize("block_size", [16, 48, 128, 1024])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_blocks_hold_every_element_once_and_no_more_than_their_size(shape, block_size):
+    scales = int8.blocks(shape, block_size)
+    x = np.arange(1, math.prod(shape) + 1).reshape(shape)
+    pieces = np.asarray(int8.split(jnp.asarray(x), scales))
+    assert pieces.shape[:-1] == scales
+    assert pieces.shape[-1] <= block_size
+    np.testing.assert_array_equal(int8.join(jnp.asarray(pieces), shape), x)
+    # Elements stay in order, each once, and what is added is 0.
+    np.testing.assert_array_equal(pieces[pieces > 0], x.ravel())
+    assert pieces.shape[:-2] == shape[: len(scales) - 1]
+
+
+@pytest.mark.parametrize(
+    ("shape", "scales"),
+    [
+        ((), (1,)),
+        ((130,), (2,)),
+        ((64, 512), (64, 4)),
+        ((3, 64, 512), (3, 64, 4)),
+        ((4, 300), (4, 3)),
+        ((64, 8, 3, 3), (64, 1)),  # 9 elements are too few, 72 are not
+        ((64, 3, 3, 3), (14,)),  # and neither are 27
+        ((1000, 1), (8,)),
+        ((5, 32), (5, 1)),
+        ((5, 31), (2,)),
+    ],
+    ids=str,
+)
+def test_leading_axes_are_kept_and_short_ones_merged(shape, scales):
+    assert int8.blocks(shape, 128) == scales
+
+
+@pytest.mark.parametrize("shape", [(128,), (5, 256), (3, 7, 128), (2, 384)], ids=str)
+def test_every_128_elements_share_two_bytes(shape):
+    assert math.prod(int8.blocks(shape, 128)) * 128 == math.prod(shape)
+
+
+# Scales -------------------------------------------------------------------------------------------
+
+
+def exponent(v):
+    """The biased exponent of float32."""
+    return math.frexp(float(np.float32(v)))[1] + 126
+
+
+def test_a_scale_is_the_octave_of_the_largest_of_a_fresh_block():
+    rng = np.random.default_rng(1)
+    v = np.exp(4 * rng.standard_normal((60, 128)) * rng.uniform(0, 2, (60, 1))).astype(np.float32)
+    # Four of the largest's size, or it would be a spike.
+    spot = v.argmax(axis=1)
+    for shift in (1, 2, 3):
+        v[np.arange(60), (spot + shift) % 128] = v.max(axis=1)
+    want = [exponent(row.max()) for row in v]
+    np.testing.assert_array_equal(scale(v, jnp.zeros(60, jnp.uint8)), want)
+
+
+def test_the_largest_code_is_above_the_largest_of_the_block():
+    # Rounding up must find a code to go to. An octave ends at 2 v, or at 9/4 v with 1.5 for sqrt 2.
+    v = np.float32(2.0 ** np.random.default_rng(2).uniform(-20, 20, (50, 1))) * np.ones((1, 128))
+    top = np.array([root_table(int(e))[255] for e in scale(v, jnp.zeros(50, jnp.uint8))])
+    assert (top**2 >= v[:, 0]).all()
+    assert (top**2 <= 2.25 * v[:, 0]).all()
+
+
+def test_a_scale_falls_at_once_and_rises_by_four_octaves():
+    v = np.full((3, 128), 3.3, np.float32)
+    v[:, 77] = 3.3e4
+    old = jnp.uint8([250, exponent(3.3e4) - 2, exponent(3.3)])
+    want = [exponent(3.3e4), exponent(3.3e4), exponent(3.3) + 4]
+    np.testing.assert_array_equal(scale(v, old), want)
+
+
+SPIKES = [1e10, 1e37, np.inf, np.nan]
+
+
+@pytest.mark.parametrize("spot", [0, 15, 16, 127])
+@pytest.mark.parametrize("spike", SPIKES)
+def test_one_spike_raises_a_scale_by_four_octaves_or_twelve_at_first(spike, spot):
+    rng = np.random.default_rng(3)
+    v = rng.uniform(0.3, 0.9, (2, 128)).astype(np.float32)
+    v[:, spot] = spike
+    others = exponent(np.delete(v[0], spot).max())
+    rises = np.array([12, 4]) if np.isfinite(spike) else 0
+    np.testing.assert_array_equal(scale(v, jnp.uint8([0, others])), others + rises)
+
+
+@pytest.mark.parametrize("size", [3e9, 7e30])
+@pytest.mark.parametrize(("number", "rise"), [(1, 4), (3, 4), (4, 12), (8, 12), (9, None)])
+def test_the_number_of_groups_that_rose_says_how_far_a_scale_may(number, rise, size):
+    # A group is every 32nd element. Nine of 32 are more than a quarter: no spikes, but a new block.
+    v = np.random.default_rng(4).uniform(0.51, 0.9, (5, 128)).astype(np.float32)
+    for i, row in enumerate(v):
+        row[np.random.default_rng(i).permutation(32)[:number] + 32 * (i % 4)] = size
+    want = exponent(size) if rise is None else exponent(0.7) + rise
+    np.testing.assert_array_equal(scale(v, jnp.full(5, exponent(0.7), jnp.uint8)), want)
+
+
+def plain_scale(v, old, lasting):
+    """The rule of docs/memory.md for one block, by sorting."""
+    groups = math.gcd(len(v), 32)
+    finite = np.where(np.isfinite(v), v, 0).reshape(-1, groups).max(axis=0)
+    sizes = sorted((exponent(x) for x in finite if x), reverse=True)
+    if not sizes:
+        return 0
+    few, rose = len(sizes) < 16, sum(e > old + 4 for e in sizes)
+    bound = old + (4 if few or rose < len(sizes) / 8 else 12)
+    if rose >= len(sizes) / 8 if few else rose > len(sizes) / 4:
+        usual = sizes[min(1, len(sizes) - 1)] if few else sizes[3]
+        bound = max(bound, usual + (20 if few or lasting else 12))
+    return min(sizes[0], bound, 253)
+
+
+@pytest.mark.parametrize("lasting", [False, True])
+@pytest.mark.parametrize("length", [16, 48, 96, 128, 400])
+def test_scales_are_those_of_the_plain_rule(length, lasting):
+    rng = np.random.default_rng(length)
+    v = np.exp2(rng.normal(rng.uniform(-30, 30, (200, 1)), rng.choice([0.5, 3, 12], (200, 1))))
+    v = np.repeat(v, length, 1) * np.exp2(
+        rng.normal(0, rng.choice([1, 5], (200, 1)), (200, length))
+    )
+    v = np.where(rng.random(v.shape) < rng.choice([0, 0.02, 0.3], (200, 1)), v * 2.0**25, v)
+    v = np.where(rng.random(v.shape) < rng.choice([0, 0.5, 0.97], (200, 1)), 0, v)
+    v = np.where(rng.random(v.shape) < rng.choice([0, 0.02], (200, 1)), np.inf, v)
+    v = np.float32(v)
+    old = np.clip(np.vectorize(exponent)(v.mean(axis=1)) % 253 + rng.integers(-25, 9, 200), 0, 253)
+    old = np.where(rng.random(200) < 0.2, 0, old).astype(np.uint8)
+    want = [plain_scale(*pair, lasting) for pair in zip(v, old.tolist(), strict=True)]
+    np.testing.assert_array_equal(scale(v, old, lasting=lasting), want)
+
+
+def test_three_spikes_of_many_sizes_are_spikes_in_a_new_block_too():
+    v = np.random.default_rng(4).uniform(0.3, 0.9, (2, 128)).astype(np.float32)
+    v[:, [7, 26, 121]] = [3e9, 1e12, 7e20]
+    others = exponent(np.delete(v[0], [7, 26, 121]).max())
+    np.testing.assert_array_equal(scale(v, jnp.uint8([0, others])), [others + 12, others + 4])
+
+
+def arrangements(length):
+    """Where the large ones of a block are, an eighth of it or more: every n-th, runs, anywhere."""
+    place, rng = np.arange(length), np.random.default_rng(length)
+    found = [place % n == k for n in (2, 4, 8) for k in (0, n - 1)]
+    found += [place % n != n - 1 for n in (2, 4, 8, 16)]
+    found += [place < length // n for n in (2, 4, 8)] + [place >= length - length // 8]
+    found += [place // 16 % 2 == 1, place // 4 % 8 == 3]
+    return np.array(found + [rng.permutation(place) < length // n for n in (2, 4, 8, 8, 8)])
+
+
+@pytest.mark.parametrize("length", [128, 256, 1024])
+@pytest.mark.parametrize("lasting", [False, True])
+def test_no_arrangement_of_columns_hides_the_largest_of_a_new_block(length, lasting):
+    large = arrangements(length)
+    sizes = [10.0**-k for k in (2, 4, 6, 8, 12)]
+    v = np.float32([np.where(large, 0.41, 0.41 * s) for s in sizes])
+    got = scale(v, jnp.zeros(v.shape[:-1], jnp.uint8), lasting=lasting)
+    np.testing.assert_array_equal(got, exponent(0.41))
+    # A block that was all small, 1e-2 of it, follows as well: four groups or more rose.
+    old = jnp.full(v.shape[1:-1], exponent(0.41e-2), jnp.uint8)
+    np.testing.assert_array_equal(scale(v[0], old), exponent(0.41))
+
+
+@pytest.mark.parametrize("number", [1, 2, 4, 8, 15])
+def test_few_elements_are_followed_to_twenty_octaves_above_the_second_largest(number):
+    v = np.zeros((4, 16), np.float32)
+    v[:, :number] = 0.3
+    v[:, 0] = 0.3 * 2.0 ** np.array([0, 9, 20, 33])
+    want = exponent(0.3) + np.array([0, 9, 20, 33 if number == 1 else 20])
+    np.testing.assert_array_equal(scale(v, jnp.zeros(4, jnp.uint8)), want)
+
+
+def test_lasting_values_are_followed_to_twenty_octaves_above_the_fourth_largest():
+    v = np.full((3, 128), 0.3, np.float32)
+    v[:, [5, 38, 90]] = 0.3 * 2.0 ** np.array([[11], [20], [33]])
+    old = jnp.zeros(3, jnp.uint8)
+    np.testing.assert_array_equal(scale(v, old, lasting=True) - exponent(0.3), [11, 20, 20])
+    np.testing.assert_array_equal(scale(v, old) - exponent(0.3), [11, 12, 12])
+
+
+def test_a_spike_is_told_from_one_that_stays():
+    # Step by step the scale comes after it, 4 octaves at a time.
+    v = np.full((1, 128), 1.7e-3, np.float32)
+    v[0, 5] = 1.1e3
+    old, seen = jnp.uint8([exponent(1.7e-3)]), []
+    for _ in range(6):
+        old = scale(v, old)
+        seen.append(int(old[0]) - exponent(1.7e-3))
+    assert seen == [4, 8, 12, 16, 20, 20]  # 1.1e3 is 2**10.1, 1.7e-3 is 2**-9.2
+
+
+def test_blocks_of_zeros_have_scale_0_and_a_lone_number_sets_it():
+    v = np.zeros((3, 128), np.float32)
+    v[1, 3] = 0.37
+    v[2] = 0.37
+    want = [0, exponent(0.37), exponent(0.37)]
+    np.testing.assert_array_equal(scale(v, jnp.zeros(3, jnp.uint8)), want)
+    assert scale(v[:1], jnp.uint8([200])).tolist() == [0]
+
+
+def test_scales_end_below_float32s():
+    v = np.full((2, 128), 3e38, np.float32)
+    assert scale(v, jnp.uint8([0, 253])).tolist() == [253, 253]
+
+
+# Units --------------------------------------------------------------------------------------------
+
+
+def test_a_unit_is_just_above_the_largest_ratio_of_its_block():
+    rng = np.random.default_rng(7)
+    for size in (16, 48, 128, 400):
+        octaves = rng.uniform(-30, 30, (300, 1))
+        v = np.float32(2.0 ** (octaves + rng.uniform(-2, 2, (300, size))))
+        m = rng.standard_normal((300, size)) * np.sqrt(v) * 2.0 ** rng.uniform(-20, 4, (300, 1))
+        m = m.astype(np.float32)
+        largest = (np.abs(m) / np.sqrt(v.astype(np.float64))).max(axis=1)
+        found = 2.0 ** (np.asarray(unit(m, v, jnp.zeros(300, jnp.uint8))).astype(int) - 127)
+        assert (found > largest).all()
+        assert (found <= 2.5 * largest).all()
+
+
+def test_every_mantissa_fits_into_its_unit():
+    # The logarithm in the bits is linear within an octave: all pairs of what it makes of them.
+    part = np.arange(256) / 256
+    v = np.float32(np.concatenate([1 + part, 2 + 2 * part]))[:, None]
+    m = np.float32(np.concatenate([1 + part, [2 - 2.0**-22]]))[None]
+    m, v = (np.repeat(np.broadcast_to(x, (512, 257)).reshape(-1, 1), 16, 1) for x in (m, v))
+    r = (m / np.sqrt(v.astype(np.float64)))[:, 0]
+    found = 2.0 ** (np.asarray(unit(m, v, jnp.zeros(len(v), jnp.uint8))).astype(int) - 127)
+    assert (found > r).all()
+    assert (found <= 2.5 * r).all()
+
+
+def test_only_numbers_have_a_unit():
+    v, m = np.full((6, 128), 0.31, np.float32), np.full((6, 128), 0.1, np.float32)
+    m[0], v[1], m[2, 5], v[3, 5], v[4, 5], v[5, 5] = 0, 0, np.nan, np.inf, np.nan, 0
+    m[3, 5], m[4, 5], m[5, 5] = 1e30, 1e30, 1e30
+    got = np.asarray(unit(m, v, jnp.zeros(6, jnp.uint8)))
+    assert got.tolist() == [0, 0, 125, 125, 125, 125]  # 0.18 is below 2**-2
+
+
+def test_a_unit_counts_what_is_below_the_smallest_code_as_that():
+    e = 133
+    smallest = root_table(e)[1]
+    w = smallest * np.array([1e-4, 0.03, 0.9, 1.0, 1.7, 40.0])
+    got = np.asarray(divisor(np.float32(w)[None], jnp.uint8([e])))[0]
+    np.testing.assert_array_equal(got, np.maximum(np.float32(w), np.float32(smallest)))
+    v = np.float32(np.repeat(w[:, None] ** 2, 16, axis=1))
+    m = np.float32(0.83 * np.repeat(w[:, None], 16, axis=1))
+    r = m[:, 0] / np.maximum(w, smallest)
+    found = 2.0 ** (np.asarray(unit(m, v, jnp.full(6, e, jnp.uint8))).astype(int) - 127)
+    assert (found > r).all()
+    assert (found <= 2.5 * r).all()

@@ -1,0 +1,701 @@
+"""Rounding to 16 bits: on average right, exactly on the grid, and what is left out kept."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import optax
+import pytest
+import reference
+from modes import switched
+
+import functional_adam as fa
+from functional_adam._storage import rounding as R
+
+pytestmark = pytest.mark.usefixtures("strict")
+
+
+@pytest.fixture
+def standard():
+    """Standard promotion after all: Optax adds what differs in dtype."""
+    with switched("jax_numpy_dtype_promotion", "standard"):
+        yield
+
+
+SHORT = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
+RANDOM = np.random.default_rng(30).integers(0, 2**32, 4, dtype=np.uint32)
+BITS = [np.uint32(0), np.uint32(2**32 - 1), *RANDOM]
+
+
+def every(name):
+    """All finite numbers of a dtype, in order, without the subnormals that XLA's CPU flushes."""
+    infinity = {"bfloat16": 0x7F80, "float16": 0x7C00}[name]
+    patterns = np.arange(infinity, dtype=np.uint16)
+    x = np.concatenate([patterns[:0:-1] | np.uint16(2**15), patterns]).view(SHORT[name])
+    wide = np.abs(x.astype(np.float64))
+    return x[(wide >= 2.0**-126) | (wide == 0)]
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def stochastic(x, name, random):
+    random = jnp.broadcast_to(random, x.shape)
+    return R.stochastic(x, np.dtype(SHORT[name]), random)
+
+
+def enclosing(grid, x):
+    """The numbers of an ordered grid at or below and at or above x, or its ends."""
+    grid, x = grid.astype(np.float64), np.asarray(x, np.float64)
+    above = grid[np.searchsorted(grid, x).clip(0, len(grid) - 1)]
+    below = grid[(np.searchsorted(grid, x, side="right") - 1).clip(0)]
+    return below, above
+
+
+# One number ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_a_number_goes_to_one_of_its_two_neighbours_and_to_both(name):
+    grid, rng = every(name), np.random.default_rng(31)
+    spread = np.float32(grid[[0, -1]]).astype(np.float64)
+    x = rng.choice([-1, 1], 20_000) * 2.0 ** rng.uniform(-30, np.log2(spread[1]), 20_000)
+    x = np.concatenate([x, rng.uniform(-1e-6, 1e-6, 2000)]).astype(np.float32)
+    x = x[np.abs(x) >= 2.0**-126]
+    below, above = enclosing(grid, x)
+    got = np.stack(
+        [
+            np.float64(stochastic(x, name, rng.integers(0, 2**32, x.size, dtype=np.uint32)))
+            for _ in "12"
+        ]
+    )
+    assert ((got == below) | (got == above)).all()
+    inside = below < above
+    assert 0.45 < (got == above)[:, inside].mean() < 0.55
+    toward_zero = np.where(np.abs(below) < np.abs(above), below, above)
+    np.testing.assert_array_equal(np.float64(stochastic(x, name, np.uint32(0))), toward_zero)
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("name", SHORT)
+def test_what_fits_is_not_changed(name, bits):
+    x = every(name)
+    got = stochastic(x.astype(np.float32), name, bits)
+    assert got.dtype == x.dtype
+    np.testing.assert_array_equal(np.asarray(got).view(np.uint16), x.view(np.uint16))
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("name", SHORT)
+def test_the_largest_stays_finite_and_what_is_not_finite_passes(name, bits):
+    largest = float(ml_dtypes.finfo(SHORT[name]).max)
+    beyond = min(largest * 1.0019, float(np.finfo(np.float32).max))
+    x = np.float32([largest, beyond, -beyond, np.inf, -np.inf, np.nan, 0.0])
+    want = [largest, largest, -largest, np.inf, -np.inf, np.nan, 0.0]
+    np.testing.assert_array_equal(np.float32(stochastic(x, name, bits)), np.float32(want))
+
+
+COUNTS, ELEMENTS = 50_000, 128
+# Off by this much at most, for one element: what windows leave, and five standard errors.
+STREAM_ERRORS = {"nu": lambda _: 1e-3, "theta": lambda p: 5 * np.sqrt(p * (1 - p) / COUNTS)}
+
+
+@pytest.mark.parametrize("stream", STREAM_ERRORS)
+@pytest.mark.parametrize("name", SHORT)
+def test_the_mean_over_many_counts_is_the_number(name, stream):
+    grid = every(name)
+    at = np.searchsorted(grid.astype(np.float64), [0.37, 3e-3, 700.0])
+    low, high = (grid[i].astype(np.float64) for i in (at, at + 1))
+    x = (low + np.array([0.013, 0.62, 0.39]) * (high - low)).astype(np.float32)
+    x = np.broadcast_to(x[:, None], (3, ELEMENTS))
+
+    def body(ups, count):
+        random = getattr(R.bits(R.draw(count), jnp.uint32(77), x.shape), stream)
+        got = R.stochastic(jnp.asarray(x), np.dtype(SHORT[name]), random)
+        return ups + (got.astype(jnp.float32) > x).astype(jnp.int32), None
+
+    start = jnp.zeros(x.shape, jnp.int32)
+    ups, _ = jax.jit(lambda s: jax.lax.scan(body, s, jnp.arange(1, COUNTS + 1)))(start)
+    part = (np.float64(x[:, :1]) - low[:, None]) / (high - low)[:, None]
+    error, most = np.abs(np.asarray(ups) / COUNTS - part), STREAM_ERRORS[stream](part)
+    # float16 drops 13 bits, of which the mean can be off by half of the last: 6e-5.
+    assert (error < most + 6e-5).all()
+    error = np.abs(np.asarray(ups).mean(axis=1) / COUNTS - part[:, 0])
+    assert (error < np.ravel(most) / ELEMENTS**0.5 + 6e-5).all()
+
+
+# Bits ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("bits", "salt"), [(6, 1), (3, 2), (6, 3), (6, 0x9C3E5A11)])
+def test_every_window_of_counts_takes_each_part_of_the_interval_once(bits, salt):
+    windows = 500
+    counts = jnp.arange(windows << bits, dtype=jnp.uint32)
+    drawn = np.asarray(jax.jit(lambda t: R._shuffled(t, bits, salt))(counts))
+    parts = (drawn >> np.uint32(32 - bits)).reshape(windows, -1)
+    np.testing.assert_array_equal(np.sort(parts, axis=1), np.tile(np.arange(2**bits), (windows, 1)))
+    orders = {tuple(row) for row in parts}
+    assert len(orders) > 0.4 * windows  # shuffled anew
+    # And what follows the part is the window's own, anywhere.
+    offsets = (drawn & np.uint32(2 ** (32 - bits) - 1)).reshape(windows, -1)
+    assert (offsets == offsets[:, :1]).all()
+    assert abs(offsets[:, 0].mean() / 2 ** (32 - bits) - 0.5) < 0.05
+
+
+MORE = "mu_slow", "mu_slower"
+
+
+def flat(streams):
+    """{name: bits} of a Draw or of Bits, those in `more` included."""
+    found = streams._asdict()
+    return {name: np.asarray(x) for name, x in (found | found.pop("more")).items()}
+
+
+def correlation(a, b):
+    """In standard errors of that of unrelated numbers."""
+    return np.corrcoef(np.float64(a).ravel(), np.float64(b).ravel())[0, 1] * np.sqrt(a.size)
+
+
+def test_the_draws_differ():
+    drawn = flat(jax.jit(jax.vmap(lambda t: R.draw(t, MORE)))(jnp.arange(1, 1000)))
+    assert list(drawn) == ["nu", "mu", "code", "theta", *MORE]
+    for a, b in itertools.combinations(drawn.values(), 2):
+        assert a.dtype == b.dtype == np.uint32
+        assert abs(correlation(a, b)) < 4
+        assert (a == b).mean() < 0.01
+
+
+@pytest.mark.parametrize("key", [0, 1, 0xDEADBEEF])
+def test_all_streams_of_a_step_are_uniform_and_unrelated(key):
+    shape = 64, 1024
+    phases = flat(
+        jax.jit(lambda key: R.bits(R.draw(jnp.int32(9), MORE), key, shape))(jnp.uint32(key))
+    )
+    phases = {name: x / 2.0**32 for name, x in phases.items()}
+    for x in phases.values():
+        expected = x.size / 256
+        seen = np.bincount((x * 256).astype(int).ravel(), minlength=256)
+        assert ((seen - expected) ** 2 / expected).sum() < 255 + 6 * np.sqrt(2 * 255)
+        for lag in (1, 2, 3, 16, 128, 1024):
+            flattened = x.ravel()
+            assert abs(correlation(flattened[:-lag], flattened[lag:])) < 6
+        assert len(np.unique(x)) > 0.999 * x.size
+    for a, b in itertools.combinations(phases.values(), 2):
+        assert abs(correlation(a, b)) < 6
+
+
+def test_a_parameters_bits_of_one_step_tell_nothing_of_the_next():
+    steps, n = 1024, 1024
+    of_step = jax.jit(jax.vmap(lambda t: R.bits(R.draw(t), 5, (n,)).theta))
+    drawn = np.asarray(of_step(jnp.arange(1, steps + 1)))
+    x = drawn / 2.0**32
+    z = (x - x.mean()) / x.std()
+    for table in (z, z.T):  # any two steps over the elements, any two elements over the steps
+        off = (table @ table.T / n**0.5)[np.triu_indices(n, 1)]
+        assert abs(off.std() - 1) < 0.02
+        assert np.abs(off).max() < 6.5
+    for lag in (1, 2, 3, 8, 64, 128):  # windows would give -1/64 of a variance, 16 errors
+        assert abs(correlation(z[:-lag], z[lag:])) < 5
+
+
+def directions(tx, g, theta, b3=None):
+    """Of all that the first step rounds, where it was rounded away from 0."""
+    u, state = step(tx, np.float32(g), theta)
+    params, g = fa.apply_updates(theta, u), np.float64(np.float32(g))
+    if state.residual.dtype == jnp.int8:
+        params = fa.master_params(params, state)
+    mix = 0 if b3 is None else 3 * (1 - b3)
+    goal = np.float64(theta) - 3e-3 * (1 + mix) * g / (np.abs(g) + 1e-3)
+    rounded = {"mu": (state.mu, 0.17 * g), "nu": (state.nu, 0.03 * g * g), "theta": (params, goal)}
+    if b3 is not None:
+        rounded["mu_slow"] = state.extra["mu_slow"], (1 - b3) * g
+    return {name: np.abs(np.float64(x)) > np.abs(exact) for name, (x, exact) in rounded.items()}
+
+
+def test_no_two_things_that_one_step_rounds_share_their_bits():
+    # Where two share theirs, both are rounded up together more often than not: 0.3 of a variance,
+    # 40 standard errors.
+    n, hyper = 2**14, dict(b1=0.83, b2=0.97, eps=1e-3, moments="bfloat16")
+    g, short = np.random.default_rng(38).standard_normal(n), SHORT["bfloat16"]
+    theta = np.random.default_rng(39).uniform(1, 1.9, n).astype(short)
+    adam = functools.partial(fa.adam, 3e-3, **hyper)
+    for found in (
+        directions(
+            fa.ademamix(3e-3, b3=0.97, alpha=3.0, **hyper, rounding="stochastic"), g, theta, 0.97
+        ),
+        directions(adam(rounding="compensated"), g, theta),
+        directions(adam(rounding="compensated"), np.abs(g) * 1e-4, np.ones(n, short)),
+    ):
+        for (a, x), (b, y) in itertools.combinations(found.items(), 2):
+            assert 0.2 < x.mean() < 0.8, a
+            assert abs(correlation(x, y)) < 5, (a, b)
+
+
+def test_a_conversion_rounds_by_other_bits_than_the_step_before_it():
+    # By the same, what the step rounded up would be rounded up again. All are half-way points.
+    n, path = 2**14, "['w']"
+    x = np.full(n, 1 + 2.0**-8, np.float32)
+    state = fa.init({"w": jnp.zeros(n)})._replace(
+        count=jnp.int32(7), mu={"w": jnp.asarray(x)}, nu={"w": jnp.asarray(x)}
+    )
+    random = R.bits(R.draw(jnp.int32(7)), R.leaf_key(path), (n,))
+    found = fa.convert_moments(state, {"w": jnp.zeros(n)}, moments="bfloat16")
+    for stored, own in ((found.mu, random.mu), (found.nu, random.nu)):
+        of_step = np.float32(stochastic(x, "bfloat16", own)) > x
+        assert abs(correlation(np.float32(stored["w"]) > x, of_step)) < 5
+
+
+def test_the_bits_of_an_element_are_those_of_its_place_in_the_leaf():
+    drawn, key = R.draw(jnp.int32(7), MORE), jnp.uint32(99)
+    line, folded = (flat(R.bits(drawn, key, shape)) for shape in ((60,), (3, 4, 5)))
+    for name, x in line.items():
+        np.testing.assert_array_equal(x, np.ravel(folded[name]))
+
+
+def test_a_fraction_is_strictly_inside_the_unit_interval():
+    x = np.concatenate([[0, 2**32 - 1], np.arange(0, 2**32, 65_537)]).astype(np.uint32)
+    got = np.float64(jax.jit(R.fraction)(jnp.asarray(x)))
+    assert got.min() >= 2.0**-15
+    assert got.max() <= 1 - 2.0**-15
+    assert np.abs(got - x / 2.0**32).max() <= 2.0**-14
+
+
+@pytest.mark.parametrize("maximum", ["after_correction", "before_correction"])
+def test_a_maximum_is_rounded_down_and_therefore_never_above_what_it_is_of(maximum):
+    # Rounded up now and then, it would keep that for good, step after step.
+    rng, grid = np.random.default_rng(42), every("bfloat16").astype(np.float64)
+    g, v, v_max = (rng.uniform(1, 2, 2000) for _ in "gvm")
+    v, v_max = v.astype(SHORT["bfloat16"]), v_max.astype(SHORT["bfloat16"])
+    tx = fa.amsgrad(b2=0.83, moments="bfloat16", maximum=maximum)
+    state = tx.init(jnp.zeros(2000))._replace(
+        count=jnp.int32(2), nu=jnp.asarray(v), extra={"nu_max": jnp.asarray(v_max)}
+    )
+    _, state = jax.jit(tx.update)(jnp.asarray(g, jnp.float32), state)
+    new = 0.83 * v.astype(np.float64) + 0.17 * np.float64(np.float32(g)) ** 2
+    new /= 1 - 0.83**3 if maximum == "after_correction" else 1
+    wanted, _ = enclosing(grid, np.maximum(new, v_max.astype(np.float64)))
+    np.testing.assert_array_equal(np.float64(state.extra["nu_max"]), wanted)
+
+
+# Landing ------------------------------------------------------------------------------------------
+
+LEARNING_RATE = 3e-3
+
+
+def moderate(theta, seed):
+    """Gradients of either sign over six octaves."""
+    rng = np.random.default_rng(seed)
+    signs = rng.choice([-1, 1], theta.size)
+    return np.float32(signs * 2.0 ** rng.uniform(-3, 3, theta.size))
+
+
+@pytest.mark.parametrize("name", SHORT)
+@pytest.mark.parametrize("rounding", ["stochastic", "compensated"])
+def test_an_update_lands_exactly_on_the_grid_beside_its_goal(rounding, name, standard):
+    theta = every(name)
+    grads = moderate(theta, 32)
+    first, last = theta[[0, -1]].astype(np.float64)
+    for learning_rate in (LEARNING_RATE, 1.7):
+        # The first step of b1 = b2 = 0 is -alpha g / (|g| + eps).
+        tx = fa.adam(learning_rate, b1=0.0, b2=0.0, eps=1.3, rounding=rounding)
+        u, _ = step(tx, grads, theta)
+        assert u.dtype == jnp.float32
+        mine, theirs = fa.apply_updates(theta, u), optax.apply_updates(jnp.asarray(theta), u)
+        np.testing.assert_array_equal(mine, theirs)
+        got = np.asarray(mine).astype(np.float64)
+        # Nothing is left to round when it is applied, but where one is so much larger that
+        # both do not fit into 24 bits.
+        sizes = np.sort(np.abs([np.float64(theta), got]), axis=0)
+        close = sizes[1] <= {"bfloat16": 2.0**15, "float16": 2.0**12}[name] * sizes[0]
+        np.testing.assert_array_equal((np.float32(theta) + np.asarray(u))[close], got[close])
+        goal = theta.astype(np.float64) - learning_rate * grads / (np.abs(grads) + 1.3)
+        slack = 1e-6 * learning_rate + 1e-7 * np.abs(goal)  # what float32 makes of the goal
+        low, _ = enclosing(theta, (goal - slack).clip(first, last))
+        _, high = enclosing(theta, (goal + slack).clip(first, last))
+        assert ((low <= got) & (got <= high)).all()
+
+
+def step(tx, grads, theta, state=None):
+    theta = jnp.asarray(theta)
+    return jax.jit(tx.update)(jnp.asarray(grads), state or tx.init(theta), theta)
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_compensated_parameters_are_the_nearest_numbers(name):
+    theta = every(name)
+    theta = theta[np.abs(theta.astype(np.float64)) < 1e4]
+    grads = moderate(theta, 33)
+    tx = fa.adam(LEARNING_RATE, b1=0.0, b2=0.0, eps=1.3, rounding="compensated")
+    u, _ = step(tx, grads, theta)
+    got = np.asarray(fa.apply_updates(theta, u)).astype(np.float64)
+    goal = theta.astype(np.float64) - LEARNING_RATE * grads / (np.abs(grads) + 1.3)
+    low, high = enclosing(theta, goal)
+    least = np.minimum(goal - low, high - goal)
+    # Of two neighbours that are equally near, but for a 256th, the upper one may be taken.
+    nearest = np.abs(got - goal) <= least * (1 + 1e-3) + 1e-6 * np.abs(goal) + 1e-9
+    upper = (got == high) & (np.abs(got - goal) <= least + (high - low) / 128)
+    assert (nearest | upper).all()
+    assert nearest.mean() > 0.99
+
+
+# What is left out ---------------------------------------------------------------------------------
+
+
+def unit(theta, name):
+    """The distance of numbers at theta: 2**-7 or 2**-10 of its power of two."""
+    bits, least = {"bfloat16": (7, -126), "float16": (10, -14)}[name]
+    power = np.floor(np.log2(np.maximum(np.abs(np.float64(theta)), 2.0**least)))
+    return 2.0 ** (power - bits)
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_master_weights_are_within_a_code_of_the_exact_ones(name):
+    rng = np.random.default_rng(34)
+    theta = (3 * rng.standard_normal(5000)).astype(SHORT[name])
+    grads = rng.standard_normal((3, 5000)).astype(np.float32)
+    tx = fa.adamw(LEARNING_RATE, b1=0.7, b2=0.9, weight_decay=0.3, rounding="compensated")
+    state, update = tx.init(jnp.asarray(theta)), jax.jit(tx.update)
+    m = v = 0.0
+    params, weights = jnp.asarray(theta), theta.astype(np.float64)
+    for t, g in enumerate(grads, start=1):
+        u, state = update(g, state, params)
+        params = fa.apply_updates(params, u)
+        m, v = 0.7 * m + 0.3 * np.float64(g), 0.9 * v + 0.1 * np.float64(g) ** 2
+        direction = m / (1 - 0.7**t) / (np.sqrt(v / (1 - 0.9**t)) + 1e-8)
+        exact = weights - LEARNING_RATE * (direction + 0.3 * weights)
+        weights = np.float64(fa.master_params(params, state))
+        code = unit(params, name) / 256
+        assert (np.abs(weights - exact) <= code + 1e-6 * (LEARNING_RATE + np.abs(exact))).all()
+        # Which are not all those of a code: what is rounded is rounded both ways.
+        assert 0.3 < (weights > exact).mean() < 0.7
+        assert np.abs((weights - exact) / code).mean() > 0.2
+
+
+STEPS, WIDTH = 2000, 512
+# Of a unit, a step. A float32 weight cannot take smaller ones: it has 16 bits more, or 13.
+PARTS = {"bfloat16": 1e-3, "float16": 8e-3}
+
+
+def trained(rounding, name="bfloat16", up=False):
+    """(start, end, end's parameters, state, way that all have gone) of equal steps one way."""
+    rng = np.random.default_rng(35)
+    theta = jnp.asarray((1 + 0.99 * rng.uniform(size=WIDTH)).astype(SHORT[name]))
+    theta = theta.at[: WIDTH // 2].set(-theta[: WIDTH // 2])
+    rate = PARTS[name] * unit(1.0, name)
+    tx = fa.adam(rate, b1=0.7, rounding=rounding)
+    grads = jnp.asarray(np.float32(0.3 + rng.uniform(size=WIDTH)) * np.float32(-1 if up else 1))
+
+    def body(carry, _):
+        params, state = carry
+        u, state = tx.update(grads, state, params)
+        return (fa.apply_updates(params, u), state), None
+
+    run = jax.jit(lambda c: jax.lax.scan(body, c, length=STEPS)[0])
+    params, state = run((theta, tx.init(theta)))
+    return np.float64(theta), np.float64(params), params, state, rate * STEPS
+
+
+@pytest.mark.parametrize("up", [False, True])
+@pytest.mark.parametrize("name", SHORT)
+def test_steps_far_below_half_a_unit_add_up_in_compensated_weights(name, up):
+    start, _, params, state, way = trained("compensated", name, up)
+    moved = (start - np.float64(fa.master_params(params, state))) * (-1 if up else 1)
+    assert moved.mean() == pytest.approx(way, rel=0.02)
+    assert np.abs(moved / way - 1).max() < 0.05
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_steps_far_below_half_a_unit_add_up_on_average_when_rounded_stochastically(name):
+    start, end, *_, way = trained("stochastic", name)
+    assert (start - end).mean() == pytest.approx(way, rel=0.05)
+
+
+def test_steps_far_below_half_a_unit_are_lost_when_rounded_to_nearest():
+    start, end, *_ = trained("nearest")
+    np.testing.assert_array_equal(start, end)
+
+
+def test_other_parameters_take_the_plain_step():
+    rng = np.random.default_rng(36)
+    params = {
+        "wide": jnp.asarray(rng.standard_normal(40), jnp.float32),
+        "short": jnp.asarray(rng.standard_normal(40), jnp.bfloat16),
+        "complex": jnp.asarray(rng.standard_normal(3) + 1j, jnp.complex64),
+    }
+    grads = jax.tree.map(lambda x: 0.3 * x * x, params)
+    grads["wide"] = grads["wide"].astype(jnp.bfloat16)
+    plain = fa.adamw(0.01, b1=0.7, weight_decay=0.2)
+    want, _ = jax.jit(plain.update)(grads, plain.init(params), params)
+    for rounding in ("stochastic", "compensated"):
+        tx = fa.adamw(0.01, b1=0.7, weight_decay=0.2, rounding=rounding)
+        u, state = jax.jit(tx.update)(grads, tx.init(params), params)
+        assert (u["wide"].dtype, u["short"].dtype) == (jnp.float32, jnp.float32)
+        for name in ("wide", "complex"):
+            np.testing.assert_array_equal(u[name], want[name])
+        assert u["complex"].dtype == jnp.complex64
+        assert (state.residual["wide"], state.residual["complex"]) == (None, None)
+        kept = state.residual["short"]
+        if rounding == "compensated":
+            assert (kept.shape, kept.dtype) == ((40,), jnp.int8)
+            weights = fa.master_params(params, state)
+            assert weights["wide"] is params["wide"]
+            assert weights["short"].dtype == jnp.float32
+        else:
+            assert (kept.shape, kept.dtype) == ((), jnp.bfloat16)
+
+
+@pytest.mark.parametrize(("now", "at_init"), [("float32", "bfloat16"), ("bfloat16", "float32")])
+@pytest.mark.parametrize("moments", ["full", "int8"])
+@pytest.mark.parametrize("rounding", ["stochastic", "compensated"])
+def test_a_parameter_that_has_changed_its_dtype_is_refused(rounding, moments, now, at_init):
+    tx = fa.adamw(0.01, b1=0.7, weight_decay=0.2, rounding=rounding, moments=moments)
+    params = {"a": jnp.ones(3, jnp.float16), "b": jnp.ones(5, at_init)}
+    state = tx.init(params)
+    params["b"] = params["b"].astype(now)
+    was = "bfloat16" if rounding == "stochastic" else "a float of 16 bits"
+    wanted = rf"params\['b'\] is float32 now; it was {was} at init.*apply_updates"
+    if now == "bfloat16":
+        wanted = r"params\['b'\] is bfloat16, but state.residual\['b'\] is None: at init it was"
+    for update in (tx.update, jax.jit(tx.update)):
+        with pytest.raises(ValueError, match=wanted):
+            update(params, state, params)
+    fine = {"a": params["a"], "b": None}  # a frozen leaf is not looked at
+    _, state = tx.update(fine, state, params)
+    assert state.count == 1
+
+
+def test_a_bare_addition_is_found_out(standard):
+    eqx = pytest.importorskip("equinox")  # adds so: float32 and bfloat16 make a float32 parameter
+    for rounding in ("stochastic", "compensated"):
+        tx = fa.adam(0.01, b1=0.7, rounding=rounding)
+        model = eqx.nn.Linear(3, 2, dtype=jnp.bfloat16, key=jax.random.key(0))
+        updates, state = tx.update(model, tx.init(model), model)
+        kept = fa.apply_updates(model, updates)
+        assert kept.weight.dtype == jnp.bfloat16
+        tx.update(kept, state, kept)
+        widened = eqx.apply_updates(model, updates)
+        with pytest.raises(ValueError, match=r"params.weight is float32 now; it was .*fa.apply_up"):
+            tx.update(widened, state, widened)
+
+
+def test_decay_acts_on_the_master_weights_where_the_mask_says():
+    theta = jnp.asarray([1.0, -1.5, 0.375, 8.0], jnp.bfloat16)
+    codes = jnp.asarray([100, -77, 0, 127], jnp.int8)
+    params = {"a": theta, "b": theta}
+    tx = fa.adamw(
+        0.5, b1=0.7, weight_decay=0.3, mask={"a": True, "b": False}, rounding="compensated"
+    )
+    state = tx.init(params)._replace(residual={"a": codes, "b": codes})
+    start = np.float64(theta) + np.float64(codes) * unit(theta, "bfloat16") / 256
+    zero = jax.tree.map(jnp.zeros_like, params)
+    u, state = jax.jit(tx.update)(zero, state, params)
+    params = fa.apply_updates(params, u)
+    weights = fa.master_params(params, state)
+    for name, want in (("a", start * (1 - 0.5 * 0.3)), ("b", start)):
+        error = np.abs(np.float64(weights[name]) - want)
+        assert (error <= unit(params[name], "bfloat16") / 256 + 1e-6).all()
+    np.testing.assert_array_equal(params["b"], theta)
+    np.testing.assert_array_equal(state.residual["b"], codes)
+
+
+def test_the_error_of_a_parameter_that_jumps_is_not_carried_over():
+    # 2**16 times larger or smaller in a step: theta + u is still on the grid.
+    theta = jnp.asarray([1e-8, 300.0, -1e-9, 0.0], jnp.bfloat16)
+    tx = fa.adam(300.0, b1=0.7, rounding="compensated")
+    u, state = step(tx, jnp.asarray([1.0, 1.0, -2.0, 3.0]), theta)
+    params = fa.apply_updates(theta, u)
+    weights = np.float64(fa.master_params(params, state))
+    want = np.float64(theta) - 300 * np.array([1, 1, -1, 1])
+    np.testing.assert_allclose(weights, want, atol=300 * 2.0**-7 / 256)
+
+
+# Use ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rounding", ["stochastic", "compensated"])
+def test_rounding_needs_the_parameters(rounding):
+    theta = jnp.ones(3, jnp.bfloat16)
+    tx = fa.adam(rounding=rounding)
+    message = f'rounding="{rounding}" needs the parameters: .* or pass rounding="nearest"'
+    with pytest.raises(ValueError, match=message):
+        tx.update(theta, tx.init(theta))
+
+
+def test_unknown_roundings_are_refused():
+    for make in (fa.adam, lambda **kwargs: fa.init(jnp.ones(2), **kwargs)):
+        with pytest.raises(ValueError, match="rounding must be 'nearest' or 'stochastic' or 'comp"):
+            make(rounding="up")
+        with pytest.raises(TypeError, match="rounding must be 'nearest' or"):
+            make(rounding=True)
+
+
+def test_a_state_with_or_without_residual_is_refused_where_it_does_not_belong():
+    theta = jnp.ones(3, jnp.bfloat16)
+    without, with_it = fa.init(theta), fa.init(theta, rounding="compensated")
+    for rounding in ("stochastic", "compensated"):
+        for grads, state in ((theta, without), ({"w": theta}, fa.init({"w": theta}))):
+            wanted = r"residual.* is None: at init it was wider, or the state was made with round"
+            with pytest.raises(ValueError, match=wanted):
+                fa.update(grads, state, grads, rounding=rounding)
+    for kept in (with_it, fa.init(theta, rounding="stochastic")):
+        with pytest.raises(ValueError, match='residual is a tree, but rounding="nearest" was'):
+            fa.update(theta, kept, theta)
+    way_out = r".*another rounding.*state._replace\(residual=tx.init\(params\).residual\)"
+    with pytest.raises(ValueError, match=r"state.residual must be a zero; got codes" + way_out):
+        fa.update(theta, with_it, theta, rounding="stochastic")
+    stochastic_state = fa.init(theta, rounding="stochastic")
+    with pytest.raises(ValueError, match=r"state.residual must be codes; got a zero" + way_out):
+        fa.update(theta, stochastic_state, theta, rounding="compensated")
+    with pytest.raises(ValueError, match=r"state.residual is None: only a state made with"):
+        fa.master_params(theta, without)
+    with pytest.raises(ValueError, match=r"state must hold an AdamState; got none, in \{'res"):
+        fa.master_params(theta, {"residual": theta})
+
+
+@pytest.mark.parametrize("rounding", ["stochastic", "compensated"])
+def test_a_derivative_through_a_rounded_parameter_raises(rounding):
+    theta = jnp.ones(3, jnp.bfloat16)
+    tx = fa.adam(0.1, rounding=rounding)
+    with pytest.raises(TypeError, match="Cannot differentiate through"):
+        jax.grad(lambda g: tx.update(g, tx.init(theta), theta)[0].sum())(jnp.ones(3))
+
+
+def wrapped(kind, tx):
+    if kind == "MultiSteps":
+        return optax.MultiSteps(tx, every_k_schedule=2)
+    return optax.apply_if_finite(tx, 3)
+
+
+@pytest.mark.parametrize("kind", ["MultiSteps", "apply_if_finite"])
+def test_wrappers_that_add_or_select_updates_keep_them_on_the_grid(kind, standard):
+    rng = np.random.default_rng(37)
+    start = jnp.asarray(rng.standard_normal((2, 128)), jnp.bfloat16)
+    tx = fa.adamw(LEARNING_RATE, b1=0.7, weight_decay=0.1, moments="int8", rounding="compensated")
+    outer = wrapped(kind, tx)
+    params, state, update = start, outer.init(start), jax.jit(outer.update)
+    grads = rng.standard_normal((6, 2, 128)).astype(np.float32)
+    for g in grads:
+        u, state = update(jnp.asarray(g), state, params)
+        after = optax.apply_updates(params, u)
+        landed = np.float32(params) + np.float32(u)
+        np.testing.assert_array_equal(np.float32(after), landed)
+        params = after
+    mean = (grads[::2] + grads[1::2]) / 2 if kind == "MultiSteps" else grads
+    want = reference.adam(
+        mean, np.float64(start), learning_rate=LEARNING_RATE, b1=0.7, weight_decay=0.1
+    ).params[-1]
+    inner = state.inner_opt_state if kind == "MultiSteps" else state.inner_state
+    weights = np.float64(fa.master_params(params, inner))
+    moved = np.sqrt(np.mean((want - np.float64(start)) ** 2))
+    assert np.sqrt(np.mean((weights - want) ** 2)) < 0.1 * moved
+
+
+def test_apply_if_finite_refuses_short_gradients_as_updates_are_wider(standard):
+    theta = jnp.ones((2, 128), jnp.bfloat16)
+    outer = wrapped("apply_if_finite", fa.adamw(moments="bfloat16", rounding="compensated"))
+    state = outer.init(theta)
+    with pytest.raises(TypeError, match=r"(?s)float32\[2,128\].*bfloat16\[2,128\]"):
+        outer.update(theta, state, theta)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_compensated_weights_do_not_drift_where_a_code_would_be_128(dtype, sign):
+    # Steps of half the weight's spacing, so that half-way points are met all the time. Clipped to
+    # 127 there, weights sank by half a code in 256 steps: 15 standard errors here.
+    n, steps = 20_000, 400
+    theta = jnp.asarray(sign * np.random.default_rng(0).uniform(0.45, 0.95, n), dtype)
+    code, spacing = jnp.zeros(n, jnp.int8), float(jnp.finfo(dtype).eps) / 2
+
+    @jax.jit
+    def walked(theta, code):
+        def step(kept, i):
+            theta, code, moved = kept
+            w = R.master(theta, code)
+            x = w + spacing * jnp.sin(0.37 * i + 0.01 * jnp.arange(n, dtype=jnp.float32))
+            random = R.bits(R.draw(i.astype(jnp.int32) + 1), R.leaf_key("['w']"), (n,))
+            u, code = R.land(R.ROUNDINGS["compensated"], x, theta, random)
+            return ((theta.astype(jnp.float32) + u).astype(dtype), code, moved + (x - w)), None
+
+        return jax.lax.scan(step, (theta, code, jnp.zeros(n)), jnp.arange(float(steps)))[0]
+
+    *end, moved = walked(theta, code)
+    drift = np.float64(R.master(*end)) - np.float64(theta) - np.float64(moved)
+    assert abs(drift.mean()) < 5 * drift.std() / n**0.5
+    assert drift.std() < 2 * steps**0.5 * spacing / 256  # one rounding of a code a step
+
+
+@pytest.mark.parametrize(("rounding", "allowed"), [("stochastic", 0), ("compensated", 1e-5)])
+def test_weights_that_go_to_and_fro_do_not_drift(rounding, allowed):
+    # Steps of a quarter of a unit at a power of two, below which the grid is twice as fine. By bits
+    # that know of each other stochastic weights sank by 1.2 % in 2,000 steps, 25 standard errors;
+    # codes have such bits still, and sink by 6e-6.
+    n, steps, rate = 2**14, 2000, 0.26 * unit(1.0, "bfloat16")
+    theta = jnp.ones(n, jnp.bfloat16)
+    tx = fa.adam(rate, b1=0.0, b2=0.0, rounding=rounding)  # a step is -rate * sign(g)
+
+    def body(kept, key):
+        params, state, moved = kept
+        g = jax.random.rademacher(key, (n,), jnp.bfloat16)
+        u, state = tx.update(g, state, params)
+        return (fa.apply_updates(params, u), state, moved - g.astype(jnp.float32)), None
+
+    start = theta, tx.init(theta), jnp.zeros(n)
+    keys = jax.random.split(jax.random.key(41), steps)
+    params, state, moved = jax.jit(lambda *given: jax.lax.scan(body, *given)[0])(start, keys)
+    end = params if rounding == "stochastic" else fa.master_params(params, state)
+    drift = np.float64(end) - 1 - rate * np.float64(moved)
+    assert abs(drift.mean()) < 3 * drift.std() / n**0.5 + allowed
+    # A rounding a step: of a unit, or of a 256th of it.
+    spread = steps**0.5 * unit(1.0, "bfloat16") / (2 if rounding == "stochastic" else 512)
+    assert 0.3 * spread < drift.std() < 1.2 * spread
+
+
+# Codes that a master weight may be away from its parameter; a half-way point is 128.
+CODES = np.array([-127.3, -64.0, -1 / 256, 0.0, 0.3, 64.5, 126.9, 127.6])
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def all_landings(x, name):
+    """Parameter and master weight for every byte of random bits, from the parameter 0 on."""
+    dtype, byte = SHORT[name], jnp.arange(256, dtype=jnp.uint32) << 24
+    x, theta = (jnp.broadcast_to(a[:, None], (len(x), 256)) for a in (x, x.astype(dtype)))
+    found = []
+    for half in (0x20000000, 0xE0000000):  # below and above half
+        theta_bits = jnp.full(x.shape, half, jnp.uint32)
+        code_bits = jnp.broadcast_to(byte, x.shape)
+        bits = R.Bits(None, None, code=code_bits, theta=theta_bits, more={})
+        u, code = R.land(R.ROUNDINGS["compensated"], x, theta, bits)
+        landed = (theta.astype(jnp.float32) + u).astype(dtype)
+        found.append((landed, R.master(landed, code)))
+    return [jnp.concatenate(parts, axis=1) for parts in zip(*found, strict=True)]
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("name", SHORT)
+def test_a_master_weight_is_right_on_average_over_its_bits_up_to_the_ends_of_the_range(name, sign):
+    info = ml_dtypes.finfo(SHORT[name])
+    largest, least = np.float64(info.max), np.float64(info.tiny)
+    thetas = [1.0, 1 + info.eps, 2 - info.eps, 1.37, largest, largest / (1 + info.eps)]
+    if name == "float16":  # whose subnormals XLA keeps
+        thetas += [3 * least, least, 0.37 * least, 5 * np.float64(info.smallest_subnormal)]
+    theta = np.array(thetas).astype(SHORT[name]).astype(np.float64)
+    x = (theta[:, None] + CODES * unit(theta, name)[:, None] / 256).ravel()
+    x = np.float32(sign * x[x <= largest + unit(largest, name) * 127 / 256])
+    landed, master = map(np.float64, all_landings(x, name))
+    code = unit(landed, name) / 256
+    assert (np.abs(master - x[:, None]) <= code).all()
+    assert (np.abs(landed - master) <= 128 * code).all()
+    assert (np.abs(master.mean(1) - x) <= code.mean(1) / 60).all()
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_a_compensated_weight_out_of_range_is_infinite_with_no_code(name):
+    largest = np.float64(ml_dtypes.finfo(SHORT[name]).max)
+    x = largest + unit(largest, name) * np.array([0.6, 1.0]) if name == "float16" else []
+    x = np.float32([*x, np.inf])
+    for sign in (1, -1):
+        landed, master = map(np.float64, all_landings(sign * x, name))
+        assert (landed == sign * np.inf).all()
+        assert (master == sign * np.inf).all()

@@ -1,0 +1,86 @@
+"""Every code block of README and docs runs, file by file, top to bottom in one namespace."""
+
+import doctest
+import functools
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+from pages import BLOCK, PAGES, ROOT, blocks
+
+LINK = re.compile(r"\]\((?!https?://)([^)#]*)(#[\w-]+)?\)")
+
+
+def heading_anchors(page):
+    headings = re.findall(r"^#+ (.*)$", BLOCK.sub("", page.read_text()), re.M)
+    return {"#" + re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_every_block_names_a_language_that_is_run(page):
+    # "text" is for output and equations: nothing to run.
+    assert {language for language, _ in BLOCK.findall(page.read_text())} <= {"python", "sh", "text"}
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python")], ids=lambda p: p.name)
+def test_python_blocks_run(page, monkeypatch, tmp_path):
+    pytest.importorskip("optax")
+    monkeypatch.chdir(tmp_path)
+    namespace = {"__name__": page.stem}
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
+    for number, code in enumerate(blocks(page, "python")):
+        name = f"{page.name} block {number}"
+        if ">>> " in code:
+            test = doctest.DocTestParser().get_doctest(code, namespace, name, str(page), 0)
+            assert runner.run(test, clear_globs=False).failed == 0
+            namespace.update(test.globs)
+        else:
+            exec(compile(code, name, "exec"), namespace)
+
+
+@functools.cache  # several pages have the same lines
+def check_command(*command):
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "sh")], ids=lambda p: p.name)
+def test_shell_lines_are_known_commands(page):
+    make = shutil.which("make")
+    lines = [
+        line.split("#")[0].split() for code in blocks(page, "sh") for line in code.splitlines()
+    ]
+    for command, *arguments in filter(None, lines):
+        if command == "make":
+            run = [make, "--dry-run", *arguments]
+        else:
+            assert command in ("python", ".venv/bin/python"), command
+            run = [sys.executable, *(arguments[:1]), "--help"]
+            if arguments[0] == "-m":
+                run = [sys.executable, *arguments[:2], "--help"]
+        check_command(*run)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_inside_the_repository_lead_somewhere(page):
+    for path, anchor in LINK.findall(BLOCK.sub("", page.read_text())):
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), path
+        if anchor:
+            assert anchor in heading_anchors(target), path + anchor
+
+
+def test_the_readme_begins_with_the_two_commands():
+    assert blocks(ROOT / "README.md", "sh")[0].split("\n")[:2] == ["make demo", "make test"]
+
+
+def test_what_stands_on_two_pages_is_the_same():
+    readme, index = ROOT / "README.md", ROOT / "docs" / "index.md"
+    assert blocks(readme, "python")[:2] == blocks(index, "python")[:2]
+    tables = [
+        re.findall(r"^\| (?:b1, b2|0\.).*$", page.read_text(), re.M)
+        for page in (readme, ROOT / "docs" / "why-exact.md")
+    ]
+    assert [len(table) for table in tables] == [3, 8]
+    assert tables[0] == tables[1][:1] + [row for row in tables[1] if row in tables[0][1:]]
