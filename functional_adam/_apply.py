@@ -12,7 +12,7 @@ from jax.tree_util import keystr
 
 from functional_adam import _check, _nested
 from functional_adam._state import AdamState
-from functional_adam._storage.rounding import is_short, master
+from functional_adam._storage.rounding import is_16bit, master
 from functional_adam._types import PyTree, arithmetic_dtype
 
 
@@ -90,7 +90,7 @@ def master_params(params: PyTree, state: PyTree) -> PyTree:
                 f"params{keystr(path)} has no counterpart in state: pass the state of these "
                 "parameters, made by the `init` of their transformation."
             )
-        short = p is not None and is_short(_check.leaf_dtype("params" + keystr(path), p))
+        short = p is not None and is_16bit(_check.leaf_dtype("params" + keystr(path), p))
         return master(jnp.asarray(p), None) if short else p
 
     return treedef.unflatten(weight(path, p) for path, p in paths_and_leaves)

@@ -17,7 +17,7 @@ import numpy as np
 from jax.tree_util import keystr
 
 from functional_adam._hints import argument_hints, restored, tree_hints, words
-from functional_adam._types import PyTree, is_tiny
+from functional_adam._types import PyTree, below_16bit
 
 T = TypeVar("T")
 
@@ -152,7 +152,7 @@ def leaf_dtype(path: str, leaf: Any) -> np.dtype[Any]:
             f"{path} must be an array; got {show(leaf)}.{tree_hints.no_array(path, leaf)}"
         )
     inexact = jnp.issubdtype(dtype, jnp.inexact)
-    if not inexact or is_tiny(dtype):
+    if not inexact or below_16bit(dtype):
         given = "float0" if dtype == jax.dtypes.float0 else dtype
         wanted = "a float array of at least 16 bits" if inexact else "a float or complex array"
         raise TypeError(

@@ -42,7 +42,7 @@ def checked(value: Any) -> Any:
     return value
 
 
-def chosen(value: Any, weight_decay: Any) -> Any:
+def make_mask(value: Any, weight_decay: Any) -> Any:
     """The mask that a factory was given: a checked one, and not one boolean for all that decays.
 
     Such a boolean says nothing that `weight_decay` does not say, but `optax.inject_hyperparams`
@@ -55,8 +55,8 @@ def chosen(value: Any, weight_decay: Any) -> Any:
     return value
 
 
-def spread(value: Any, params: PyTree) -> list[bool]:
-    """`value`, called or spread over `params`: one boolean a leaf, None counting as a leaf."""
+def broadcast(value: Any, params: PyTree) -> list[bool]:
+    """`value`, called or broadcast over `params`: one boolean a leaf, None counting as a leaf."""
     calls = is_called(value)
     tree: Any = (
         checked(argument_hints.called(value, params, argument_hints.MASK)) if calls else value

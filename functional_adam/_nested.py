@@ -15,7 +15,7 @@ from jax.tree_util import keystr, tree_leaves_with_path
 
 from functional_adam import _check
 from functional_adam._hints import tree_hints
-from functional_adam._state import AdamState, check_count, is_ours
+from functional_adam._state import AdamState, check_count, is_adam_state
 from functional_adam._types import PyTree
 
 # The keys on the way to a leaf.
@@ -34,8 +34,8 @@ def states_or_shapes(
     name: str, tree: PyTree, wanted: str = "an AdamState"
 ) -> list[tuple[str, AdamState]]:
     """`states`, which here need no numbers."""
-    leaves = tree_leaves_with_path(tree, is_leaf=is_ours)
-    found = [(name + keystr(path), x) for path, x in leaves if is_ours(x)]
+    leaves = tree_leaves_with_path(tree, is_leaf=is_adam_state)
+    found = [(name + keystr(path), x) for path, x in leaves if is_adam_state(x)]
     if not found:
         raise ValueError(
             f"{name} must hold {wanted}; got none, in {_check.show(tree)}. It is looked for inside "

@@ -19,7 +19,7 @@ from functional_adam._settings import Settings
 from functional_adam._types import arithmetic_dtype
 
 
-def at(settings: Settings, count: chex.Array) -> Settings:
+def evaluate_schedules(settings: Settings, count: chex.Array) -> Settings:
     """`settings` with its schedules evaluated at `count`, that before the step."""
 
     def value(name: str, given: Any, below: float = math.inf) -> Any:
@@ -28,10 +28,14 @@ def at(settings: Settings, count: chex.Array) -> Settings:
         found = argument_hints.called(given, count, argument_hints.schedule(name))
         return _check.scalar(f"{name}(count)", found, below)
 
-    rates = settings.variant.rates
-    own = {k: value(k, v, 1.0 if k in rates else math.inf) for k, v in settings.own.items()}
+    rates = settings.variant.decay_rates
+    hyperparams = {
+        k: value(k, v, 1.0 if k in rates else math.inf) for k, v in settings.hyperparams.items()
+    }
     scheduled = ("learning_rate", "weight_decay", "l2")
-    return settings._replace(own=own, **{k: value(k, getattr(settings, k)) for k in scheduled})
+    return settings._replace(
+        hyperparams=hyperparams, **{k: value(k, getattr(settings, k)) for k in scheduled}
+    )
 
 
 def scalars(settings: Settings, count: jax.Array, real: np.dtype[Any]) -> Scalars:
@@ -46,10 +50,10 @@ def scalars(settings: Settings, count: jax.Array, real: np.dtype[Any]) -> Scalar
         value = getattr(settings, name)
         return None if is_zero(value) else cast(name, value)
 
-    rates = settings.variant.rates
-    own = {
+    rates = settings.variant.decay_rates
+    derived = {
         name: _rate(name, value, real) if name in rates else cast(name, value)
-        for name, value in settings.own.items()
+        for name, value in settings.hyperparams.items()
     }
     t, alpha = count.astype(real), cast("learning_rate", settings.learning_rate)
     b1, b2 = _rate("b1", settings.b1, real), _rate("b2", settings.b2, real)
@@ -63,13 +67,13 @@ def scalars(settings: Settings, count: jax.Array, real: np.dtype[Any]) -> Scalar
         eps_root=unless_zero("eps_root"),
         weight_decay=weight_decay,
         l2=unless_zero("l2"),
-        own=own,
+        derived=derived,
         c1=bias_correction(b1, t),
         c2=bias_correction(b2, t),
-        step=alpha,
-        shrink=alpha * weight_decay,
+        step_size=alpha,
+        decay=alpha * weight_decay,
     )
-    return functools.reduce(lambda s, prepare: prepare(s), settings.variant.prepare, s)
+    return functools.reduce(lambda s, prepare: prepare(s), settings.variant.preparations, s)
 
 
 def is_zero(value: Any) -> bool:
@@ -99,5 +103,5 @@ def _rate(name: str, b: Any, dtype: np.dtype[Any]) -> Rate:
         jnp.log(jnp.where(positive, b, jnp.ones_like(b))),
     )
     log = jnp.where(positive, log, jnp.full_like(b, LOG_OF_ZERO))
-    carried, removed = jnp.where(near_one, jnp.ones_like(b), b), near_one
-    return Rate(*(part.astype(dtype) for part in (b, complement, log, carried, removed)))
+    keep, subtract = jnp.where(near_one, jnp.ones_like(b), b), near_one
+    return Rate(*(part.astype(dtype) for part in (b, complement, log, keep, subtract)))

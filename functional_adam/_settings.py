@@ -10,7 +10,7 @@ from functional_adam._equations import formulas as F
 from functional_adam._equations.family import ADAM, Variant
 from functional_adam._equations.operands import Prepare
 from functional_adam._origin import Origin, SameTree, comparable
-from functional_adam._storage.formats import Format, chosen
+from functional_adam._storage.formats import Format, make_format
 from functional_adam._storage.rounding import ROUNDINGS, Rounding
 
 
@@ -28,11 +28,13 @@ class Settings(NamedTuple):
     l2: Any
     moments: Format
     rounding: Rounding
-    own: Mapping[str, Any]  # the variant's own hyperparameters, by the names of its arguments
+    hyperparams: Mapping[
+        str, Any
+    ]  # the variant's own hyperparameters, by the names of its arguments
     origin: Origin | None = None  # the call of the factory, once it has returned
 
 
-def bind(
+def make_settings(
     variant: Variant,
     *,
     learning_rate: Any,
@@ -48,14 +50,14 @@ def bind(
     nu_dtype: Any = None,
     moments: Any = "full",
     rounding: Any = "nearest",
-    own: Mapping[str, Any] | None = None,
+    hyperparams: Mapping[str, Any] | None = None,
 ) -> Settings:
-    """What the caller of a factory or of `update` gave; `own` is checked by its factory."""
+    """What the caller of a factory or of `update` gave; the factory has checked `hyperparams`."""
     if _check.flag("independent_weight_decay", independent_weight_decay):
-        variant = variant.first(F.independent_decay)
+        variant = variant.prepare_first(F.independent_decay)
     b1, b2 = (_check.scalar(name, b, below=1.0) for name, b in (("b1", b1), ("b2", b2)))
     weight_decay = _check.scalar("weight_decay", weight_decay, schedule=True)
-    format = chosen(moments, mu_dtype, nu_dtype)
+    format = make_format(moments, mu_dtype, nu_dtype)
     check_format(format, variant, b1, b2)
     return Settings(
         variant=variant,
@@ -65,13 +67,13 @@ def bind(
         eps=_check.scalar("eps", eps, tiny=1e-8),
         eps_root=_check.scalar("eps_root", eps_root, tiny=1e-8),
         weight_decay=weight_decay,
-        mask=_masks.chosen(mask, weight_decay),
+        mask=_masks.make_mask(mask, weight_decay),
         # None is for defaults: optax.inject_hyperparams makes an array of every number, and nobody
         # knows of a traced 0.0 that it needs no parameters.
         l2=0.0 if l2 is None else _check.scalar("l2", l2, schedule=True),
         moments=format,
         rounding=_check.choice("rounding", rounding, ROUNDINGS),
-        own={} if own is None else own,
+        hyperparams={} if hyperparams is None else hyperparams,
     )
 
 
@@ -87,23 +89,27 @@ def identity(settings: Settings) -> tuple[Any, ...]:
 
 def check_format(moments: Format, variant: Variant, b1: Any, b2: Any) -> None:
     """`moments` can keep what `variant` has with these rates."""
-    refusal = moments.refusal(variant, b1, b2)
-    if refusal is not None:
-        raise ValueError(refusal)
+    incompatibility = moments.incompatibility(variant, b1, b2)
+    if incompatibility is not None:
+        raise ValueError(incompatibility)
 
 
-def placed(variant: Variant, placement: Any) -> Variant:
+def with_eps(variant: Variant, placement: Any) -> Variant:
     """`variant` with eps where `placement` says."""
     options = {
         "after_correction": F.eps_after_correction,
         "before_correction": F.eps_before_correction,
     }
-    chosen = _check.choice("eps_placement", placement, options)
-    swapped = (chosen if p is F.eps_after_correction else p for p in variant.prepare)
-    return variant._replace(prepare=tuple(swapped))
+    correction = _check.choice("eps_placement", placement, options)
+    if variant.correction is None:
+        raise ValueError(
+            f"eps_placement={placement!r} says where eps stands relative to a correction of the "
+            f"second moment, which {variant.name} does not make."
+        )
+    return variant._replace(correction=correction)
 
 
-def looking_ahead(
+def with_nesterov(
     variant: Variant, nesterov: Any, weights: Prepare = F.nesterov_weights
 ) -> Variant:
     """`variant`, with Nesterov's numerator if `nesterov` says so."""
@@ -112,4 +118,4 @@ def looking_ahead(
 
 def adam_like(nesterov: Any, placement: Any) -> Variant:
     """Adam, looking ahead or not, eps where `placement` says."""
-    return looking_ahead(placed(ADAM, placement), nesterov)
+    return with_nesterov(with_eps(ADAM, placement), nesterov)

@@ -20,12 +20,12 @@ from functional_adam._mesh import replicated, scale_sharding, sharding_of, zeros
 from functional_adam._storage.formats import (
     Format,
     Full,
+    LeafState,
     MomentFormat,
-    Stored,
-    chosen,
-    refuse_other,
+    make_format,
+    refuse_other_format,
 )
-from functional_adam._storage.rounding import ROUNDINGS, Rounding, is_short
+from functional_adam._storage.rounding import ROUNDINGS, Rounding, is_16bit
 from functional_adam._types import ParameterRounding, PyTree
 
 
@@ -104,7 +104,9 @@ def init(
         {'b': Array([0, 0], dtype=bfloat16)}
     """
     return fresh(
-        params, chosen(moments, mu_dtype, nu_dtype), _check.choice("rounding", rounding, ROUNDINGS)
+        params,
+        make_format(moments, mu_dtype, nu_dtype),
+        _check.choice("rounding", rounding, ROUNDINGS),
     )
 
 
@@ -118,17 +120,17 @@ def fresh(params: PyTree, moments: Format, rounding: Rounding) -> AdamState:
         mu=treedef.unflatten(leaf.m for leaf in stored),
         nu=treedef.unflatten(leaf.v for leaf in stored),
     )
-    if moments.keeps_scale:
+    if moments.has_scale:
         scales = [no_scale(leaf, s) for leaf, s in zip(stored, lies, strict=True)]
         state = state._replace(nu_scale=beside(params, scales))
-    if rounding.is_early:
+    if rounding.rounds_update:
         leaves = [leaf for _, leaf in paths_and_leaves]
         residual = [_no_error(rounding, *pair) for pair in zip(leaves, lies, strict=True)]
         state = state._replace(residual=beside(params, residual))
     return state
 
 
-def no_scale(stored: Stored, sharding: NamedSharding | None) -> jax.Array:
+def no_scale(stored: LeafState, sharding: NamedSharding | None) -> jax.Array:
     """The scales of a moment of zeros."""
     shape = stored.scale.shape
     return zeros(shape, stored.scale.dtype, scale_sharding(sharding, stored.v.shape, shape))
@@ -137,9 +139,9 @@ def no_scale(stored: Stored, sharding: NamedSharding | None) -> jax.Array:
 def _no_error(rounding: Rounding, leaf: Any, sharding: NamedSharding | None) -> jax.Array | None:
     """The residual of a parameter that is what it should be."""
     dtype = jnp.result_type(leaf)
-    if not is_short(dtype):
+    if not is_16bit(dtype):
         return None
-    if rounding.keeps_error:
+    if rounding.has_residual:
         return jnp.zeros_like(leaf, dtype=jnp.int8)
     return zeros((), dtype, replicated(sharding, 0))
 
@@ -183,7 +185,7 @@ def built_like(tree: PyTree, leaves: list[Any]) -> PyTree:
 # ---- In others ----
 
 
-def is_ours(x: Any) -> bool:
+def is_adam_state(x: Any) -> bool:
     """For `is_leaf=`: finds this package's states among those of other transformations."""
     return isinstance(x, AdamState)
 
@@ -256,15 +258,15 @@ def check_state(
     moments = moments or Full()
     if state.mu is None:  # `init` was given no parameters: the gradients will say so
         return
-    if (state.nu_scale is not None) != moments.keeps_scale:
+    if (state.nu_scale is not None) != moments.has_scale:
         leaves = jax.tree_util.tree_leaves_with_path(state.mu), jax.tree.leaves(state.nu)
         for (path, m), v in zip(*leaves, strict=False):
-            refuse_other(moments, keystr(path), Stored(m, v, {}))
+            refuse_other_format(moments, keystr(path), LeafState(m, v, {}))
         raise ValueError(
             f"state.nu_scale is {'None' if state.nu_scale is None else 'a tree'}, which does not "
             f'go with moments="{moments.name}": it belongs to "int8". Make the state by `init`.'
         )
-    if state.residual is not None and not rounding.is_early:
+    if state.residual is not None and not rounding.rounds_update:
         raise ValueError(
             f'state.residual is a tree, but rounding="{rounding.name}" was asked for: it goes with '
             '"stochastic" or "compensated". Make the state with the same rounding, or drop it: '

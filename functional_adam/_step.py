@@ -1,6 +1,6 @@
 """One step over a tree: the only loop over leaves.
 
-A gradient's way through `_arithmetic` is one line: check, load, through the variant's formulas,
+A gradient's way through `_update_leaf` is one line: check, load, through the variant's formulas,
 store, round, out.
 """
 
@@ -22,67 +22,78 @@ from functional_adam._equations.numerics import over, times, widened
 from functional_adam._equations.operands import Scalars
 from functional_adam._hints import argument_hints, tree_hints
 from functional_adam._mesh import over_auto_axes
-from functional_adam._scalars import at, is_zero, scalars
+from functional_adam._scalars import evaluate_schedules, is_zero, scalars
 from functional_adam._settings import Settings
-from functional_adam._state import AdamState, built_like, check_state, is_ours, outside_boxes
+from functional_adam._state import AdamState, built_like, check_state, is_adam_state, outside_boxes
 from functional_adam._storage.chunks import in_chunks
-from functional_adam._storage.formats import Format, Stored
+from functional_adam._storage.formats import Format, LeafState
 from functional_adam._storage.rounding import (
-    Draw,
     Rounding,
-    bits,
-    draw,
-    is_short,
-    land,
-    late_keys,
+    StepNoise,
+    is_16bit,
     master,
+    opaque_leaf_keys,
+    random_bits,
+    round_update,
+    step_noise,
 )
 from functional_adam._types import PyTree, arithmetic_dtype, real_dtype, wider
 
 
-class Once(NamedTuple):
+class StepContext(NamedTuple):
     """What all leaves of a step share."""
 
     settings: Settings
     scalars: Callable[[np.dtype[Any]], Scalars]
-    draw: Draw | None
+    noise: StepNoise | None
     keys: dict[str, jax.Array]
     advice: str  # for a gradient of another shape
 
 
 def step(
-    settings: Settings, grads: PyTree, state: AdamState, params: PyTree | None
+    settings: Settings,
+    grads: PyTree,
+    state: AdamState,
+    params: PyTree | None,
+    *,
+    strict: bool = False,
 ) -> tuple[PyTree, AdamState]:
-    """Updates and the next state: the one loop over leaves."""
-    if not is_ours(state):  # `check_state` would say so too, without knowing what else was passed
+    """Updates and the next state: the one loop over leaves.
+
+    Optax's wrappers pass whatever they have, so that a mask without decay is not looked at. With
+    `strict` it is: `update` takes all arguments at once, and whatever is given there was meant.
+    """
+    if not is_adam_state(
+        state
+    ):  # `check_state` would say so too, without knowing what else was passed
         raise TypeError(tree_hints.not_a_state(state, grads, params))
     check_state(
         state,
         settings.variant.name,
-        [name for name, _ in settings.variant.keeps],
+        [name for name, _ in settings.variant.extra],
         settings.moments,
         settings.rounding,
     )
-    settings = at(settings, state.count)
+    settings = evaluate_schedules(settings, state.count)
     paths_and_mu, treedef = jax.tree_util.tree_flatten_with_path(state.mu, is_leaf=_check.is_none)
     gs = _check.leaves_like("grads", grads, state.mu, "the parameters given to init")
-    stored = _stored(settings.variant, state)
-    thetas = _thetas(settings, paths_and_mu, gs, state.mu, params)
+    leaf_states = _leaf_states(settings.variant, state)
+    leaf_params = _leaf_params(settings, paths_and_mu, gs, state.mu, params, strict=strict)
     count = jnp.asarray(state.count)
     # Without any gradient no step is counted: bias corrections are of the steps that were made.
     if any(g is not None for g in gs) or not jax.tree.leaves(state.mu):
         count = jnp.minimum(count, np.iinfo(np.int32).max - 1) + 1  # stops instead of wrapping
     paths = tuple(keystr(path) for path, _ in paths_and_mu)
-    once = _once(settings, count, paths, "" if params is None else tree_hints.ONE_MODEL)
+    context = _step_context(settings, count, paths, "" if params is None else tree_hints.ONE_MODEL)
     stepped = [
-        _leaf(once, path, g, old, theta)
-        for path, g, old, theta in zip(paths, gs, stored, thetas, strict=True)
+        _step_leaf(context, path, g, old, theta)
+        for path, g, old, theta in zip(paths, gs, leaf_states, leaf_params, strict=True)
     ]
 
-    def tree(leaf: Callable[[Stored], Any]) -> PyTree:
+    def tree(leaf: Callable[[LeafState], Any]) -> PyTree:
         return treedef.unflatten(leaf(new) for _, new in stepped)
 
-    extra = {name: tree(lambda new, k=name: new.more[k]) for name, _ in settings.variant.keeps}
+    extra = {name: tree(lambda new, k=name: new.extra[k]) for name, _ in settings.variant.extra}
     return treedef.unflatten(u for u, _ in stepped), AdamState(
         count=count,
         mu=tree(lambda new: new.m),
@@ -93,19 +104,21 @@ def step(
     )
 
 
-def _once(settings: Settings, count: jax.Array, paths: tuple[str, ...], advice: str) -> Once:
+def _step_context(
+    settings: Settings, count: jax.Array, paths: tuple[str, ...], advice: str
+) -> StepContext:
     """What the leaves at these paths share in the step that makes `count` of them."""
-    random = settings.moments.is_random or settings.rounding.is_early
-    return Once(
+    random = settings.moments.is_random or settings.rounding.rounds_update
+    return StepContext(
         settings,
         functools.cache(functools.partial(scalars, settings, count)),
-        draw(count, settings.variant.averages) if random else None,
-        dict(zip(paths, late_keys(paths, count), strict=True)) if random else {},
+        step_noise(count, settings.variant.averages) if random else None,
+        dict(zip(paths, opaque_leaf_keys(paths, count), strict=True)) if random else {},
         advice,
     )
 
 
-def _stored(variant: Variant, state: AdamState) -> list[Stored]:
+def _leaf_states(variant: Variant, state: AdamState) -> list[LeafState]:
     """The state, leaf by leaf."""
     mus = jax.tree.leaves(state.mu, is_leaf=_check.is_none)
 
@@ -117,7 +130,7 @@ def _stored(variant: Variant, state: AdamState) -> list[Stored]:
             return [None] * len(mus)
         return _check.leaves_like(f"state.{name}", tree, outside_boxes(state.mu), "state.mu")
 
-    extra = {k: leaves(f"extra[{k!r}]", state.extra[k]) for k, _ in variant.keeps}
+    extra = {k: leaves(f"extra[{k!r}]", state.extra[k]) for k, _ in variant.extra}
     columns = (
         mus,
         leaves("nu", state.nu),
@@ -125,12 +138,12 @@ def _stored(variant: Variant, state: AdamState) -> list[Stored]:
         beside("residual", state.residual),
     )
     return [
-        Stored(mu, nu, {name: of_leaf[i] for name, of_leaf in extra.items()}, scale, residual)
+        LeafState(mu, nu, {name: of_leaf[i] for name, of_leaf in extra.items()}, scale, residual)
         for i, (mu, nu, scale, residual) in enumerate(zip(*columns, strict=True))
     ]
 
 
-class Theta(NamedTuple):
+class LeafParam(NamedTuple):
     """The parameter of a leaf: its value where anything needs it, its dtype where it is given."""
 
     value: Any = None
@@ -138,33 +151,37 @@ class Theta(NamedTuple):
     dtype: np.dtype[Any] | None = None
 
 
-def _thetas(
+def _leaf_params(
     settings: Settings,
     paths_and_mu: list[Any],
     gs: list[Any],
     structure: PyTree,
     params: PyTree | None,
-) -> list[Theta]:
+    *,
+    strict: bool,
+) -> list[LeafParam]:
     """For each leaf its parameter, if it decays or the variant or the rounding needs it."""
     decays = not is_zero(settings.weight_decay)
+    if strict and not decays and settings.mask is not None:
+        _masks.broadcast(settings.mask, structure if params is None else params)
     why = _needs(settings, decays)
     if params is None:
         if why and any(g is not None for g in gs):
             raise _no_params(settings, why)
-        return [Theta()] * len(gs)
+        return [LeafParam()] * len(gs)
     thetas = _check.leaves_like("params", params, structure, "the parameters given to init")
-    keep = _masks.spread(settings.mask, params) if decays else [False] * len(gs)
+    keep = _masks.broadcast(settings.mask, params) if decays else [False] * len(gs)
     always = not {"weight_decay"}.issuperset(why)
 
-    def of_leaf(path: str, mu: Any, g: Any, theta: Any, kept: bool) -> Theta:
+    def of_leaf(path: str, mu: Any, g: Any, theta: Any, kept: bool) -> LeafParam:
         if mu is None or g is None:
-            return Theta(dtype=getattr(theta, "dtype", None))
+            return LeafParam(dtype=getattr(theta, "dtype", None))
         if kept or always:
             value = _check.leaf_like("params" + path, theta, mu, "state.mu" + path)
-            return Theta(value, kept, value.dtype)
+            return LeafParam(value, kept, value.dtype)
         dtype = _check.leaf_dtype("params" + path, theta)
         _check.same_shape("params" + path, theta, mu, "state.mu" + path)
-        return Theta(dtype=dtype)
+        return LeafParam(dtype=dtype)
 
     rows = zip(paths_and_mu, gs, thetas, keep, strict=True)
     return [of_leaf(keystr(path), mu, g, theta, kept) for (path, mu), g, theta, kept in rows]
@@ -173,10 +190,10 @@ def _thetas(
 def _needs(settings: Settings, decays: bool) -> list[str]:
     """What needs the parameters' values, by name."""
     needed = {
-        settings.variant.name: settings.variant.finish is not None,
+        settings.variant.name: settings.variant.rescale_update is not None,
         "weight_decay": decays,
         "l2": not is_zero(settings.l2),
-        _rounding_name(settings): settings.rounding.is_early,
+        _rounding_name(settings): settings.rounding.rounds_update,
     }
     return [name for name, needs in needed.items() if needs]
 
@@ -197,7 +214,9 @@ def _no_params(settings: Settings, why: list[str]) -> ValueError:
     )
 
 
-def _leaf(once: Once, path: str, g: Any, stored: Stored, theta: Theta) -> tuple[Any, Stored]:
+def _step_leaf(
+    context: StepContext, path: str, g: Any, stored: LeafState, theta: LeafParam
+) -> tuple[Any, LeafState]:
     """(update, what is stored) of one leaf."""
     if stored.m is None and g is not None:
         raise ValueError(
@@ -205,50 +224,50 @@ def _leaf(once: Once, path: str, g: Any, stored: Stored, theta: Theta) -> tuple[
             "equinox.filter(grads, trained) does."
         )
     if g is None:
-        return _no_update(once.settings.rounding, stored.m, theta), stored
-    settings = once.settings
+        return _no_update(context.settings.rounding, stored.m, theta), stored
+    settings = context.settings
     dtype = settings.moments.check(path, stored)
-    for name, like in settings.variant.keeps:
+    for name, like in settings.variant.extra:
         _check.kept_like(
             f"state.extra[{name!r}]{path}",
-            stored.more[name],
+            stored.extra[name],
             stored.m if like == "mu" else stored.v,
         )
-    g = _check.leaf_like("grads" + path, g, stored.m, "state.mu" + path, advice=once.advice)
-    s = once.scalars(real_dtype(arithmetic_dtype(dtype, g.dtype)))
+    g = _check.leaf_like("grads" + path, g, stored.m, "state.mu" + path, advice=context.advice)
+    s = context.scalars(real_dtype(arithmetic_dtype(dtype, g.dtype)))
     rounding = settings.rounding if _rounds(settings.rounding, path, stored, theta) else None
     out = g.dtype if theta.dtype is None else wider(g.dtype, theta.dtype)
-    kind = Kind(settings.variant, settings.moments, rounding, theta.decays, out)
-    shared = s, once.draw if kind.is_random else None
-    key = once.keys[path] if kind.is_random else None
-    leaf: Callable[..., Any] = functools.partial(_arithmetic, kind)
+    config = LeafConfig(settings.variant, settings.moments, rounding, theta.decays, out)
+    shared = s, context.noise if config.is_random else None
+    key = context.keys[path] if config.is_random else None
+    leaf: Callable[..., Any] = functools.partial(_update_leaf, config)
     if settings.moments.chunked:
         leaf = functools.partial(in_chunks, leaf)
-    if settings.moments.keeps_scale:
+    if settings.moments.has_scale:
         leaf = over_auto_axes(leaf, (g, stored))
     return leaf(*shared, key, g, stored, theta.value)
 
 
-def _no_update(rounding: Rounding, m: Any, theta: Theta) -> Any:
+def _no_update(rounding: Rounding, m: Any, theta: LeafParam) -> Any:
     """Zeros in the dtype of a step: the parameter's, or else the moment's; float32 for codes."""
     if m is None:
         return None
     dtype = theta.dtype or (m.dtype if jnp.issubdtype(m.dtype, jnp.inexact) else jnp.float32)
-    if rounding.is_early and is_short(dtype):
+    if rounding.rounds_update and is_16bit(dtype):
         dtype = jnp.float32
     return jnp.zeros_like(m, dtype=dtype)
 
 
-def _rounds(rounding: Rounding, path: str, stored: Stored, theta: Theta) -> bool:
+def _rounds(rounding: Rounding, path: str, stored: LeafState, theta: LeafParam) -> bool:
     """Whether this parameter is rounded; what its state keeps for that is checked."""
-    if not rounding.is_early or theta.dtype is None:
+    if not rounding.rounds_update or theta.dtype is None:
         return False
-    shape = np.shape(stored.m) if rounding.keeps_error else None
+    shape = np.shape(stored.m) if rounding.has_residual else None
     _check.residual(path, stored.residual, theta.dtype, shape)
-    return is_short(theta.dtype)
+    return is_16bit(theta.dtype)
 
 
-class Kind(NamedTuple):
+class LeafConfig(NamedTuple):
     """What is known of a leaf's step before any number is."""
 
     variant: Variant
@@ -266,30 +285,36 @@ class Kind(NamedTuple):
 # Jitted so that leaves of one shape and dtype share one trace: a tree of 1,000 equal leaves is
 # traced once, and an eager update runs a leaf as one fused kernel. XLA inlines the calls.
 @functools.partial(jax.jit, static_argnums=0)
-def _arithmetic(
-    kind: Kind, s: Scalars, draw: Draw | None, key: Any, g: jax.Array, stored: Stored, theta: Any
-) -> tuple[jax.Array, Stored]:
+def _update_leaf(
+    config: LeafConfig,
+    s: Scalars,
+    noise: StepNoise | None,
+    key: Any,
+    g: jax.Array,
+    stored: LeafState,
+    theta: Any,
+) -> tuple[jax.Array, LeafState]:
     """Load, through the formulas, store, round: (update, what is stored), dtypes as they were."""
-    variant, moments, rounding, decays, out = kind
-    random: Any = None if draw is None else bits(draw, key, g.shape)
+    variant, moments, rounding, decays, out = config
+    random: Any = None if noise is None else random_bits(noise, key, g.shape)
     wide = functools.partial(widened, s.eps.dtype)
     x, old = jax.tree.map(wide, (g, moments.load(stored)))
     weights: Any = _weights(rounding, stored, theta, wide)
-    x, new = variant.advance(s, F.coupled_decay(s, x, weights), old)
-    u = -times(s.step, over(variant.numerator(s, x, new), variant.denominator(s, new)))
+    x, new = variant.update_moments(s, F.coupled_decay(s, x, weights), old)
+    u = -times(s.step_size, over(variant.numerator(s, x, new), variant.denominator(s, new)))
     if decays:
         u = F.decoupled_decay(s, u, weights)
-    if variant.finish is not None:
-        u = variant.finish(s, u, weights)
+    if variant.rescale_update is not None:
+        u = variant.rescale_update(s, u, weights)
     stored = moments.store(new, stored, random, s)
     if rounding is None:
         return u.astype(out), stored
-    u, residual = land(rounding, (weights + u).astype(jnp.float32), theta, random)
+    u, residual = round_update(rounding, (weights + u).astype(jnp.float32), theta, random)
     return u, stored if residual is None else stored._replace(residual=residual)
 
 
-def _weights(rounding: Rounding | None, stored: Stored, theta: Any, wide: Any) -> Any:
+def _weights(rounding: Rounding | None, stored: LeafState, theta: Any, wide: Any) -> Any:
     """The parameter in the arithmetic's precision, with what its own dtype lacks."""
-    if rounding is None or not rounding.keeps_error:
+    if rounding is None or not rounding.has_residual:
         return jax.tree.map(wide, theta)
     return master(theta, stored.residual)

@@ -17,8 +17,10 @@ from functional_adam._state import AdamState, fresh
 from functional_adam._step import step
 from functional_adam._types import GradientTransformation, PyTree, real_dtype
 
-# While `_interop.variants_in` asks which of our transformations a wrapper holds: what each `init` made.
-MADE: ContextVar[list[tuple[Settings, AdamState]] | None] = ContextVar("MADE", default=None)
+# What each `init` made, while `_interop.variants_in` asks which transformations a wrapper holds.
+STATES_MADE: ContextVar[list[tuple[Settings, AdamState]] | None] = ContextVar(
+    "STATES_MADE", default=None
+)
 
 
 class _Bound(functools.partial[Any]):
@@ -65,7 +67,7 @@ def transformation(settings: Settings) -> GradientTransformation:
     return GradientTransformation(_Bound(_init, settings), _Bound(_update, settings))
 
 
-def direction(tx: GradientTransformation) -> GradientTransformation:
+def without_rate(tx: GradientTransformation) -> GradientTransformation:
     """`tx`, made here with a learning rate of 1, neither scaled nor signed."""
     update: Any = tx.update
     settings: Settings = update.settings
@@ -82,24 +84,24 @@ def settings_of(tx: Any) -> Settings | None:
 def _init(settings: Settings, params: PyTree) -> AdamState:
     state = fresh(params, settings.moments, settings.rounding)
     if jax.tree.leaves(params):  # optax.tree.map_params calls `init` with a leafless stand-in
-        _masks.spread(settings.mask, params)
-    if settings.variant.start is not None:
-        begin = functools.partial(_begin, settings.variant.start, settings.own)
+        _masks.broadcast(settings.mask, params)
+    if settings.variant.initial_moments is not None:
+        begin = functools.partial(_begin, settings.variant.initial_moments, settings.hyperparams)
         state = state._replace(mu=jax.tree.map(begin, state.mu), nu=jax.tree.map(begin, state.nu))
     extra = {
         name: jax.tree.map(jnp.zeros_like, getattr(state, like))
-        for name, like in settings.variant.keeps
+        for name, like in settings.variant.extra
     }
     state = state._replace(extra=extra or None)
-    made = MADE.get()
+    made = STATES_MADE.get()
     if made is not None:
         made.append((settings, state))
     return state
 
 
-def _begin(name: str, own: Mapping[str, Any], zeros: jax.Array) -> jax.Array:
+def _begin(name: str, hyperparams: Mapping[str, Any], zeros: jax.Array) -> jax.Array:
     """A moment that starts at one of the variant's own hyperparameters."""
-    value = own[name]
+    value = hyperparams[name]
     if isinstance(value, float):
         value = _check.fitting(name, value, real_dtype(zeros.dtype))
     return zeros + value.astype(zeros.dtype)

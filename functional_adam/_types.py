@@ -119,6 +119,6 @@ def wider(a: np.dtype[Any], b: np.dtype[Any]) -> np.dtype[Any]:
     return a if a == b else arithmetic_dtype(a, b)
 
 
-def is_tiny(dtype: Any) -> bool:
+def below_16bit(dtype: Any) -> bool:
     """Whether a float dtype has too few bits to train in: a step of Adam is lost in 8 of them."""
     return jnp.finfo(dtype).bits < 16

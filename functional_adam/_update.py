@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from jax.typing import DTypeLike
 
-from functional_adam import _masks
-from functional_adam._hints import tree_hints
 from functional_adam._hints.keywords import explained
-from functional_adam._scalars import is_zero
-from functional_adam._settings import adam_like, bind
-from functional_adam._state import AdamState, check_state, is_ours
+from functional_adam._settings import adam_like, make_settings
+from functional_adam._state import AdamState
 from functional_adam._step import step
 from functional_adam._storage.formats import MomentFormat
 from functional_adam._types import (
@@ -121,7 +118,7 @@ def update(
         Loshchilov and Hutter 2019, Decoupled Weight Decay Regularization, Algorithm 2.
         Dozat 2016, Incorporating Nesterov Momentum into Adam.
     """
-    bound = bind(
+    settings = make_settings(
         adam_like(nesterov, eps_placement),
         learning_rate=learning_rate,
         b1=b1,
@@ -137,12 +134,4 @@ def update(
         moments=moments,
         rounding=rounding,
     )
-    if is_zero(bound.weight_decay):
-        # Then `step` looks at neither: right for Optax's wrappers, which pass what they have, but
-        # here whatever is given was meant.
-        if not is_ours(state):
-            raise TypeError(tree_hints.not_a_state(state, grads, params))
-        check_state(state, bound.variant.name, (), bound.moments, bound.rounding)
-        if mask is not None:
-            _masks.spread(bound.mask, state.mu if params is None else params)
-    return step(bound, grads, state, params)
+    return step(settings, grads, state, params, strict=True)

@@ -18,12 +18,12 @@ from jax.tree_util import keystr
 from functional_adam import _check
 from functional_adam._mesh import dimensions, divided, replicated, scale_sharding, ways
 from functional_adam._nested import by_parameter
-from functional_adam._state import AdamState, built_like, is_ours, outside_boxes, state_shapes
+from functional_adam._state import AdamState, built_like, is_adam_state, outside_boxes, state_shapes
 from functional_adam._storage.int8 import block_length
 from functional_adam._types import GradientTransformation, PyTree
 
 
-class Place(NamedTuple):
+class Layout(NamedTuple):
     """A parameter's shape, and where it lies."""
 
     shape: tuple[int, ...]
@@ -46,7 +46,7 @@ def state_shardings(
     and all other arrays lie whole on each device.
 
     Hand it to `out_shardings` of the jitted `init` and of the jitted step. `jax.jit(tx.init)` alone
-    leaves the placing to XLA, which puts all zeros on one device; an eager `tx.init` places its
+    leaves the placing to XLA, which puts all zeros on one device; an eager `tx.init` layouts its
     arrays like this by itself, where the parameters lie on a mesh.
 
     Where a device holds no whole number of blocks, an update with moments="int8" exchanges their
@@ -91,48 +91,50 @@ def state_shardings(
         Models, section 5.1.
     """
     state = state_shapes(tx, params)
-    places = _places(params, params_shardings)
-    somewhere = _on_one_mesh(places, params_shardings)
+    layouts = _layouts(params, params_shardings)
+    somewhere = _on_one_mesh(layouts, params_shardings)
     _check_axis(zero_axis, somewhere)
     scales = _scale_shapes(state)
-    places = {path: _divided_more(x, scales.get(path), zero_axis) for path, x in places.items()}
+    layouts = {path: _divided_more(x, scales.get(path), zero_axis) for path, x in layouts.items()}
 
-    def place(path: Any, node: Any) -> Any:
-        if is_ours(node):
-            return _placed(node, places, somewhere)
-        return _like_parameter(keystr(path), node, places, somewhere)
+    def layout(path: Any, node: Any) -> Any:
+        if is_adam_state(node):
+            return _state_layout(node, layouts, somewhere)
+        return _like_parameter(keystr(path), node, layouts, somewhere)
 
-    return jax.tree_util.tree_map_with_path(place, state, is_leaf=is_ours)
+    return jax.tree_util.tree_map_with_path(layout, state, is_leaf=is_adam_state)
 
 
 def _scale_shapes(state: PyTree) -> dict[str, tuple[int, ...]]:
     """The shapes of all scales, by the paths of their parameters."""
     shapes: dict[str, tuple[int, ...]] = {}
-    for one in filter(is_ours, jax.tree.leaves(state, is_leaf=is_ours)):
+    for one in filter(is_adam_state, jax.tree.leaves(state, is_leaf=is_adam_state)):
         if one.nu_scale is not None:
             scales = by_parameter("state.nu_scale", one.nu_scale, one)
             shapes |= {keystr(path): x.shape for path, x in scales.items() if x is not None}
     return shapes
 
 
-def _placed(state: AdamState, places: dict[str, Place], somewhere: NamedSharding) -> AdamState:
-    """The places of one state of this package."""
+def _state_layout(
+    state: AdamState, layouts: dict[str, Layout], somewhere: NamedSharding
+) -> AdamState:
+    """The layouts of one state of this package."""
 
     def kept(path: str, leaf: Any) -> NamedSharding:
-        return _like_parameter(path, leaf, places, somewhere)
+        return _like_parameter(path, leaf, layouts, somewhere)
 
     def scale(path: str, leaf: Any) -> Any:
-        place = places.get(path)
-        if place is None:
+        layout = layouts.get(path)
+        if layout is None:
             return replicated(somewhere, len(leaf.shape))
-        return scale_sharding(place.sharding, place.shape, leaf.shape)
+        return scale_sharding(layout.sharding, layout.shape, leaf.shape)
 
-    def like(tree: PyTree, place: Callable[[str, Any], Any] = kept) -> PyTree:
+    def like(tree: PyTree, layout: Callable[[str, Any], Any] = kept) -> PyTree:
         if tree is None:
             return None
         leaves = by_parameter("the state", tree, state).items()
         return built_like(
-            tree, [None if x is None else place(keystr(path), x) for path, x in leaves]
+            tree, [None if x is None else layout(keystr(path), x) for path, x in leaves]
         )
 
     count: Any = replicated(somewhere, 0)
@@ -147,32 +149,32 @@ def _placed(state: AdamState, places: dict[str, Place], somewhere: NamedSharding
 
 
 def _like_parameter(
-    path: str, leaf: Any, places: dict[str, Place], somewhere: NamedSharding
+    path: str, leaf: Any, layouts: dict[str, Layout], somewhere: NamedSharding
 ) -> NamedSharding:
-    """The place of the parameter whose path is at the end of `path`, if it has this shape."""
+    """The layout of the parameter whose path is at the end of `path`, if it has this shape."""
     ends = [
-        end for end, place in places.items() if path.endswith(end) and place.shape == leaf.shape
+        end for end, layout in layouts.items() if path.endswith(end) and layout.shape == leaf.shape
     ]
     if ends:
-        return places[max(ends, key=len)].sharding
+        return layouts[max(ends, key=len)].sharding
     whole: Any = replicated(somewhere, len(leaf.shape))
     return whole
 
 
-def _divided_more(place: Place, scales: tuple[int, ...] | None, zero_axis: str | None) -> Place:
-    """A moment's place: its parameter's, divided over one more axis where it can be."""
-    shape, sharding = place
+def _divided_more(layout: Layout, scales: tuple[int, ...] | None, zero_axis: str | None) -> Layout:
+    """A moment's layout: its parameter's, divided over one more axis where it can be."""
+    shape, sharding = layout
     axes = dimensions(sharding, len(shape))
     if zero_axis is None or any(zero_axis in names for names in axes) or 0 in shape:
-        return place
+        return layout
     for i, (names, size) in enumerate(zip(axes, shape, strict=True)):
         more = [*axes[:i], (*names, zero_axis), *axes[i + 1 :]]
         if size % ways(sharding, more[i]):
             continue
         new = divided(sharding, more, in_full=len(sharding.spec) == len(shape))
         if scales is None or i < len(scales) - 1 or _whole_blocks(new, shape, scales):
-            return Place(shape, new)
-    return place
+            return Layout(shape, new)
+    return layout
 
 
 def _whole_blocks(sharding: NamedSharding, shape: tuple[int, ...], scales: tuple[int, ...]) -> bool:
@@ -188,8 +190,8 @@ def _whole_blocks(sharding: NamedSharding, shape: tuple[int, ...], scales: tuple
 # ---- Arguments ----
 
 
-def _places(params: PyTree, params_shardings: PyTree) -> dict[str, Place]:
-    """Every parameter's place, by path."""
+def _layouts(params: PyTree, params_shardings: PyTree) -> dict[str, Layout]:
+    """Every parameter's layout, by path."""
     paths_and_leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=_check.is_none)
     if params_shardings is None:
         shardings = [getattr(leaf, "sharding", None) for _, leaf in paths_and_leaves]
@@ -202,7 +204,7 @@ def _places(params: PyTree, params_shardings: PyTree) -> dict[str, Place]:
         shardings = _check.leaves_like("params_shardings", *flat, "params")
     own = params_shardings is None
     return {
-        keystr(path): Place(np.shape(leaf), _sharding(keystr(path), leaf, sharding, own))
+        keystr(path): Layout(np.shape(leaf), _sharding(keystr(path), leaf, sharding, own))
         for (path, leaf), sharding in zip(paths_and_leaves, shardings, strict=True)
         if leaf is not None
     }
@@ -213,7 +215,7 @@ def _sharding(path: str, leaf: Any, sharding: Any, own: bool) -> NamedSharding:
     if not isinstance(sharding, NamedSharding):
         if own:
             raise ValueError(
-                f"params{path} must lie on a mesh; its sharding is {_check.show(sharding)}. Place "
+                f"params{path} must lie on a mesh; its sharding is {_check.show(sharding)}. Layout "
                 "it with jax.device_put(params, NamedSharding(mesh, spec)), or pass "
                 "params_shardings (from Flax Linen: nn.get_sharding(params, mesh))."
             )
@@ -237,23 +239,23 @@ def _not_named(name: str, sharding: Any) -> TypeError:
     )
 
 
-def _on_one_mesh(places: dict[str, Place], params_shardings: PyTree) -> NamedSharding:
+def _on_one_mesh(layouts: dict[str, Layout], params_shardings: PyTree) -> NamedSharding:
     """Any one of the shardings, once all are known to be on one mesh."""
-    if not places and isinstance(params_shardings, NamedSharding):
+    if not layouts and isinstance(params_shardings, NamedSharding):
         return params_shardings
-    if not places:
+    if not layouts:
         raise ValueError(
             "params has no leaf that says on which mesh the state is to lie: pass a NamedSharding "
             "as params_shardings."
         )
-    (first, place), *others = places.items()
+    (first, layout), *others = layouts.items()
     for path, other in others:
-        if other.sharding.mesh != place.sharding.mesh:
+        if other.sharding.mesh != layout.sharding.mesh:
             raise ValueError(
                 f"All parameters must lie on one mesh; params{path} is on {other.sharding.mesh}, "
-                f"but params{first} on {place.sharding.mesh}."
+                f"but params{first} on {layout.sharding.mesh}."
             )
-    return place.sharding
+    return layout.sharding
 
 
 def _check_axis(zero_axis: Any, sharding: NamedSharding) -> None:

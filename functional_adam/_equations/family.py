@@ -9,94 +9,109 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from functional_adam._equations import formulas as F
-from functional_adam._equations.operands import Advance, Denominator, Finish, Numerator, Prepare
+from functional_adam._equations.operands import (
+    Denominator,
+    Numerator,
+    Prepare,
+    RescaleUpdate,
+    UpdateMoments,
+)
 
 
 class Variant(NamedTuple):
     """What distinguishes one optimizer from another; as it stands here, Adam."""
 
     name: str = "adam"
-    prepare: tuple[Prepare, ...] = (F.eps_after_correction,)  # in this order
-    advance: Advance = F.adam
+    prepare: tuple[Prepare, ...] = ()  # before the correction, in this order
+    correction: Prepare | None = F.eps_after_correction  # None: eps has no place relative to one
+    rectify: tuple[Prepare, ...] = ()  # after the correction
+    update_moments: UpdateMoments = F.adam
     numerator: Numerator = F.momentum
     denominator: Denominator = F.root
-    finish: Finish | None = None  # needs the parameters
-    keeps: tuple[tuple[str, str], ...] = ()  # (name in state.extra, moment it is stored like)
+    rescale_update: RescaleUpdate | None = None  # needs the parameters
+    extra: tuple[tuple[str, str], ...] = ()  # (name in state.extra, moment it is stored like)
     maxima: tuple[str, ...] = ()  # those of them that never fall, which rounding up would raise
-    start: str | None = None  # that of its own hyperparameters which both moments begin at
-    rates: tuple[str, ...] = ()  # those of its own hyperparameters that are decay rates
+    initial_moments: str | None = None  # its hyperparameter that both moments begin at
+    decay_rates: tuple[str, ...] = ()  # its hyperparameters that are decay rates
     whole_leaf: bool = False  # whether an element's step depends on the others of its leaf
     ratio_is_bounded: bool = True  # whether |m| <= C sqrt(v), see `largest_ratio`, and nothing else
 
     @property
+    def preparations(self) -> tuple[Prepare, ...]:
+        """All that prepares the scalars of a step, in order."""
+        correction = () if self.correction is None else (self.correction,)
+        return (*self.prepare, *correction, *self.rectify)
+
+    @property
     def averages(self) -> tuple[str, ...]:
         """The names of those it keeps that are averages."""
-        return tuple(name for name, _ in self.keeps if name not in self.maxima)
+        return tuple(name for name, _ in self.extra if name not in self.maxima)
 
-    def first(self, *prepare: Prepare) -> Variant:
+    def prepare_first(self, *prepare: Prepare) -> Variant:
         """With these preparations before the others."""
         return self._replace(prepare=(*prepare, *self.prepare))
 
     def look_ahead(self, weights: Prepare = F.nesterov_weights) -> Variant:
         """With Nesterov's numerator."""
-        return self.first(weights)._replace(numerator=F.nesterov_momentum)
+        return self.prepare_first(weights)._replace(numerator=F.nesterov_momentum)
 
 
 ADAM = Variant()
 AMSGRAD = Variant(
     name="amsgrad",
     ratio_is_bounded=False,
-    advance=F.amsgrad,
+    update_moments=F.amsgrad,
     denominator=F.root_of_maximum,
-    keeps=(("nu_max", "nu"),),
+    extra=(("nu_max", "nu"),),
     maxima=("nu_max",),
 )
 AMSGRAD_OF_CORRECTED = AMSGRAD._replace(
-    prepare=(F.first_correction,), advance=F.amsgrad_of_corrected
+    prepare=(F.first_correction,), correction=None, update_moments=F.amsgrad_of_corrected
 )
 ADAMAX = Variant(
     name="adamax",
     ratio_is_bounded=False,
     prepare=(F.first_correction,),
-    advance=F.adamax,
+    correction=None,
+    update_moments=F.adamax,
     denominator=F.maximum,
 )
 RADAM = Variant(
     name="radam",
-    prepare=(F.eps_after_correction, F.rectification),
+    rectify=(F.rectification,),
     denominator=F.rectified_root,
 )
 ADABELIEF = Variant(
     name="adabelief",
     ratio_is_bounded=False,
-    prepare=(F.belief_floor, F.eps_after_correction),
-    advance=F.adabelief,
+    prepare=(F.belief_floor,),
+    update_moments=F.adabelief,
 )
 YOGI = Variant(
     name="yogi",
     ratio_is_bounded=False,
-    advance=F.yogi,
-    start="initial_accumulator_value",
+    update_moments=F.yogi,
+    initial_moments="initial_accumulator_value",
 )
 LAMB = Variant(
     name="lamb",
     whole_leaf=True,
-    prepare=(F.unit_rate, F.eps_after_correction),
-    finish=F.trust_ratio,
+    prepare=(F.unit_rate,),
+    rescale_update=F.trust_ratio,
 )
 ADOPT = Variant(
     name="adopt",
     ratio_is_bounded=False,
-    prepare=(),
-    advance=F.adopt,
+    correction=None,
+    update_moments=F.adopt,
     denominator=F.one,
 )
 ADEMAMIX = Variant(
     name="ademamix",
     ratio_is_bounded=False,
-    prepare=(F.mixing, F.eps_after_correction),
-    advance=F.ademamix,
+    prepare=(F.mixing,),
+    update_moments=F.ademamix,
     numerator=F.mixed_momentum,
-    keeps=(("mu_slow", "mu"),),
-    rates=("b3",),
+    extra=(("mu_slow", "mu"),),
+    decay_rates=("b3",),
 )

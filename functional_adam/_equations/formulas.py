@@ -54,7 +54,7 @@ def eps_before_correction(s: Scalars) -> Scalars:
 
     There, eps is written with a hat; TensorFlow and Keras follow it.
     """
-    return s._replace(step=s.step * jnp.sqrt(s.c2) / s.c1)
+    return s._replace(step_size=s.step_size * jnp.sqrt(s.c2) / s.c1)
 
 
 def adam(s: Scalars, g: jax.Array, old: Moments) -> tuple[jax.Array, Moments]:
@@ -83,12 +83,12 @@ def coupled_decay(s: Scalars, g: jax.Array, theta: jax.Array) -> jax.Array:
 
 def decoupled_decay(s: Scalars, u: jax.Array, theta: jax.Array) -> jax.Array:
     """u - alpha lambda theta (Loshchilov & Hutter 2019, Algorithm 2, schedule eta inside alpha)."""
-    return u - times(s.shrink, theta)
+    return u - times(s.decay, theta)
 
 
 def independent_decay(s: Scalars) -> Scalars:
     """u - lambda theta: the same Algorithm 2, schedule eta inside lambda and not times alpha."""
-    return s._replace(shrink=s.weight_decay)
+    return s._replace(decay=s.weight_decay)
 
 
 # ---- NAdam: Dozat 2016 ----
@@ -106,7 +106,7 @@ def dozat_weights(s: Scalars) -> Scalars:
     mu(t) = b1 (1 - 0.96**(t psi) / 2), psi being `momentum_decay`; P(t) = mu(1) mu(2) ... mu(t).
     Written so that everything adds and nothing cancels.
     """
-    log_q = s.own["momentum_decay"] * math.log(0.96)
+    log_q = s.derived["momentum_decay"] * math.log(0.96)
 
     def momentum_complement(t: jax.Array) -> jax.Array:  # 1 - mu(t)
         return s.b1.complement + s.b1.b * jnp.exp(t * log_q) / 2
@@ -120,12 +120,12 @@ def dozat_weights(s: Scalars) -> Scalars:
 
 def _look_ahead(s: Scalars, ahead: jax.Array, now: jax.Array) -> Scalars:
     # The corrections of both terms are in their weights: no common c1 is left.
-    return s._replace(own=s.own | {"ahead": ahead, "now": now}, c1=jnp.ones_like(s.c1))
+    return s._replace(derived=s.derived | {"ahead": ahead, "now": now}, c1=jnp.ones_like(s.c1))
 
 
 def nesterov_momentum(s: Scalars, x: jax.Array, new: Moments) -> jax.Array:
     """ahead m + now x."""
-    return times(s.own["ahead"], new.m) + times(s.own["now"], x)
+    return times(s.derived["ahead"], new.m) + times(s.derived["now"], x)
 
 
 # ---- AMSGrad: Reddi, Kale & Kumar 2018, Algorithm 2 ----
@@ -134,23 +134,23 @@ def nesterov_momentum(s: Scalars, x: jax.Array, new: Moments) -> jax.Array:
 def amsgrad(s: Scalars, g: jax.Array, old: Moments) -> tuple[jax.Array, Moments]:
     """As `adam`, and v_max <- max(v_max, v): the paper's; PyTorch corrects it afterwards."""
     g, new = adam(s, g, old)
-    return g, new._replace(more={"nu_max": jnp.maximum(old.more["nu_max"], new.v)})
+    return g, new._replace(extra={"nu_max": jnp.maximum(old.extra["nu_max"], new.v)})
 
 
 def amsgrad_of_corrected(s: Scalars, g: jax.Array, old: Moments) -> tuple[jax.Array, Moments]:
     """As `adam`, and v_max <- max(v_max, v / c2): Optax's."""
     g, new = adam(s, g, old)
-    return g, new._replace(more={"nu_max": jnp.maximum(old.more["nu_max"], new.v / s.c2)})
+    return g, new._replace(extra={"nu_max": jnp.maximum(old.extra["nu_max"], new.v / s.c2)})
 
 
 def root_of_maximum(s: Scalars, new: Moments) -> jax.Array:
     """sqrt(v_max + eps_root) + eps."""
-    return root(s, new._replace(v=new.more["nu_max"]))
+    return root(s, new._replace(v=new.extra["nu_max"]))
 
 
 def first_correction(s: Scalars) -> Scalars:
     """alpha / c1 * m / denominator, for a denominator that needs no correction or had it."""
-    return s._replace(step=s.step / s.c1)
+    return s._replace(step_size=s.step_size / s.c1)
 
 
 def without_first_correction(s: Scalars) -> Scalars:
@@ -193,18 +193,19 @@ def rectification(s: Scalars) -> Scalars:
     y = -s.b2.log / 2
     rho = langevin(y)[0] + s.t * langevin(s.t * y)[1]
     top = 2 / s.b2.complement - 1  # rho never gets there, but by rounding
-    adaptive = (rho >= s.own["threshold"]) & (top > s.own["threshold"])
+    adaptive = (rho >= s.derived["threshold"]) & (top > s.derived["threshold"])
     # Any number above 4 will do where there is no r: its slope must not be NaN either.
     rho, top = (jnp.where(adaptive, x, jnp.full_like(rho, 5)) for x in (rho, top))
     r = safe_sqrt((rho - 4) / (top - 4) * ((rho - 2) / (top - 2)) * (top / rho))
     return s._replace(
-        step=jnp.where(adaptive, s.step * r, s.alpha / s.c1), own=s.own | {"adaptive": adaptive}
+        step_size=jnp.where(adaptive, s.step_size * r, s.alpha / s.c1),
+        derived=s.derived | {"adaptive": adaptive},
     )
 
 
 def rectified_root(s: Scalars, new: Moments) -> jax.Array:
     """The root where rho(t) >= threshold, else 1."""
-    return jnp.where(s.own["adaptive"], root(s, new), jnp.ones_like(new.v))
+    return jnp.where(s.derived["adaptive"], root(s, new), jnp.ones_like(new.v))
 
 
 # ---- AdaBelief: Zhuang et al. 2020, Algorithm 2 ----
@@ -216,13 +217,13 @@ def belief_floor(s: Scalars) -> Scalars:
     Added to v itself it would be rounded the same way in every step, and the errors add up.
     """
     floor = None if s.eps_root is None else s.eps_root / s.b2.complement
-    return s._replace(own=s.own | {"floor": floor}, eps_root=None)
+    return s._replace(derived=s.derived | {"floor": floor}, eps_root=None)
 
 
 def adabelief(s: Scalars, g: jax.Array, old: Moments) -> tuple[jax.Array, Moments]:
     """m as in Adam; v <- b2 v + (1 - b2) |g - m|**2 + eps_root, m being the new one."""
     m = average(old.m, g, s.b1)
-    square, floor = abs_squared(g - m), s.own["floor"]
+    square, floor = abs_squared(g - m), s.derived["floor"]
     v = mean_square(old.v, square if floor is None else square + floor, s.b2)
     return g, old._replace(m=m, v=v)
 
@@ -243,9 +244,9 @@ def yogi(s: Scalars, g: jax.Array, old: Moments) -> tuple[jax.Array, Moments]:
 
 def unit_rate(s: Scalars) -> Scalars:
     """alpha = 1 until `trust_ratio`, whose quotient it would enter: 0 / 0 at alpha = 0."""
-    one = jnp.ones_like(s.step)
-    own = s.own | {"learning_rate": s.alpha}
-    return s._replace(own=own, alpha=one, step=one, shrink=s.weight_decay)
+    one = jnp.ones_like(s.step_size)
+    derived = s.derived | {"learning_rate": s.alpha}
+    return s._replace(derived=derived, alpha=one, step_size=one, decay=s.weight_decay)
 
 
 def trust_ratio(s: Scalars, u: jax.Array, theta: jax.Array) -> jax.Array:
@@ -253,7 +254,7 @@ def trust_ratio(s: Scalars, u: jax.Array, theta: jax.Array) -> jax.Array:
     size, step = safe_sqrt(abs_squared(theta).sum()), safe_sqrt(abs_squared(u).sum())
     usable = (size != 0) & (step != 0)  # true of a NaN, which must not look like a 0
     ratio = jnp.where(usable, size / jnp.where(usable, step, jnp.ones_like(step)), 1)
-    return times(s.own["learning_rate"] * ratio, u)
+    return times(s.derived["learning_rate"] * ratio, u)
 
 
 # ---- ADOPT: Taniguchi et al. 2024, Algorithm 2 ----
@@ -266,7 +267,7 @@ def adopt(s: Scalars, g: jax.Array, old: Moments) -> tuple[jax.Array, Moments]:
     """
     first = s.t == 1
     scale = jnp.where(first, jnp.ones_like(old.v), jnp.maximum(safe_sqrt(old.v), s.eps))
-    x = jnp.where(first, jnp.zeros_like(g), clip(over(g, scale), s.own["clip_value_fn"]))
+    x = jnp.where(first, jnp.zeros_like(g), clip(over(g, scale), s.derived["clip_value_fn"]))
     square = abs_squared(g)
     v = jnp.where(first, square, mean_square(old.v, square, s.b2))
     return x, old._replace(m=average(old.m, x, s.b1), v=v)
@@ -287,18 +288,18 @@ def one(_s: Scalars, new: Moments) -> jax.Array:
 
 def mixing(s: Scalars) -> Scalars:
     """alpha of the paper, here `mix`, times c1: all of the numerator is divided by c1."""
-    return s._replace(own=s.own | {"mix": s.own["alpha"] * s.c1})
+    return s._replace(derived=s.derived | {"mix": s.derived["alpha"] * s.c1})
 
 
 def ademamix(s: Scalars, g: jax.Array, old: Moments) -> tuple[jax.Array, Moments]:
     """As `adam`, and m_slow <- b3 m_slow + (1 - b3) g."""
     g, new = adam(s, g, old)
-    return g, new._replace(more={"mu_slow": average(old.more["mu_slow"], g, s.own["b3"])})
+    return g, new._replace(extra={"mu_slow": average(old.extra["mu_slow"], g, s.derived["b3"])})
 
 
 def mixed_momentum(s: Scalars, _x: jax.Array, new: Moments) -> jax.Array:
     """c1 (m_hat + mix m_slow); the slow average is not corrected, so that it comes in slowly."""
-    return new.m + times(s.own["mix"], new.more["mu_slow"])
+    return new.m + times(s.derived["mix"], new.extra["mu_slow"])
 
 
 # ---- Cautious optimizers: Liang et al. 2024, Algorithm 1 ----
@@ -314,6 +315,6 @@ class Cautious(NamedTuple):
         d = self.numerator(s, x, new)
         agrees = same_side(d, x)
         rows = jnp.sum(jnp.atleast_1d(agrees), axis=-1, dtype=jnp.int32)  # exact, however large
-        share = jnp.sum(rows.astype(s.step.dtype)) / float(max(1, agrees.size))
+        share = jnp.sum(rows.astype(s.step_size.dtype)) / float(max(1, agrees.size))
         gain = 1 / jnp.maximum(share, 1e-3)
         return times(gain * agrees.astype(share.dtype), d)  # a product: a NaN stays one

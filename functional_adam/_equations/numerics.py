@@ -30,8 +30,8 @@ class Rate(NamedTuple):
     b: jax.Array
     complement: jax.Array  # 1 - b
     log: jax.Array  # log b; `LOG_OF_ZERO` for b = 0
-    carried: jax.Array  # 1 where b > 1/2, else b: see `average`
-    removed: jax.Array  # 1 where b > 1/2, else 0
+    keep: jax.Array  # 1 where b > 1/2, else b: see `average`
+    subtract: jax.Array  # 1 where b > 1/2, else 0
 
 
 @jax.jit  # one trace for both rates
@@ -177,9 +177,9 @@ def average(a: jax.Array, x: jax.Array, rate: Rate) -> jax.Array:
     relative error every step, which over 1 / (1 - b) steps grows to 2**-25 / (1 - b); in the
     second, rounding touches only the small correction. But where b is small and x far below a,
     x - a has lost x: there the first form is the exact one. Both are one expression, with
-    `carried` and `removed` 1 and 1 for the second form, b and 0 for the first.
+    `keep` and `subtract` 1 and 1 for the second form, b and 0 for the first.
     """
-    return times(rate.carried, a) + times(rate.complement, x - times(rate.removed, a))
+    return times(rate.keep, a) + times(rate.complement, x - times(rate.subtract, a))
 
 
 def mean_square(v: jax.Array, square: jax.Array, rate: Rate) -> jax.Array:

@@ -15,7 +15,7 @@ class Moments(NamedTuple):
 
     m: jax.Array
     v: jax.Array
-    more: dict[str, jax.Array]  # the variant's own arrays, by their names in `AdamState.extra`
+    extra: dict[str, jax.Array]  # the variant's own arrays, by their names in `AdamState.extra`
 
 
 class Scalars(NamedTuple):
@@ -29,19 +29,19 @@ class Scalars(NamedTuple):
     eps_root: jax.Array | None  # None for 0, which XLA could not drop: 0 * NaN
     weight_decay: jax.Array
     l2: jax.Array | None  # likewise
-    own: dict[str, Any]  # the variant's own hyperparameters, and what it makes of them
+    derived: dict[str, Any]  # of the variant's own hyperparameters, and what it makes of them
     c1: jax.Array  # 1 - b1**t
     c2: jax.Array  # 1 - b2**t
-    step: jax.Array  # multiplies numerator / denominator
-    shrink: jax.Array  # multiplies theta
+    step_size: jax.Array  # multiplies numerator / denominator
+    decay: jax.Array  # multiplies theta
 
 
 # Once a step: folds corrections into what multiplies, prepares what the variant needs.
 Prepare: TypeAlias = Callable[[Scalars], Scalars]
 # The moments after the step, and x, what the first moment averaged: g itself, but in ADOPT.
-Advance: TypeAlias = Callable[[Scalars, jax.Array, Moments], tuple[jax.Array, Moments]]
+UpdateMoments: TypeAlias = Callable[[Scalars, jax.Array, Moments], tuple[jax.Array, Moments]]
 # The direction, as numerator(s, x, new) / denominator(s, new).
 Numerator: TypeAlias = Callable[[Scalars, jax.Array, Moments], jax.Array]
 Denominator: TypeAlias = Callable[[Scalars, Moments], jax.Array]
-# The update as a whole: finish(s, u, theta).
-Finish: TypeAlias = Callable[[Scalars, jax.Array, jax.Array], jax.Array]
+# The update as a whole: rescale_update(s, u, theta).
+RescaleUpdate: TypeAlias = Callable[[Scalars, jax.Array, jax.Array], jax.Array]

@@ -1,7 +1,7 @@
 """What a caller most likely meant by an argument: the way out that a message ends with.
 
-But for `called`, nothing here runs unless an error is raised already. `tree_hints` has the way out for
-trees and states.
+But for `called`, nothing here runs unless an error is raised already. `tree_hints` has the way out
+for trees and states.
 """
 
 from __future__ import annotations

@@ -20,12 +20,12 @@ from functional_adam._storage.formats import (
     FORMATS,
     Format,
     Int8,
+    LeafState,
     MomentFormat,
-    Stored,
-    chosen,
     format_of,
+    make_format,
 )
-from functional_adam._storage.rounding import Draw, bits, draw, leaf_key
+from functional_adam._storage.rounding import StepNoise, leaf_key, random_bits, step_noise
 from functional_adam._types import PyTree, arithmetic_dtype, real_dtype
 
 
@@ -59,7 +59,7 @@ def convert_moments(state: AdamState, params: PyTree, *, moments: MomentFormat) 
         (2, dtype('uint8'))
     """
     check_count(state)
-    format = chosen(moments)
+    format = make_format(moments)
     if isinstance(format, Int8) and state.extra:
         raise ValueError(
             f'moments="int8" cannot keep the trees {list(state.extra)} of state.extra; use '
@@ -71,49 +71,51 @@ def convert_moments(state: AdamState, params: PyTree, *, moments: MomentFormat) 
         return _check.leaves_if_any(f"state.{name}", tree, params, "params")
 
     extra = state.extra or {}
-    more = {name: leaves(f"extra[{name!r}]", tree) for name, tree in extra.items()}
+    extra_trees = {name: leaves(f"extra[{name!r}]", tree) for name, tree in extra.items()}
     flat = outside_boxes(params)
     scales = _check.leaves_if_any("state.nu_scale", state.nu_scale, flat, "params")
     columns = leaves("mu", state.mu), leaves("nu", state.nu), scales
-    drawn = draw(jnp.asarray(state.count), tuple(extra))
+    noise = step_noise(jnp.asarray(state.count), tuple(extra))
     new = [
         _converted(
             format,
             keystr(path),
             theta,
-            Stored(mu, nu, {name: kept[i] for name, kept in more.items()}, scale),
-            drawn,
+            LeafState(mu, nu, {name: kept[i] for name, kept in extra_trees.items()}, scale),
+            noise,
         )
         for i, ((path, theta), mu, nu, scale) in enumerate(zip(thetas, *columns, strict=True))
     ]
     return state._replace(
         mu=treedef.unflatten(leaf.m for leaf in new),
         nu=treedef.unflatten(leaf.v for leaf in new),
-        nu_scale=built_like(flat, [leaf.scale for leaf in new]) if format.keeps_scale else None,
-        extra={k: treedef.unflatten(leaf.more[k] for leaf in new) for k in extra} or None,
+        nu_scale=built_like(flat, [leaf.scale for leaf in new]) if format.has_scale else None,
+        extra={k: treedef.unflatten(leaf.extra[k] for leaf in new) for k in extra} or None,
     )
 
 
-def _converted(format: Format, path: str, theta: Any, old: Stored, drawn: Draw) -> Stored:
+def _converted(
+    format: Format, path: str, theta: Any, old: LeafState, noise: StepNoise
+) -> LeafState:
     if theta is None:
-        return Stored(None, None, dict.fromkeys(old.more))
+        return LeafState(None, None, dict.fromkeys(old.extra))
     fresh = format.fresh("params" + path, theta)
     _check.same_shape("state.mu" + path, old.m, theta, "params" + path)
     # Of the variant's own trees, `mu_...` is kept like mu and `nu_...` like nu.
-    like = {k: fresh.m if k.startswith("mu") else fresh.v for k in old.more}
+    like = {k: fresh.m if k.startswith("mu") else fresh.v for k in old.extra}
     if isinstance(format, Int8):
         _refuse_infinite(path, old)
     wide = arithmetic_dtype(_check.leaf_dtype("params" + path, theta))
-    scale = no_scale(fresh, sharding_of(theta)) if format.keeps_scale else None
-    fresh = fresh._replace(more=like, scale=scale)
-    carried: Callable[..., Stored] = functools.partial(_carried, format, wide)
-    if format.keeps_scale or old.scale is not None:
+    scale = no_scale(fresh, sharding_of(theta)) if format.has_scale else None
+    fresh = fresh._replace(extra=like, scale=scale)
+    carried: Callable[..., LeafState] = functools.partial(_restored_leaf, format, wide)
+    if format.has_scale or old.scale is not None:
         carried = over_auto_axes(carried, fresh)
     key = leaf_key("converted" + path)  # other bits than those by which `old` may be rounded
-    return carried(old, fresh, drawn, key)
+    return carried(old, fresh, noise, key)
 
 
-def _refuse_infinite(path: str, old: Stored) -> None:
+def _refuse_infinite(path: str, old: LeafState) -> None:
     """An infinite v stops its coordinate for good; codes are finite and would start it again."""
     for name, moment in (("nu", old.v), ("mu", old.m)):
         if isinstance(moment, Tracer) or not jnp.issubdtype(moment.dtype, jnp.inexact):
@@ -127,10 +129,15 @@ def _refuse_infinite(path: str, old: Stored) -> None:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _carried(
-    format: Format, wide: np.dtype[Any], old: Stored, fresh: Stored, drawn: Draw, key: Any
-) -> Stored:
+def _restored_leaf(
+    format: Format,
+    wide: np.dtype[Any],
+    old: LeafState,
+    fresh: LeafState,
+    noise: StepNoise,
+    key: Any,
+) -> LeafState:
     """Read from the old format, through the arithmetic's dtype, into the new one."""
     loaded = FORMATS[format_of(old.m, old.v)]().load(old)
     new = jax.tree.map(functools.partial(widened, real_dtype(wide)), loaded)
-    return format.store(new, fresh, bits(drawn, key, fresh.m.shape), None)
+    return format.store(new, fresh, random_bits(noise, key, fresh.m.shape), None)

@@ -29,7 +29,7 @@ from functional_adam._interop.optax_pieces import (
     nearest,
     pieces_of,
 )
-from functional_adam._state import is_ours
+from functional_adam._state import is_adam_state
 from functional_adam._types import PyTree
 
 # Fields of Optax's states that ours have under another name; AdEMAMix counts twice.
@@ -79,7 +79,7 @@ def from_optax(opt_state: PyTree, like: PyTree) -> PyTree:
         >>> int(state[1].count), state[1].mu["w"].round(3)
         (1, Array([0.1, 0.1, 0.1], dtype=float32))
     """
-    return _carried(Side("opt_state", opt_state, is_theirs), Side("like", like, is_ours))
+    return _carried(Side("opt_state", opt_state, is_theirs), Side("like", like, is_adam_state))
 
 
 def to_optax(state: PyTree, like: PyTree) -> PyTree:
@@ -108,7 +108,7 @@ def to_optax(state: PyTree, like: PyTree) -> PyTree:
         >>> int(adam_state.count), int(schedule_state.count)
         (1, 1)
     """
-    return _carried(Side("state", state, is_ours), Side("like", like, is_theirs))
+    return _carried(Side("state", state, is_adam_state), Side("like", like, is_theirs))
 
 
 def _carried(source: Side, target: Side) -> PyTree:
@@ -133,7 +133,7 @@ def _partners(have: list[Piece], want: list[Piece]) -> dict[tuple[Any, ...], Pie
     """Of each wanted piece that has a counterpart, by its path, that counterpart."""
     alone = all(sum(p.kind == ADAM for p in pieces) == 1 for pieces in (have, want))
 
-    def place(piece: Piece) -> tuple[str, ...]:
+    def role(piece: Piece) -> tuple[str, ...]:
         if alone and piece.kind == ADAM:
             return (ADAM,)
         names = (keystr((key,)) for key in piece.path if not isinstance(key, SequenceKey))
@@ -141,14 +141,14 @@ def _partners(have: list[Piece], want: list[Piece]) -> dict[tuple[Any, ...], Pie
 
     free: dict[tuple[str, ...], list[Piece]] = {}
     for piece in have:
-        free.setdefault(place(piece), []).append(piece)
-    wanted = Counter(map(place, want))
+        free.setdefault(role(piece), []).append(piece)
+    wanted = Counter(map(role, want))
     for found in free.values():
         # Of fewer or more counters than the other side has, nobody knows which is which.
-        if found[0].kind == COUNTER and len(found) != wanted[place(found[0])]:
+        if found[0].kind == COUNTER and len(found) != wanted[role(found[0])]:
             for piece in found:
                 check_counter(piece, have)
-    partners = {p.path: free[place(p)].pop(0) for p in want if free.get(place(p))}
+    partners = {p.path: free[role(p)].pop(0) for p in want if free.get(role(p))}
     missing = [str(p) for p in want if p.path not in partners and p.kind != COUNTER]
     left = [str(p) for pieces in free.values() for p in pieces if p.kind != COUNTER]
     if missing or left:
@@ -178,7 +178,7 @@ def _adam(source: Piece, target: Piece) -> Any:
     count = source.value.count
     old: Any = target.value
     fields: tuple[str, ...] = old._fields
-    if is_ours(old):
+    if is_adam_state(old):
         extra = {name: new[name] for name in old.extra or {}} or None
         residual = jax.tree.map(jnp.zeros_like, old.residual)
         new = {"mu": new["mu"], "nu": new["nu"], "extra": extra, "residual": residual}
@@ -191,7 +191,7 @@ def _adam(source: Piece, target: Piece) -> Any:
 def _trees(adam: Piece) -> dict[str, PyTree]:
     """The moments of an Adam state by our names."""
     state: Any = adam.value
-    if not is_ours(state):
+    if not is_adam_state(state):
         fields: dict[str, PyTree] = state._asdict()
         return {_OURS.get(name, name): x for name, x in fields.items() if "count" not in name}
     if state.nu_scale is not None:

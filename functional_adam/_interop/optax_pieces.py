@@ -17,7 +17,7 @@ from jax.tree_util import keystr
 from numpy.typing import NDArray
 
 from functional_adam import _check
-from functional_adam._state import is_ours
+from functional_adam._state import is_adam_state
 from functional_adam._types import PyTree
 
 _FIELDS = (
@@ -76,7 +76,7 @@ def pieces_of(side: Side) -> tuple[list[Piece], Any]:
     if not any(piece.kind == ADAM for piece in pieces):
         wanted = (
             "an AdamState: give a state of this package, from the `init` of a transformation"
-            if side.is_adam is is_ours
+            if side.is_adam is is_adam_state
             else "an Adam state of Optax, a NamedTuple with the fields count, mu and nu. (A "
             "checkpoint restored without a target has lost them: restore it into the optimizer's "
             "`init(params)`.)"

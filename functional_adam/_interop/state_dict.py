@@ -134,8 +134,7 @@ def from_state_dict(
         _check_variants(header.variants, variants_in("target", target, tx))
     shardings = _shardings(wanted)
     leaves = [
-        _placed(_read(flat, name, saved[name]), leaf, shardings[name])
-        for name, leaf in wanted.items()
+        _put(_read(flat, name, saved[name]), leaf, shardings[name]) for name, leaf in wanted.items()
     ]
     return jax.tree.unflatten(jax.tree.structure(target), leaves)
 
@@ -297,7 +296,7 @@ def _context_mesh() -> list[Any]:
     return [] if get_mesh is None else [get_mesh()]
 
 
-def _placed(array: NumPyArray, like: Any, sharding: Any) -> jax.Array:
+def _put(array: NumPyArray, like: Any, sharding: Any) -> jax.Array:
     """A JAX array that shares no memory with `array`, of the weak type of `like`."""
     # On a CPU JAX takes a NumPy array's memory as it is, even in device_put(may_alias=False), or
     # copies it later, even in jnp.array.

@@ -18,34 +18,34 @@ from functional_adam._equations import formulas as F
 from functional_adam._equations.family import Variant
 from functional_adam._nested import Path, states_or_shapes
 from functional_adam._settings import Settings
-from functional_adam._state import AdamState, check_init, is_ours
-from functional_adam._transform import MADE
+from functional_adam._state import AdamState, check_init, is_adam_state
+from functional_adam._transform import STATES_MADE
 from functional_adam._types import PyTree
 
 
 def kept_by(variant: Variant) -> str:
     """A name for what the trees of a state hold: equal where one variant can go on from another's.
 
-    Moments are what `advance` makes of them. What is done with them afterwards (Nesterov's
+    Moments are what `update_moments` makes of them. What is done with them afterwards (Nesterov's
     numerator, rectification, trust ratios, decay) does not show in the state.
     """
-    advance: Any = variant.advance
-    if advance is F.amsgrad_of_corrected and F.without_second_correction in variant.prepare:
-        advance = F.amsgrad  # of v / 1
-    return getattr(advance, "__name__", type(advance).__name__)
+    update: Any = variant.update_moments
+    if update is F.amsgrad_of_corrected and F.without_second_correction in variant.prepare:
+        update = F.amsgrad  # of v / 1
+    return getattr(update, "__name__", type(update).__name__)
 
 
 def variants_in(name: str, tree: PyTree, tx: Any) -> dict[str, str]:
     """What each `AdamState` of `tree` keeps, by its path, if `tx` makes all of them."""
     states_or_shapes(name, tree)  # there is one
-    leaves = tree_leaves_with_path(tree, is_leaf=is_ours)
-    found = {path: x for path, x in leaves if is_ours(x)}
+    leaves = tree_leaves_with_path(tree, is_leaf=is_adam_state)
+    found = {path: x for path, x in leaves if is_adam_state(x)}
     kept = _kept(name, tx, [state.mu for state in found.values()])
     known: dict[Path, str] = {}
     for root in {path[: len(path) - len(end)] for path in found for end in kept}:
-        places = {root + end: what for end, what in kept.items()}
-        if places.keys() <= found.keys():
-            known |= places
+        held = {root + end: what for end, what in kept.items()}
+        if held.keys() <= found.keys():
+            known |= held
     for path in found:
         if path not in known:
             inside = " or ".join(f"state{keystr(end)}" for end in kept) or "none"
@@ -65,15 +65,15 @@ def _kept(name: str, tx: Any, mus: list[PyTree]) -> dict[Path, str]:
 
     def note(params: PyTree) -> None:
         made: list[tuple[Settings, AdamState]] = []
-        token = MADE.set(made)
+        token = STATES_MADE.set(made)
         try:
             state = tx.init(params)
         finally:
-            MADE.reset(token)
+            STATES_MADE.reset(token)
         # Wrappers hand the arrays on: by its count each state is known again.
         variants = {id(one.count): settings.variant for settings, one in made}
-        for path, x in tree_leaves_with_path(state, is_leaf=is_ours):
-            if is_ours(x) and id(x.count) in variants:
+        for path, x in tree_leaves_with_path(state, is_leaf=is_adam_state):
+            if is_adam_state(x) and id(x.count) in variants:
                 kept[path] = kept_by(variants[id(x.count)])
 
     try:

@@ -6,9 +6,9 @@ from jax.typing import DTypeLike
 
 from functional_adam._equations.family import ADABELIEF
 from functional_adam._optimizers.factory import factory
-from functional_adam._settings import bind, looking_ahead
+from functional_adam._settings import make_settings, with_nesterov
 from functional_adam._storage.formats import MomentFormat
-from functional_adam._transform import direction, transformation
+from functional_adam._transform import transformation, without_rate
 from functional_adam._types import (
     GradientTransformation,
     ParameterRounding,
@@ -68,8 +68,8 @@ def adabelief(
         Gradients, Algorithm 2.
     """
     return transformation(
-        bind(
-            looking_ahead(ADABELIEF, nesterov),
+        make_settings(
+            with_nesterov(ADABELIEF, nesterov),
             learning_rate=learning_rate,
             b1=b1,
             b2=b2,
@@ -124,7 +124,7 @@ def scale_by_belief(
     References:
         Zhuang et al. 2020, Algorithm 2.
     """
-    return direction(
+    return without_rate(
         adabelief(
             1.0,
             b1,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from jax.typing import DTypeLike
 
 from functional_adam._optimizers.factory import factory
-from functional_adam._settings import adam_like, bind
+from functional_adam._settings import adam_like, make_settings
 from functional_adam._storage.formats import MomentFormat
-from functional_adam._transform import direction, transformation
+from functional_adam._transform import transformation, without_rate
 from functional_adam._types import (
     GradientTransformation,
     Mask,
@@ -72,7 +72,7 @@ def adam(
         Kingma and Ba 2015, Algorithm 1.
     """
     return transformation(
-        bind(
+        make_settings(
             adam_like(nesterov, eps_placement),
             learning_rate=learning_rate,
             b1=b1,
@@ -148,7 +148,7 @@ def adamw(
         Loshchilov and Hutter 2019, Algorithm 2.
     """
     return transformation(
-        bind(
+        make_settings(
             adam_like(nesterov, eps_placement),
             learning_rate=learning_rate,
             b1=b1,
@@ -211,7 +211,7 @@ def scale_by_adam(
     References:
         Kingma and Ba 2015, Algorithm 1.
     """
-    return direction(
+    return without_rate(
         adam(
             1.0,
             b1,

@@ -6,9 +6,9 @@ from jax.typing import DTypeLike
 
 from functional_adam._equations.family import ADAMAX
 from functional_adam._optimizers.factory import factory
-from functional_adam._settings import bind
+from functional_adam._settings import make_settings
 from functional_adam._storage.formats import MomentFormat
-from functional_adam._transform import direction, transformation
+from functional_adam._transform import transformation, without_rate
 from functional_adam._types import (
     GradientTransformation,
     Mask,
@@ -67,7 +67,7 @@ def adamax(
         Kingma and Ba 2015, Algorithm 2.
     """
     return transformation(
-        bind(
+        make_settings(
             ADAMAX,
             learning_rate=learning_rate,
             b1=b1,
@@ -132,7 +132,7 @@ def adamaxw(
         Kingma and Ba 2015, Algorithm 2. Loshchilov and Hutter 2019, Algorithm 2.
     """
     return transformation(
-        bind(
+        make_settings(
             ADAMAX,
             learning_rate=learning_rate,
             b1=b1,
@@ -186,6 +186,6 @@ def scale_by_adamax(
     References:
         Kingma and Ba 2015, Algorithm 2.
     """
-    return direction(
+    return without_rate(
         adamax(1.0, b1, b2, eps, mu_dtype=mu_dtype, nu_dtype=nu_dtype, moments=moments)
     )

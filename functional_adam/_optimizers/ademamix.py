@@ -7,9 +7,9 @@ from jax.typing import DTypeLike
 from functional_adam import _check
 from functional_adam._equations.family import ADEMAMIX
 from functional_adam._optimizers.factory import factory
-from functional_adam._settings import bind
+from functional_adam._settings import make_settings
 from functional_adam._storage.formats import MomentFormat
-from functional_adam._transform import direction, transformation
+from functional_adam._transform import transformation, without_rate
 from functional_adam._types import (
     GradientTransformation,
     Mask,
@@ -82,7 +82,7 @@ def ademamix(
         Algorithm 1.
     """
     return transformation(
-        bind(
+        make_settings(
             ADEMAMIX,
             learning_rate=learning_rate,
             b1=b1,
@@ -96,7 +96,7 @@ def ademamix(
             nu_dtype=nu_dtype,
             moments=moments,
             rounding=rounding,
-            own={
+            hyperparams={
                 "b3": _check.scalar("b3", b3, below=1.0, schedule=True),
                 "alpha": _check.scalar("alpha", alpha, schedule=True),
             },
@@ -147,7 +147,7 @@ def scale_by_ademamix(
     References:
         Pagliardini, Ablin and Grangier 2024, Algorithm 1.
     """
-    return direction(
+    return without_rate(
         ademamix(
             1.0, b1, b2, b3, alpha, eps, eps_root, mu_dtype, nu_dtype=nu_dtype, moments=moments
         )

@@ -13,9 +13,9 @@ from functional_adam import _check
 from functional_adam._equations import formulas as F
 from functional_adam._equations.family import ADOPT
 from functional_adam._optimizers.factory import factory
-from functional_adam._settings import bind, looking_ahead
+from functional_adam._settings import make_settings, with_nesterov
 from functional_adam._storage.formats import MomentFormat
-from functional_adam._transform import direction, transformation
+from functional_adam._transform import transformation, without_rate
 from functional_adam._types import (
     GradientTransformation,
     ParameterRounding,
@@ -89,7 +89,7 @@ def adopt(
         Rate, Algorithm 2.
     """
     return transformation(
-        bind(
+        make_settings(
             **_variant(nesterov, use_clipping, clip_value_fn),
             learning_rate=learning_rate,
             b1=b1,
@@ -146,7 +146,7 @@ def scale_by_adopt(
     References:
         Taniguchi et al. 2024, Algorithm 2.
     """
-    return direction(
+    return without_rate(
         adopt(
             1.0,
             b1,
@@ -170,6 +170,6 @@ def _variant(nesterov: Any, use_clipping: Any, clip_value_fn: Any) -> dict[str, 
     if not clips and clip is not _fourth_root and not isinstance(clip, jax.Array):
         raise ValueError("clip_value_fn says how to clip; it needs use_clipping=True.")
     return {
-        "variant": looking_ahead(ADOPT, nesterov, F.uncorrected_nesterov_weights),
-        "own": {"clip_value_fn": clip if clips else _unbounded},
+        "variant": with_nesterov(ADOPT, nesterov, F.uncorrected_nesterov_weights),
+        "hyperparams": {"clip_value_fn": clip if clips else _unbounded},
     }

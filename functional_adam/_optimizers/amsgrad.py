@@ -10,9 +10,9 @@ from functional_adam import _check
 from functional_adam._equations import formulas as F
 from functional_adam._equations.family import AMSGRAD, AMSGRAD_OF_CORRECTED, Variant
 from functional_adam._optimizers.factory import factory
-from functional_adam._settings import bind, placed
+from functional_adam._settings import make_settings, with_eps
 from functional_adam._storage.formats import MomentFormat
-from functional_adam._transform import direction, transformation
+from functional_adam._transform import transformation, without_rate
 from functional_adam._types import (
     GradientTransformation,
     Mask,
@@ -102,7 +102,7 @@ def amsgrad(
             "mask and independent_weight_decay say how to decay; give weight_decay too."
         )
     return transformation(
-        bind(
+        make_settings(
             _variant(bias_correction_mu, bias_correction_nu, maximum, eps_placement),
             learning_rate=learning_rate,
             b1=b1,
@@ -168,7 +168,7 @@ def scale_by_amsgrad(
     References:
         Reddi, Kale and Kumar 2018, Algorithm 2.
     """
-    return direction(
+    return without_rate(
         amsgrad(
             1.0,
             b1,
@@ -188,14 +188,17 @@ def scale_by_amsgrad(
 
 def _variant(correct_mu: Any, correct_nu: Any, maximum: Any, eps_placement: Any) -> Variant:
     of = {"after_correction": AMSGRAD_OF_CORRECTED, "before_correction": AMSGRAD}
-    variant = placed(_check.choice("maximum", maximum, of), eps_placement)
-    if maximum == "after_correction" and eps_placement != "after_correction":
+    variant = _check.choice("maximum", maximum, of)
+    with_that_eps = with_eps(AMSGRAD, eps_placement)
+    if variant is AMSGRAD:
+        variant = with_that_eps
+    elif eps_placement != "after_correction":
         raise ValueError(
             f'eps_placement={eps_placement!r} needs maximum="before_correction": a maximum of '
             "corrected moments is not corrected again."
         )
     if not _check.flag("bias_correction_mu", correct_mu):
-        variant = variant.first(F.without_first_correction)
+        variant = variant.prepare_first(F.without_first_correction)
     if not _check.flag("bias_correction_nu", correct_nu):
-        variant = variant.first(F.without_second_correction)
+        variant = variant.prepare_first(F.without_second_correction)
     return variant

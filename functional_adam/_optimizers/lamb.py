@@ -6,7 +6,7 @@ from jax.typing import DTypeLike
 
 from functional_adam._equations.family import LAMB
 from functional_adam._optimizers.factory import factory
-from functional_adam._settings import bind
+from functional_adam._settings import make_settings
 from functional_adam._storage.formats import MomentFormat
 from functional_adam._transform import transformation
 from functional_adam._types import (
@@ -77,7 +77,7 @@ def lamb(
         Algorithm 2.
     """
     return transformation(
-        bind(
+        make_settings(
             LAMB,
             learning_rate=learning_rate,
             b1=b1,

@@ -10,7 +10,7 @@ from functional_adam import _check
 from functional_adam._equations import formulas as F
 from functional_adam._equations.family import ADAM
 from functional_adam._optimizers.factory import factory
-from functional_adam._settings import bind, placed
+from functional_adam._settings import make_settings, with_eps
 from functional_adam._storage.formats import MomentFormat
 from functional_adam._transform import transformation
 from functional_adam._types import (
@@ -84,7 +84,7 @@ def nadam(
         Dozat 2016, Incorporating Nesterov Momentum into Adam, Algorithm 2.
     """
     return transformation(
-        bind(
+        make_settings(
             **_look_ahead(momentum_decay, eps_placement),
             learning_rate=learning_rate,
             b1=b1,
@@ -157,7 +157,7 @@ def nadamw(
         Dozat 2016, Algorithm 2. Loshchilov and Hutter 2019, Algorithm 2.
     """
     return transformation(
-        bind(
+        make_settings(
             **_look_ahead(momentum_decay, eps_placement),
             learning_rate=learning_rate,
             b1=b1,
@@ -177,10 +177,10 @@ def nadamw(
 
 def _look_ahead(momentum_decay: Any, eps_placement: Any) -> dict[str, Any]:
     """The variant and its own hyperparameters."""
-    variant = placed(ADAM, eps_placement)._replace(name="nadam")
+    variant = with_eps(ADAM, eps_placement)._replace(name="nadam")
     if momentum_decay is None:
         return {"variant": variant.look_ahead()}
     return {
         "variant": variant.look_ahead(F.dozat_weights),
-        "own": {"momentum_decay": _check.scalar("momentum_decay", momentum_decay)},
+        "hyperparams": {"momentum_decay": _check.scalar("momentum_decay", momentum_decay)},
     }

@@ -9,9 +9,9 @@ from jax.typing import DTypeLike
 from functional_adam import _check
 from functional_adam._equations.family import RADAM
 from functional_adam._optimizers.factory import factory
-from functional_adam._settings import bind, looking_ahead, placed
+from functional_adam._settings import make_settings, with_eps, with_nesterov
 from functional_adam._storage.formats import MomentFormat
-from functional_adam._transform import direction, transformation
+from functional_adam._transform import transformation, without_rate
 from functional_adam._types import (
     GradientTransformation,
     ParameterRounding,
@@ -83,7 +83,7 @@ def radam(
         Liu et al. 2020, On the Variance of the Adaptive Learning Rate and Beyond, Algorithm 2.
     """
     return transformation(
-        bind(
+        make_settings(
             **_rectified(threshold, nesterov, eps_placement),
             learning_rate=learning_rate,
             b1=b1,
@@ -144,7 +144,7 @@ def scale_by_radam(
     References:
         Liu et al. 2020, Algorithm 2.
     """
-    return direction(
+    return without_rate(
         radam(
             1.0,
             b1,
@@ -164,6 +164,6 @@ def scale_by_radam(
 def _rectified(threshold: Any, nesterov: Any, eps_placement: Any) -> dict[str, Any]:
     """The variant and its own hyperparameters."""
     return {
-        "variant": looking_ahead(placed(RADAM, eps_placement), nesterov),
-        "own": {"threshold": _check.scalar("threshold", threshold, at_least=4.0)},
+        "variant": with_nesterov(with_eps(RADAM, eps_placement), nesterov),
+        "hyperparams": {"threshold": _check.scalar("threshold", threshold, at_least=4.0)},
     }

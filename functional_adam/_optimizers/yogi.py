@@ -7,9 +7,9 @@ from jax.typing import DTypeLike
 from functional_adam import _check
 from functional_adam._equations.family import YOGI
 from functional_adam._optimizers.factory import factory
-from functional_adam._settings import bind
+from functional_adam._settings import make_settings
 from functional_adam._storage.formats import MomentFormat
-from functional_adam._transform import direction, transformation
+from functional_adam._transform import transformation, without_rate
 from functional_adam._types import (
     GradientTransformation,
     ParameterRounding,
@@ -71,7 +71,7 @@ def yogi(
     """
     start = _check.scalar("initial_accumulator_value", initial_accumulator_value)
     return transformation(
-        bind(
+        make_settings(
             YOGI,
             learning_rate=learning_rate,
             b1=b1,
@@ -82,7 +82,7 @@ def yogi(
             nu_dtype=nu_dtype,
             moments=moments,
             rounding=rounding,
-            own={"initial_accumulator_value": start},
+            hyperparams={"initial_accumulator_value": start},
         )
     )
 
@@ -128,7 +128,7 @@ def scale_by_yogi(
     References:
         Zaheer et al. 2018, Algorithm 2.
     """
-    return direction(
+    return without_rate(
         yogi(
             1.0,
             b1,

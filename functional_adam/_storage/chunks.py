@@ -11,13 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from functional_adam._storage.formats import Stored
+from functional_adam._storage.formats import LeafState
 from functional_adam._storage.int8 import block_length
 
 # Elements a piece: its intermediate arrays stay in a core's cache, and calls still cost little.
 _PIECE = 2**16
 
-Leaf = Callable[[Any, jax.Array, Stored, Any], tuple[jax.Array, Stored]]
+Leaf = Callable[[Any, jax.Array, LeafState, Any], tuple[jax.Array, LeafState]]
 
 
 class Flat(NamedTuple):
@@ -25,23 +25,29 @@ class Flat(NamedTuple):
 
     key: Any
     g: jax.Array
-    stored: Stored
+    stored: LeafState
     theta: Any
     unit: int  # elements
     scales: int  # scales
 
 
 def in_chunks(
-    step: Callable[..., Any], s: Any, draw: Any, key: Any, g: jax.Array, stored: Stored, theta: Any
-) -> tuple[jax.Array, Stored]:
-    """`step(s, draw, key, g, stored, theta)`, computed for whole blocks at a time.
+    step: Callable[..., Any],
+    s: Any,
+    noise: Any,
+    key: Any,
+    g: jax.Array,
+    stored: LeafState,
+    theta: Any,
+) -> tuple[jax.Array, LeafState]:
+    """`step(s, noise, key, g, stored, theta)`, computed for whole blocks at a time.
 
     What is stored is the same in every bit; an update may differ by what XLA makes of small loops.
 
     A unit is a block, or a row of blocks where its last one is padded. The last piece of so many
     units may overlap the one before: it reads what was before the step.
     """
-    leaf: Leaf = functools.partial(step, s, draw)
+    leaf: Leaf = functools.partial(step, s, noise)
     unit, scales = _unit(g.shape, stored.scale.shape)
     units, left = divmod(g.size, max(unit, 1))
     piece = max(1, _PIECE // max(unit, 1))
@@ -71,7 +77,7 @@ def _unit(shape: tuple[int, ...], scales: tuple[int, ...]) -> tuple[int, int]:
     return length, 1
 
 
-def _step(leaf: Leaf, flat: Flat, start: Any, units: int, size: int) -> tuple[jax.Array, Stored]:
+def _step(leaf: Leaf, flat: Flat, start: Any, units: int, size: int) -> tuple[jax.Array, LeafState]:
     """The step of `units` units from `start` on, with `size` elements in each."""
 
     def read(x: jax.Array, each: int = flat.unit, size: int = size) -> jax.Array:
@@ -81,11 +87,11 @@ def _step(leaf: Leaf, flat: Flat, start: Any, units: int, size: int) -> tuple[ja
 
     old = jax.tree.map(read, flat.stored._replace(scale=None))
     old = old._replace(scale=read(flat.stored.scale, flat.scales, flat.scales))
-    place = flat.key + jnp.asarray(start * flat.unit).astype(jnp.uint32)
-    return leaf(place, read(flat.g), old, jax.tree.map(read, flat.theta))
+    key = flat.key + jnp.asarray(start * flat.unit).astype(jnp.uint32)
+    return leaf(key, read(flat.g), old, jax.tree.map(read, flat.theta))
 
 
-def _write(after: Any, piece: Any, flat: Flat, start: Any) -> tuple[jax.Array, Stored]:
+def _write(after: Any, piece: Any, flat: Flat, start: Any) -> tuple[jax.Array, LeafState]:
     """`after` with what `_step` gave for the units from `start` on."""
 
     def write(out: jax.Array, x: jax.Array, each: int = flat.unit) -> jax.Array:

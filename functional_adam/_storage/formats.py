@@ -22,16 +22,22 @@ from functional_adam._equations.numerics import largest_ratio
 from functional_adam._equations.operands import Moments, Scalars
 from functional_adam._hints import argument_hints, restored
 from functional_adam._storage import int8, moment_dtypes
-from functional_adam._storage.rounding import Bits, bits_of, is_nan, stochastic, undifferentiable
+from functional_adam._storage.rounding import (
+    RandomBits,
+    bits_of,
+    is_nan,
+    stochastic,
+    undifferentiable,
+)
 from functional_adam._types import arithmetic_dtype, real_dtype
 
 
-class Stored(NamedTuple):
+class LeafState(NamedTuple):
     """What a state holds of a leaf."""
 
     m: Any
     v: Any
-    more: dict[str, Any]
+    extra: dict[str, Any]
     scale: Any = None
     residual: Any = None
 
@@ -58,7 +64,7 @@ class Full:
 
     name: ClassVar[str] = "full"
     is_random: ClassVar[bool] = False
-    keeps_scale: ClassVar[bool] = False
+    has_scale: ClassVar[bool] = False
     chunked: ClassVar[bool] = False
     mu_dtype: DTypeLike | None = None
     nu_dtype: DTypeLike | None = None
@@ -69,26 +75,26 @@ class Full:
             dtype = moment_dtypes.asked_for(name, getattr(self, name), real=real)
             object.__setattr__(self, name, dtype)
 
-    def refusal(self, variant: Variant, b1: Any, b2: Any) -> str | None:
+    def incompatibility(self, variant: Variant, b1: Any, b2: Any) -> str | None:
         """Why these moments cannot be kept so."""
         del variant, b1, b2
 
-    def fresh(self, path: str, leaf: Any) -> Stored:
+    def fresh(self, path: str, leaf: Any) -> LeafState:
         """Zeros, sharded like the leaf."""
         dtype = arithmetic_dtype(_check.leaf_dtype(path, leaf))
         mu = jnp.zeros_like(leaf, dtype=self.mu_dtype or dtype)
-        return Stored(mu, jnp.zeros_like(leaf, dtype=self.nu_dtype or real_dtype(dtype)), {})
+        return LeafState(mu, jnp.zeros_like(leaf, dtype=self.nu_dtype or real_dtype(dtype)), {})
 
-    def check(self, path: str, stored: Stored) -> np.dtype[Any]:
+    def check(self, path: str, stored: LeafState) -> np.dtype[Any]:
         """The dtype of the arithmetic, if the leaf fits."""
-        refuse_other(self, path, stored)
+        refuse_other_format(self, path, stored)
         return moment_dtypes.fitting(path, stored.m, stored.v, self.mu_dtype, self.nu_dtype)
 
-    def load(self, stored: Stored) -> Moments:
+    def load(self, stored: LeafState) -> Moments:
         """As they are."""
-        return Moments(stored.m, stored.v, stored.more)
+        return Moments(stored.m, stored.v, stored.extra)
 
-    def store(self, new: Moments, old: Stored, bits: Any, s: Scalars | None) -> Stored:
+    def store(self, new: Moments, old: LeafState, bits: Any, s: Scalars | None) -> LeafState:
         """To nearest."""
         del s, bits
         cast = jax.tree.map(lambda a, b: a.astype(b.dtype), new, self.load(old))
@@ -113,30 +119,30 @@ class BFloat16:
 
     name: ClassVar[str] = "bfloat16"
     is_random: ClassVar[bool] = True
-    keeps_scale: ClassVar[bool] = False
+    has_scale: ClassVar[bool] = False
     chunked: ClassVar[bool] = False
 
-    def refusal(self, variant: Variant, b1: Any, b2: Any) -> str | None:
+    def incompatibility(self, variant: Variant, b1: Any, b2: Any) -> str | None:
         """None: any moment can be kept so."""
         del variant, b1, b2
 
-    def fresh(self, path: str, leaf: Any) -> Stored:
+    def fresh(self, path: str, leaf: Any) -> LeafState:
         """Zeros, sharded like the leaf."""
         _refuse_wide(self, path, leaf)
         mu, nu = (jnp.zeros_like(leaf, dtype=jnp.bfloat16) for _ in "mv")
-        return Stored(mu, nu, {})
+        return LeafState(mu, nu, {})
 
-    def check(self, path: str, stored: Stored) -> np.dtype[Any]:
+    def check(self, path: str, stored: LeafState) -> np.dtype[Any]:
         """The dtype of the arithmetic, if the leaf fits."""
-        refuse_other(self, path, stored)
+        refuse_other_format(self, path, stored)
         _check.same_shape("state.nu" + path, stored.v, stored.m, "state.mu" + path)
         return np.dtype(np.float32)
 
-    def load(self, stored: Stored) -> Moments:
+    def load(self, stored: LeafState) -> Moments:
         """As they are."""
-        return Moments(stored.m, stored.v, stored.more)
+        return Moments(stored.m, stored.v, stored.extra)
 
-    def store(self, new: Moments, old: Stored, bits: Bits, s: Scalars | None) -> Stored:
+    def store(self, new: Moments, old: LeafState, bits: RandomBits, s: Scalars | None) -> LeafState:
         """All on average; a maximum, which has no bits, downwards: it keeps what it rises by."""
         del s
         new = undifferentiable(new)
@@ -145,8 +151,8 @@ class BFloat16:
             return stochastic(x.astype(jnp.float32), np.dtype(jnp.bfloat16), random)
 
         down = jnp.zeros((), jnp.uint32)
-        more = {name: rounded(x, bits.more.get(name, down)) for name, x in new.more.items()}
-        return old._replace(m=rounded(new.m, bits.mu), v=rounded(new.v, bits.nu), more=more)
+        extra = {name: rounded(x, bits.extra.get(name, down)) for name, x in new.extra.items()}
+        return old._replace(m=rounded(new.m, bits.mu), v=rounded(new.v, bits.nu), extra=extra)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,7 +186,7 @@ class Int8:
 
     name: ClassVar[str] = "int8"
     is_random: ClassVar[bool] = True
-    keeps_scale: ClassVar[bool] = True
+    has_scale: ClassVar[bool] = True
     block_size: int = 128
     chunked: bool = False
 
@@ -189,7 +195,7 @@ class Int8:
         _check.flag("chunked", self.chunked)
         _check.multiple("block_size", self.block_size, 16)
 
-    def refusal(self, variant: Variant, b1: Any, b2: Any) -> str | None:
+    def incompatibility(self, variant: Variant, b1: Any, b2: Any) -> str | None:
         """Why these moments cannot be kept so."""
         if not variant.ratio_is_bounded:
             return (
@@ -209,15 +215,15 @@ class Int8:
             )
         return None
 
-    def fresh(self, path: str, leaf: Any) -> Stored:
+    def fresh(self, path: str, leaf: Any) -> LeafState:
         """Codes of zeros, sharded like the leaf."""
         _refuse_wide(self, path, leaf)
         mu, nu = (jnp.zeros_like(leaf, dtype=d) for d in (jnp.int8, jnp.uint8))
-        return Stored(mu, nu, {}, jnp.zeros(int8.blocks(mu.shape, self.block_size), jnp.uint16))
+        return LeafState(mu, nu, {}, jnp.zeros(int8.blocks(mu.shape, self.block_size), jnp.uint16))
 
-    def check(self, path: str, stored: Stored) -> np.dtype[Any]:
+    def check(self, path: str, stored: LeafState) -> np.dtype[Any]:
         """The dtype of the arithmetic, if the leaf fits."""
-        refuse_other(self, path, stored)
+        refuse_other_format(self, path, stored)
         _check.same_shape("state.nu" + path, stored.v, stored.m, "state.mu" + path)
         wanted = int8.blocks(np.shape(stored.m), self.block_size)
         because = f"for blocks of {self.block_size}"
@@ -225,7 +231,7 @@ class Int8:
         _check.codes("state.nu_scale" + path, stored.scale, np.uint16, wanted, because, advice)
         return np.dtype(np.float32)
 
-    def load(self, stored: Stored) -> Moments:
+    def load(self, stored: LeafState) -> Moments:
         """m = r w and v = w**2."""
         shape, blocks = stored.v.shape, stored.scale.shape
         scales, units = int8.unpacked(stored.scale)
@@ -233,7 +239,7 @@ class Int8:
         m = int8.ratio(int8.split(stored.m, blocks), units) * w
         return Moments(int8.join(m, shape), int8.join(w * w, shape), {})
 
-    def store(self, new: Moments, old: Stored, bits: Bits, s: Scalars | None) -> Stored:
+    def store(self, new: Moments, old: LeafState, bits: RandomBits, s: Scalars | None) -> LeafState:
         """w and m / w, each on average; without the scalars of a step, a state being converted."""
         new = undifferentiable(new)
         shape, split = old.v.shape, functools.partial(int8.split, scales=old.scale.shape)
@@ -260,7 +266,7 @@ MomentFormat: TypeAlias = Literal["full", "bfloat16", "int8"] | Format  # as use
 FORMATS: dict[str, Callable[[], Format]] = {f.name: f for f in (Full, BFloat16, Int8)}
 
 
-def chosen(moments: Any, mu_dtype: Any = None, nu_dtype: Any = None) -> Format:
+def make_format(moments: Any, mu_dtype: Any = None, nu_dtype: Any = None) -> Format:
     """The format that the three arguments of a factory name."""
     format = moments
     if isinstance(moments, str):
@@ -287,7 +293,7 @@ def format_of(mu: Any, nu: Any) -> str:
     return BFloat16.name if dtypes == (jnp.bfloat16, jnp.bfloat16) else Full.name
 
 
-def refuse_other(format: Format, path: str, stored: Stored) -> None:
+def refuse_other_format(format: Format, path: str, stored: LeafState) -> None:
     """Raise for moments that another format keeps, or none."""
     found = format_of(stored.m, stored.v)
     both_given = isinstance(format, Full) and None not in (format.mu_dtype, format.nu_dtype)

@@ -1,6 +1,6 @@
 """The 8-bit code of both moments: blocks, the root's logarithm, the ratio to the root.
 
-A second moment v is one byte, the place of w = sqrt(v) on a piecewise linear logarithm below a
+A second moment v is one byte, the position of w = sqrt(v) on a piecewise linear logarithm below a
 power of two for each block of some 128 elements. A first moment m is one byte too, which holds
 r = m / w, Adam's own direction and therefore bounded, and is read back times w as decoded. As the
 two cannot come apart, no update can explode. `docs/memory.md` derives and measures.
@@ -154,8 +154,8 @@ def _number(which: jax.Array) -> jax.Array:
 
 def _ranked(exponents: jax.Array, count: int) -> list[jax.Array]:
     """The largest of (..., groups), the second largest, and so on; equal ones count one by one."""
-    place = jax.lax.broadcasted_iota(jnp.int32, exponents.shape, exponents.ndim - 1)
-    keys = (exponents << _GROUP_BITS) | place
+    group = jax.lax.broadcasted_iota(jnp.int32, exponents.shape, exponents.ndim - 1)
+    keys = (exponents << _GROUP_BITS) | group
     ranks = [jnp.max(keys, axis=-1)]
     while len(ranks) < count:
         ranks.append(jnp.max(jnp.where(keys < ranks[-1][..., None], keys, 0), axis=-1))
@@ -241,8 +241,8 @@ def ratio_code(
     units = units.astype(jnp.int32)
     inverse = _power(254 - units)  # 2**127 for blocks of zeros
     within = jnp.minimum(bound, _power(jnp.maximum(units, 1)))  # or the product would overflow
-    last = jnp.minimum(jnp.floor(_place(within * inverse)), _CODES)
-    code = jnp.minimum(_place(jnp.abs(r) * inverse[..., None]), last[..., None])
+    last = jnp.minimum(jnp.floor(_position(within * inverse)), _CODES)
+    code = jnp.minimum(_position(jnp.abs(r) * inverse[..., None]), last[..., None])
     # Beside `_FIXED` there is room for `_POINT` bits after the point; of the result's bits, only
     # the last ones are not `_FIXED`'s. (A conversion would have to check for what cannot be
     # converted, and a sum of more than two is not safe from XLA's fast mathematics.)
@@ -251,7 +251,7 @@ def ratio_code(
     return jnp.where(is_nan(r), NAN, code).astype(jnp.int8)
 
 
-def _place(size: jax.Array) -> jax.Array:
+def _position(size: jax.Array) -> jax.Array:
     """Where |r| in its unit lies among the codes."""
     lines = [size * (1 / slope) + (start - value / slope) for slope, start, value in _LINES]
     return functools.reduce(jnp.minimum, lines)

@@ -10,7 +10,7 @@ import numpy as np
 
 from functional_adam import _check
 from functional_adam._hints import restored
-from functional_adam._types import arithmetic_dtype, is_tiny, real_dtype
+from functional_adam._types import arithmetic_dtype, below_16bit, real_dtype
 
 
 def asked_for(name: str, value: Any, *, real: bool) -> np.dtype[Any] | None:
@@ -22,7 +22,7 @@ def asked_for(name: str, value: Any, *, real: bool) -> np.dtype[Any] | None:
         dtype = None if isinstance(value, jax.Array | np.ndarray | np.generic) else jnp.dtype(value)
     except TypeError:
         dtype = None
-    if dtype is None or not jnp.issubdtype(dtype, kind) or is_tiny(dtype):
+    if dtype is None or not jnp.issubdtype(dtype, kind) or below_16bit(dtype):
         raise TypeError(
             f"{name} must be None or a float dtype of at least 16 bits, such as 'bfloat16'; got "
             f"{_check.show(value)}. (Under "

@@ -20,28 +20,28 @@ T = TypeVar("T")
 # ---- Random bits ----
 
 
-class Draw(NamedTuple):
+class StepNoise(NamedTuple):
     """What one step brings to the bits of every element, for each thing that it may round."""
 
     nu: jax.Array
     mu: jax.Array
     code: jax.Array  # of what a compensated weight lacks
     theta: jax.Array
-    more: dict[str, jax.Array]  # by the names of the trees in `AdamState.extra`
+    extra: dict[str, jax.Array]  # by the names of the trees in `AdamState.extra`
 
 
-class Bits(NamedTuple):
+class RandomBits(NamedTuple):
     """32 random bits for each element of a leaf, a stream of its own for each thing rounded."""
 
     nu: jax.Array
     mu: jax.Array
     code: jax.Array
     theta: jax.Array
-    more: dict[str, jax.Array]
+    extra: dict[str, jax.Array]
 
 
-def draw(count: jax.Array, more: tuple[str, ...] = ()) -> Draw:
-    """The draw of the step that `count`, counted from 1, numbers; `more` names further averages.
+def step_noise(count: jax.Array, extra: tuple[str, ...] = ()) -> StepNoise:
+    """The noise of the step that `count`, counted from 1, numbers; `extra` names further averages.
 
     A moment moves by a small part of its code's step each time, so that rounding up happens at one
     time in many, and it matters that these times come evenly: independent bits would give a random
@@ -56,26 +56,26 @@ def draw(count: jax.Array, more: tuple[str, ...] = ()) -> Draw:
     of a quarter of a unit. (Codes are 256 times as fine: they drift by less than 1e-5.)
     """
     t = count.astype(jnp.uint32)
-    return Draw(
+    return StepNoise(
         nu=_shuffled(t, 6, 1),
         mu=_shuffled(t, 3, 2),
         code=_shuffled(t, 6, 3),
         theta=mixed(t * np.uint32(8) + np.uint32(4)),
-        more={name: _shuffled(t, 6, int(leaf_key(name))) for name in more},
+        extra={name: _shuffled(t, 6, int(leaf_key(name))) for name in extra},
     )
 
 
 def _shuffled(t: jax.Array, bits: int, salt: int) -> jax.Array:
-    """Window t >> bits, place t mod 2**bits: a permuted place, and an offset of the window."""
+    """Window t >> bits, slot t mod 2**bits: a permuted slot, and an offset of the window."""
     u32 = np.uint32
     window = (t >> u32(bits)) * u32(8) + u32(salt)
     key, offset = mixed(window), mixed(window + u32(4))
     low = u32(2**bits - 1)
-    place = t & low
+    slot = t & low
     for shift in (0, 8, 16):  # each line is one-to-one on `bits` bits
-        place = (place * ((key >> u32(shift)) | u32(1)) + (key >> u32(shift + 4))) & low
-        place = place ^ (place >> u32((bits + 1) // 2))
-    return (place << u32(32 - bits)) + (offset >> u32(bits))
+        slot = (slot * ((key >> u32(shift)) | u32(1)) + (key >> u32(shift + 4))) & low
+        slot = slot ^ (slot >> u32((bits + 1) // 2))
+    return (slot << u32(32 - bits)) + (offset >> u32(bits))
 
 
 def mixed(x: jax.Array) -> jax.Array:
@@ -97,7 +97,7 @@ def leaf_key(path: str) -> np.uint32:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def late_keys(paths: tuple[str, ...], count: jax.Array) -> tuple[jax.Array, ...]:
+def opaque_leaf_keys(paths: tuple[str, ...], count: jax.Array) -> tuple[jax.Array, ...]:
     """The keys of these leaves, as numbers that XLA for the CPU does not know when it compiles.
 
     Those it knows it writes into each leaf's loops, which then differ, and compiles all of them:
@@ -114,25 +114,25 @@ def late_keys(paths: tuple[str, ...], count: jax.Array) -> tuple[jax.Array, ...]
     return jax.lax.platform_dependent(cpu=unknown, default=known)
 
 
-def bits(draw: Draw, key: jax.Array, shape: tuple[int, ...]) -> Bits:
-    """The bits of a leaf of that shape; the place of an element is taken modulo 2**32."""
+def random_bits(noise: StepNoise, key: jax.Array, shape: tuple[int, ...]) -> RandomBits:
+    """The bits of a leaf of that shape; the index of an element is taken modulo 2**32."""
     u32 = np.uint32
-    place, stride = jnp.zeros(shape, jnp.uint32) + key, 1
+    index, stride = jnp.zeros(shape, jnp.uint32) + key, 1
     for axis in reversed(range(len(shape))):
         along = jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
-        place = place + along * u32(stride % 2**32)
+        index = index + along * u32(stride % 2**32)
         stride *= shape[axis]
     # A scrambling of which the upper bits are wanted, and several of them: what one step rounds up
     # in `nu` it may round down in `mu`.
-    place = place * u32(0x9E3779B1)
-    place = (place ^ (place >> u32(15))) * u32(0x85EBCA77)
-    return Bits(
-        nu=place + draw.nu,
-        mu=(place ^ (place >> u32(15))) * u32(0xC2B2AE3D) + draw.mu,
-        code=(place ^ (place >> u32(17))) * u32(0x27D4EB2F) + draw.code,
+    index = index * u32(0x9E3779B1)
+    index = (index ^ (index >> u32(15))) * u32(0x85EBCA77)
+    return RandomBits(
+        nu=index + noise.nu,
+        mu=(index ^ (index >> u32(15))) * u32(0xC2B2AE3D) + noise.mu,
+        code=(index ^ (index >> u32(17))) * u32(0x27D4EB2F) + noise.code,
         # Scrambled with the step's part: a sum would keep the distances of elements as they are.
-        theta=_mixed_above(place ^ draw.theta),
-        more={name: _mixed_above(place ^ leaf_key(name)) + x for name, x in draw.more.items()},
+        theta=_mixed_above(index ^ noise.theta),
+        extra={name: _mixed_above(index ^ leaf_key(name)) + x for name, x in noise.extra.items()},
     )
 
 
@@ -204,16 +204,18 @@ def stochastic(x: jax.Array, dtype: np.dtype[Any], random: jax.Array) -> jax.Arr
     return _to_grid(x, dtype, 0, random).astype(dtype)
 
 
-def _to_grid(x: jax.Array, dtype: np.dtype[Any], more: int, random: jax.Array) -> jax.Array:
+def _to_grid(x: jax.Array, dtype: np.dtype[Any], further_bits: int, random: jax.Array) -> jax.Array:
     """`stochastic`, to the numbers that `dtype` would have with that many more bits."""
     info = jnp.finfo(dtype)
-    dropped, least = 23 - info.nmant - more, np.float32(info.tiny)
+    dropped, least = 23 - info.nmant - further_bits, np.float32(info.tiny)
     size = jnp.abs(x)
     # float16's subnormals keep the spacing of its smallest normals: lifted by that, so do these.
     lift = jnp.where(size < least, least if dtype == jnp.float16 else 0, np.float32(0))
     carried = bits_of(size + lift) + (random >> np.uint32(32 - dropped)).astype(jnp.int32)
     rounded = from_bits(carried & np.int32(-(2**dropped))) - lift
-    if not more:  # a weight with a code may leave the range, as to nearest; not by a carry alone
+    if (
+        not further_bits
+    ):  # a weight with a code may leave the range, as to nearest; not by a carry alone
         rounded = jnp.minimum(rounded, np.float32(info.max))
     return jnp.where(is_finite(x), jnp.copysign(rounded, x), x)
 
@@ -221,7 +223,7 @@ def _to_grid(x: jax.Array, dtype: np.dtype[Any], more: int, random: jax.Array) -
 # ---- Parameters of 16 bits ----
 
 
-def is_short(dtype: Any) -> bool:
+def is_16bit(dtype: Any) -> bool:
     """Whether parameters of this dtype are rounded at all."""
     return dtype in (jnp.bfloat16, jnp.float16)
 
@@ -230,9 +232,9 @@ class Rounding(NamedTuple):
     """How a parameter of 16 bits takes its step; parameters of other dtypes are not rounded."""
 
     name: str
-    goal: Callable[[jax.Array, np.dtype[Any], jax.Array], jax.Array]
-    is_early: bool = True  # chosen with the update, and not when it is applied
-    keeps_error: bool = False
+    to_dtype: Callable[[jax.Array, np.dtype[Any], jax.Array], jax.Array]
+    rounds_update: bool = True  # chosen with the update, and not when it is applied
+    has_residual: bool = False
 
 
 def _nearest(x: jax.Array, dtype: np.dtype[Any], random: jax.Array) -> jax.Array:
@@ -253,15 +255,15 @@ def _up_from_half_way(x: jax.Array, dtype: np.dtype[Any], random: jax.Array) -> 
 ROUNDINGS = {
     rounding.name: rounding
     for rounding in (
-        Rounding("nearest", _nearest, is_early=False),
+        Rounding("nearest", _nearest, rounds_update=False),
         Rounding("stochastic", stochastic),
-        Rounding("compensated", _up_from_half_way, keeps_error=True),
+        Rounding("compensated", _up_from_half_way, has_residual=True),
     )
 }
 
 
-def land(
-    rounding: Rounding, x: jax.Array, theta: jax.Array, random: Bits
+def round_update(
+    rounding: Rounding, x: jax.Array, theta: jax.Array, random: RandomBits
 ) -> tuple[jax.Array, jax.Array | None]:
     """From theta to x: the float32 update that lands on the grid, and the code of what is missing.
 
@@ -269,12 +271,12 @@ def land(
     there theta + u, which is what applying it comes to, is still the number the code refers to.
     """
     x = undifferentiable(x)
-    if rounding.keeps_error:  # first to what theta and a code can stand for, then to theta
+    if rounding.has_residual:  # first to what theta and a code can stand for, then to theta
         x = _to_grid(x, theta.dtype, 8, random.code)
     wide = theta.astype(jnp.float32)
-    goal = rounding.goal(x, theta.dtype, random.theta).astype(jnp.float32)
+    goal = rounding.to_dtype(x, theta.dtype, random.theta).astype(jnp.float32)
     u = jnp.where(goal == wide, 0, goal - wide)  # 0 for what is infinite and stays so
-    if not rounding.keeps_error:
+    if not rounding.has_residual:
         return u, None
     landed = (wide + u).astype(theta.dtype)
     missing = (x - landed.astype(jnp.float32)) / _code_unit(landed)

@@ -17,11 +17,11 @@ from functional_adam._equations.numerics import abs_squared, over, times, widene
 from functional_adam._equations.operands import Moments, Scalars
 from functional_adam._hints.keywords import explained
 from functional_adam._mesh import over_auto_axes
-from functional_adam._scalars import at, scalars
-from functional_adam._settings import bind
+from functional_adam._scalars import evaluate_schedules, scalars
+from functional_adam._settings import make_settings
 from functional_adam._state import AdamState
 from functional_adam._storage import int8
-from functional_adam._storage.formats import FORMATS, Int8, Stored, format_of
+from functional_adam._storage.formats import FORMATS, Int8, LeafState, format_of
 from functional_adam._types import PyTree, Scalar, ScalarOrSchedule, arithmetic_dtype, real_dtype
 
 _DEFAULTS: dict[str, Any] = {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "eps_root": 0.0}
@@ -105,9 +105,9 @@ def diagnostics(
     known = _DEFAULTS | _injected(state) | {k: x for k, x in given.items() if x is not None}
     has_rate = "learning_rate" in known
     bound: dict[str, Any] = {"learning_rate": 1.0} | known
-    settings = bind(ADAM, **bound)
+    settings = make_settings(ADAM, **bound)
     t = jnp.maximum(jnp.asarray(adam_state.count), 1)  # before the first step: as of zeros
-    settings = at(settings, t - 1)
+    settings = evaluate_schedules(settings, t - 1)
     rate, settings = settings.learning_rate, settings._replace(learning_rate=1.0)
     of_dtype = functools.cache(functools.partial(scalars, settings, t))
     sums = _summed(adam_state, of_dtype)
@@ -136,9 +136,9 @@ def _the_state(state: PyTree) -> AdamState:
     """The one of ours in a state."""
     found = _nested.states("state", state, "one AdamState")
     if len(found) > 1:
-        places = ", ".join(where for where, _ in found)
+        paths = ", ".join(where for where, _ in found)
         raise ValueError(
-            f"state must hold one AdamState; got {len(found)}: {places}. Pass one of them, with all"
+            f"state must hold one AdamState; got {len(found)}: {paths}. Pass one of them, with all"
             " updates and params: leaves that it does not have count nowhere."
         )
     return found[0][1]
@@ -184,11 +184,11 @@ def _summed(state: AdamState, of_dtype: Callable[[Any], Scalars]) -> dict[str, j
             continue
         format = format_of(mu, nu)
         load = over_auto_axes(FORMATS[format]().load, Moments(mu, nu, {}))
-        loaded = load(Stored(mu, nu, {}, scale))
+        loaded = load(LeafState(mu, nu, {}, scale))
         real = real_dtype(arithmetic_dtype(loaded.m.dtype, loaded.v.dtype))
         new = jax.tree.map(functools.partial(widened, real), loaded)
         s = of_dtype(real)
-        direction = times(s.step, over(F.momentum(s, new.m, new), F.root(s, new)))
+        direction = times(s.step_size, over(F.momentum(s, new.m, new), F.root(s, new)))
         held = F.root(s, new) < 2 * s.eps  # the root itself below eps
         parts["size"].append(float(new.v.size))
         parts["squares"].append(jnp.sum(abs_squared(direction)))

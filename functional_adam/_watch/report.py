@@ -14,7 +14,7 @@ from jax.tree_util import keystr
 
 from functional_adam import _check
 from functional_adam._nested import by_parameter
-from functional_adam._state import is_ours, state_shapes
+from functional_adam._state import is_adam_state, state_shapes
 from functional_adam._types import GradientTransformation, PyTree
 from functional_adam._watch import table
 
@@ -222,7 +222,7 @@ def _on_each_device(state: PyTree, shardings: PyTree) -> PyTree:
 def _bytes_by_path(sizes: PyTree, names: Sequence[str]) -> Counter[str]:
     """The bytes that states of this package have under `names` for the parameter at each path."""
     sums: Counter[str] = Counter()
-    for state in filter(is_ours, jax.tree.leaves(sizes, is_leaf=is_ours)):
+    for state in filter(is_adam_state, jax.tree.leaves(sizes, is_leaf=is_adam_state)):
         for name in names:
             tree = getattr(state, name)
             for one in (tree or {}).values() if name == "extra" else [tree]:

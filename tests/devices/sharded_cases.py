@@ -464,8 +464,8 @@ DIVIDED |= dict.fromkeys(("MultiSteps", "trace", "ema", "schedule_free"), 4)
 
 
 def ours(state):
-    is_ours = lambda x: isinstance(x, fa.AdamState)  # noqa: E731
-    return [x for x in jax.tree.leaves(state, is_leaf=is_ours) if is_ours(x)]
+    is_adam_state = lambda x: isinstance(x, fa.AdamState)  # noqa: E731
+    return [x for x in jax.tree.leaves(state, is_leaf=is_adam_state) if is_adam_state(x)]
 
 
 @pytest.mark.parametrize("name", WITHIN)

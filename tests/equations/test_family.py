@@ -12,7 +12,7 @@ import functional_adam as fa
 from functional_adam._equations import formulas as F
 from functional_adam._equations import numerics as N
 from functional_adam._equations.family import Variant
-from functional_adam._settings import bind
+from functional_adam._settings import make_settings
 from functional_adam._transform import transformation
 
 pytestmark = pytest.mark.usefixtures("strict")
@@ -427,13 +427,19 @@ def over_mean_size(s, new):
     return new.v / s.c2 + s.eps
 
 
-MEAN_SIZE = Variant("mean_size", (F.first_correction,), mean_size, denominator=over_mean_size)
+MEAN_SIZE = Variant(
+    "mean_size",
+    (F.first_correction,),
+    correction=None,
+    update_moments=mean_size,
+    denominator=over_mean_size,
+)
 
 
 @pytest.mark.parametrize("cautious", [False, True])
 def test_a_new_variant_is_a_value_and_its_formulas(cautious, x64):
     tx = transformation(
-        bind(MEAN_SIZE, learning_rate=0.1, b1=0.83, b2=0.97, eps=1e-3, weight_decay=0.3)
+        make_settings(MEAN_SIZE, learning_rate=0.1, b1=0.83, b2=0.97, eps=1e-3, weight_decay=0.3)
     )
     grads, theta = gradients(40, 64).astype(np.float64), parameters(64).astype(np.float64)
     updates, state = run(fa.cautious(tx) if cautious else tx, grads, theta)

@@ -94,7 +94,7 @@ def scalars(t, alpha=0.03, b1=0.83, b2=0.997, eps=1e-3, eps_root=2e-3, decay=0.7
 
 def update(s, numerator, m, v, g):
     new = Moments(m, v, {})
-    return N.times(s.step, N.over(numerator(s, g, new), F.root(s, new)))
+    return N.times(s.step_size, N.over(numerator(s, g, new), F.root(s, new)))
 
 
 @pytest.mark.parametrize("t", [1, 2, 19, 4000])
@@ -134,8 +134,8 @@ def test_dozats_product_needs_no_product(t, psi, x64):
             now = (1 - mu[t]) / (1 - product)
             ahead = mu[t + 1] / (1 - product * mu[t + 1])
         s = F.dozat_weights(scalars(t, b1=b1, momentum_decay=psi))
-        np.testing.assert_allclose(s.own["now"], float(now), rtol=2e-15)
-        np.testing.assert_allclose(s.own["ahead"], float(ahead), rtol=2e-15)
+        np.testing.assert_allclose(s.derived["now"], float(now), rtol=2e-15)
+        np.testing.assert_allclose(s.derived["ahead"], float(ahead), rtol=2e-15)
 
 
 def units_of(found, truth):
@@ -183,8 +183,8 @@ def test_the_rectification_is_right_where_the_plain_form_is_not(b2):
             one,
         )
         s = F.rectification(s)
-        assert s.own["adaptive"] == (rho >= 5)
-        assert abs(s.step / float(r if rho >= 5 else 1) - 1) <= 30 * 2**-24
+        assert s.derived["adaptive"] == (rho >= 5)
+        assert abs(s.step_size / float(r if rho >= 5 else 1) - 1) <= 30 * 2**-24
         b = np.float32(b2)
         plain = 2 / (1 - b) - 1 - 2 * t * b ** np.float32(t) / (1 - b ** np.float32(t))
         plain_errors.append(abs(plain / float(rho) - 1))

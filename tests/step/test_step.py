@@ -13,7 +13,7 @@ import reference
 import functional_adam as fa
 from functional_adam._equations import formulas as F
 from functional_adam._equations.family import Variant
-from functional_adam._settings import bind
+from functional_adam._settings import make_settings
 from functional_adam._transform import transformation
 
 pytestmark = pytest.mark.usefixtures("strict")
@@ -587,8 +587,8 @@ def test_leaves_of_one_shape_share_a_trace_and_one_set_of_scalars():
 
         return call
 
-    variant = Variant(prepare=(counted(F.eps_after_correction),), advance=counted(F.adam))
-    tx = transformation(bind(variant, learning_rate=0.1, b1=0.9, b2=0.99, eps=1e-8))
+    variant = Variant(correction=counted(F.eps_after_correction), update_moments=counted(F.adam))
+    tx = transformation(make_settings(variant, learning_rate=0.1, b1=0.9, b2=0.99, eps=1e-8))
     params = [jnp.ones(37)] * 50 + [jnp.ones(41)] * 50 + [jnp.ones(37, jnp.complex64)] * 50
     jax.make_jaxpr(tx.update)(params, tx.init(params))
     assert calls == {"adam": 3, "eps_after_correction": 1}

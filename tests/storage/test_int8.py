@@ -157,10 +157,10 @@ def mean_codes():
     units = jnp.full(len(r), 130, jnp.uint8)
 
     def body(sums, count):
-        drawn = rounding.draw(count)
+        drawn = rounding.step_noise(count)
         key = jnp.uint32(12345)
-        nu = rounding.bits(drawn, key, w32.shape).nu
-        mu = rounding.bits(drawn, key, r32.shape).mu
+        nu = rounding.random_bits(drawn, key, w32.shape).nu
+        mu = rounding.random_bits(drawn, key, r32.shape).mu
         # Sums of codes are whole numbers, exact; a value's codes are two, one step apart.
         codes = int8.root_code(w32, scales, nu), int8.ratio_code(r32, units, jnp.inf, mu)
         return jax.tree.map(lambda a, c: a + c.astype(jnp.int32), sums, codes), None

@@ -111,7 +111,7 @@ def test_the_mean_over_many_counts_is_the_number(name, stream):
     x = np.broadcast_to(x[:, None], (3, ELEMENTS))
 
     def body(ups, count):
-        random = getattr(R.bits(R.draw(count), jnp.uint32(77), x.shape), stream)
+        random = getattr(R.random_bits(R.step_noise(count), jnp.uint32(77), x.shape), stream)
         got = R.stochastic(jnp.asarray(x), np.dtype(SHORT[name]), random)
         return ups + (got.astype(jnp.float32) > x).astype(jnp.int32), None
 
@@ -147,9 +147,9 @@ MORE = "mu_slow", "mu_slower"
 
 
 def flat(streams):
-    """{name: bits} of a Draw or of Bits, those in `more` included."""
+    """{name: bits} of a StepNoise or of RandomBits, those in `extra` included."""
     found = streams._asdict()
-    return {name: np.asarray(x) for name, x in (found | found.pop("more")).items()}
+    return {name: np.asarray(x) for name, x in (found | found.pop("extra")).items()}
 
 
 def correlation(a, b):
@@ -158,7 +158,7 @@ def correlation(a, b):
 
 
 def test_the_draws_differ():
-    drawn = flat(jax.jit(jax.vmap(lambda t: R.draw(t, MORE)))(jnp.arange(1, 1000)))
+    drawn = flat(jax.jit(jax.vmap(lambda t: R.step_noise(t, MORE)))(jnp.arange(1, 1000)))
     assert list(drawn) == ["nu", "mu", "code", "theta", *MORE]
     for a, b in itertools.combinations(drawn.values(), 2):
         assert a.dtype == b.dtype == np.uint32
@@ -170,7 +170,9 @@ def test_the_draws_differ():
 def test_all_streams_of_a_step_are_uniform_and_unrelated(key):
     shape = 64, 1024
     phases = flat(
-        jax.jit(lambda key: R.bits(R.draw(jnp.int32(9), MORE), key, shape))(jnp.uint32(key))
+        jax.jit(lambda key: R.random_bits(R.step_noise(jnp.int32(9), MORE), key, shape))(
+            jnp.uint32(key)
+        )
     )
     phases = {name: x / 2.0**32 for name, x in phases.items()}
     for x in phases.values():
@@ -187,7 +189,7 @@ def test_all_streams_of_a_step_are_uniform_and_unrelated(key):
 
 def test_a_parameters_bits_of_one_step_tell_nothing_of_the_next():
     steps, n = 1024, 1024
-    of_step = jax.jit(jax.vmap(lambda t: R.bits(R.draw(t), 5, (n,)).theta))
+    of_step = jax.jit(jax.vmap(lambda t: R.random_bits(R.step_noise(t), 5, (n,)).theta))
     drawn = np.asarray(of_step(jnp.arange(1, steps + 1)))
     x = drawn / 2.0**32
     z = (x - x.mean()) / x.std()
@@ -239,7 +241,7 @@ def test_a_conversion_rounds_by_other_bits_than_the_step_before_it():
     state = fa.init({"w": jnp.zeros(n)})._replace(
         count=jnp.int32(7), mu={"w": jnp.asarray(x)}, nu={"w": jnp.asarray(x)}
     )
-    random = R.bits(R.draw(jnp.int32(7)), R.leaf_key(path), (n,))
+    random = R.random_bits(R.step_noise(jnp.int32(7)), R.leaf_key(path), (n,))
     found = fa.convert_moments(state, {"w": jnp.zeros(n)}, moments="bfloat16")
     for stored, own in ((found.mu, random.mu), (found.nu, random.nu)):
         of_step = np.float32(stochastic(x, "bfloat16", own)) > x
@@ -247,8 +249,8 @@ def test_a_conversion_rounds_by_other_bits_than_the_step_before_it():
 
 
 def test_the_bits_of_an_element_are_those_of_its_place_in_the_leaf():
-    drawn, key = R.draw(jnp.int32(7), MORE), jnp.uint32(99)
-    line, folded = (flat(R.bits(drawn, key, shape)) for shape in ((60,), (3, 4, 5)))
+    drawn, key = R.step_noise(jnp.int32(7), MORE), jnp.uint32(99)
+    line, folded = (flat(R.random_bits(drawn, key, shape)) for shape in ((60,), (3, 4, 5)))
     for name, x in line.items():
         np.testing.assert_array_equal(x, np.ravel(folded[name]))
 
@@ -614,8 +616,8 @@ def test_compensated_weights_do_not_drift_where_a_code_would_be_128(dtype, sign)
             theta, code, moved = kept
             w = R.master(theta, code)
             x = w + spacing * jnp.sin(0.37 * i + 0.01 * jnp.arange(n, dtype=jnp.float32))
-            random = R.bits(R.draw(i.astype(jnp.int32) + 1), R.leaf_key("['w']"), (n,))
-            u, code = R.land(R.ROUNDINGS["compensated"], x, theta, random)
+            random = R.random_bits(R.step_noise(i.astype(jnp.int32) + 1), R.leaf_key("['w']"), (n,))
+            u, code = R.round_update(R.ROUNDINGS["compensated"], x, theta, random)
             return ((theta.astype(jnp.float32) + u).astype(dtype), code, moved + (x - w)), None
 
         return jax.lax.scan(step, (theta, code, jnp.zeros(n)), jnp.arange(float(steps)))[0]
@@ -665,8 +667,8 @@ def all_landings(x, name):
     for half in (0x20000000, 0xE0000000):  # below and above half
         theta_bits = jnp.full(x.shape, half, jnp.uint32)
         code_bits = jnp.broadcast_to(byte, x.shape)
-        bits = R.Bits(None, None, code=code_bits, theta=theta_bits, more={})
-        u, code = R.land(R.ROUNDINGS["compensated"], x, theta, bits)
+        bits = R.RandomBits(None, None, code=code_bits, theta=theta_bits, extra={})
+        u, code = R.round_update(R.ROUNDINGS["compensated"], x, theta, bits)
         landed = (theta.astype(jnp.float32) + u).astype(dtype)
         found.append((landed, R.master(landed, code)))
     return [jnp.concatenate(parts, axis=1) for parts in zip(*found, strict=True)]
