@@ -17,14 +17,8 @@ from functional_adam import _check
 from functional_adam._hints import restored, tree_hints
 from functional_adam._hints.keywords import explained
 from functional_adam._mesh import replicated, scale_sharding, sharding_of, zeros
-from functional_adam._storage.formats import (
-    Format,
-    Full,
-    LeafState,
-    MomentFormat,
-    make_format,
-    refuse_other_format,
-)
+from functional_adam._storage.formats import Format, Full, MomentFormat, make_format
+from functional_adam._storage.leaf_state import LeafState, refuse_other_format
 from functional_adam._storage.rounding import ROUNDINGS, Rounding, is_16bit
 from functional_adam._types import ParameterRounding, PyTree
 

@@ -26,7 +26,8 @@ from functional_adam._scalars import evaluate_schedules, is_zero, scalars
 from functional_adam._settings import Settings
 from functional_adam._state import AdamState, built_like, check_state, is_adam_state, outside_boxes
 from functional_adam._storage.chunks import in_chunks
-from functional_adam._storage.formats import Format, LeafState
+from functional_adam._storage.formats import Format
+from functional_adam._storage.leaf_state import LeafState
 from functional_adam._storage.rounding import (
     Rounding,
     StepNoise,
@@ -63,9 +64,8 @@ def step(
     Optax's wrappers pass whatever they have, so that a mask without decay is not looked at. With
     `strict` it is: `update` takes all arguments at once, and whatever is given there was meant.
     """
-    if not is_adam_state(
-        state
-    ):  # `check_state` would say so too, without knowing what else was passed
+    if not is_adam_state(state):
+        # `check_state` would say so too, without knowing what else was passed.
         raise TypeError(tree_hints.not_a_state(state, grads, params))
     check_state(
         state,

@@ -16,15 +16,8 @@ from functional_adam import _check
 from functional_adam._equations.numerics import widened
 from functional_adam._mesh import over_auto_axes, sharding_of
 from functional_adam._state import AdamState, built_like, check_count, no_scale, outside_boxes
-from functional_adam._storage.formats import (
-    FORMATS,
-    Format,
-    Int8,
-    LeafState,
-    MomentFormat,
-    format_of,
-    make_format,
-)
+from functional_adam._storage.formats import FORMATS, Format, Int8, MomentFormat, make_format
+from functional_adam._storage.leaf_state import LeafState, format_of
 from functional_adam._storage.rounding import StepNoise, leaf_key, random_bits, step_noise
 from functional_adam._types import PyTree, arithmetic_dtype, real_dtype
 

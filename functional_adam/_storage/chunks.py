@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from functional_adam._storage.formats import LeafState
 from functional_adam._storage.int8 import block_length
+from functional_adam._storage.leaf_state import LeafState
 
 # Elements a piece: its intermediate arrays stay in a core's cache, and calls still cost little.
 _PIECE = 2**16

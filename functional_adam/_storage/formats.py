@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +20,9 @@ from functional_adam import _check
 from functional_adam._equations.family import Variant
 from functional_adam._equations.numerics import largest_ratio
 from functional_adam._equations.operands import Moments, Scalars
-from functional_adam._hints import argument_hints, restored
+from functional_adam._hints import argument_hints
 from functional_adam._storage import int8, moment_dtypes
+from functional_adam._storage.leaf_state import LeafState, refuse_other_format, refuse_wide
 from functional_adam._storage.rounding import (
     RandomBits,
     bits_of,
@@ -30,16 +31,6 @@ from functional_adam._storage.rounding import (
     undifferentiable,
 )
 from functional_adam._types import arithmetic_dtype, real_dtype
-
-
-class LeafState(NamedTuple):
-    """What a state holds of a leaf."""
-
-    m: Any
-    v: Any
-    extra: dict[str, Any]
-    scale: Any = None
-    residual: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +119,7 @@ class BFloat16:
 
     def fresh(self, path: str, leaf: Any) -> LeafState:
         """Zeros, sharded like the leaf."""
-        _refuse_wide(self, path, leaf)
+        refuse_wide(self, path, leaf)
         mu, nu = (jnp.zeros_like(leaf, dtype=jnp.bfloat16) for _ in "mv")
         return LeafState(mu, nu, {})
 
@@ -217,7 +208,7 @@ class Int8:
 
     def fresh(self, path: str, leaf: Any) -> LeafState:
         """Codes of zeros, sharded like the leaf."""
-        _refuse_wide(self, path, leaf)
+        refuse_wide(self, path, leaf)
         mu, nu = (jnp.zeros_like(leaf, dtype=d) for d in (jnp.int8, jnp.uint8))
         return LeafState(mu, nu, {}, jnp.zeros(int8.blocks(mu.shape, self.block_size), jnp.uint16))
 
@@ -283,40 +274,3 @@ def make_format(moments: Any, mu_dtype: Any = None, nu_dtype: Any = None) -> For
         f"moments must be {' or '.join(map(repr, FORMATS))}, or a Full, BFloat16 or Int8 "
         f"object; got {_check.show(moments)}.{argument_hints.moments(moments, FORMATS)}"
     )
-
-
-def format_of(mu: Any, nu: Any) -> str:
-    """The name of the format that two leaves of a state have."""
-    dtypes = getattr(mu, "dtype", None), getattr(nu, "dtype", None)
-    if dtypes == (np.int8, np.uint8):
-        return Int8.name
-    return BFloat16.name if dtypes == (jnp.bfloat16, jnp.bfloat16) else Full.name
-
-
-def refuse_other_format(format: Format, path: str, stored: LeafState) -> None:
-    """Raise for moments that another format keeps, or none."""
-    found = format_of(stored.m, stored.v)
-    both_given = isinstance(format, Full) and None not in (format.mu_dtype, format.nu_dtype)
-    if found == format.name or (found == BFloat16.name and both_given):
-        return
-    held = f"state.mu{path} is {stored.m.dtype} and state.nu{path} {stored.v.dtype}"
-    if stored.scale is not None:
-        raise ValueError(
-            f"{held}, but beside state.nu_scale they are codes, int8 and uint8.{restored.CAST}"
-        )
-    hint = ""
-    if found == BFloat16.name and isinstance(format, Full):
-        hint = ', or mu_dtype="bfloat16", nu_dtype="bfloat16" to round both to nearest'
-    raise ValueError(
-        f'{held}, that is moments="{found}", but moments="{format.name}" was asked for. Pass '
-        f'moments="{found}"{hint}, or change the state with convert_moments.{restored.CAST}'
-    )
-
-
-def _refuse_wide(format: Format, path: str, leaf: Any) -> None:
-    dtype = _check.leaf_dtype(path, leaf)
-    if arithmetic_dtype(dtype) != np.float32:
-        raise TypeError(
-            f'{path} is {dtype}, but moments="{format.name}" is for real parameters of up to 32 '
-            'bits; use moments="full".'
-        )

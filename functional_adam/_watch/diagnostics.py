@@ -21,7 +21,8 @@ from functional_adam._scalars import evaluate_schedules, scalars
 from functional_adam._settings import make_settings
 from functional_adam._state import AdamState
 from functional_adam._storage import int8
-from functional_adam._storage.formats import FORMATS, Int8, LeafState, format_of
+from functional_adam._storage.formats import FORMATS, Int8
+from functional_adam._storage.leaf_state import LeafState, format_of
 from functional_adam._types import PyTree, Scalar, ScalarOrSchedule, arithmetic_dtype, real_dtype
 
 _DEFAULTS: dict[str, Any] = {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "eps_root": 0.0}

@@ -208,7 +208,7 @@ def test_without_optax_it_does_without(monkeypatch):
 
 
 def test_the_package_does_not_import_optax():
-    code = "import functional_adam, functional_adam._selfcheck, sys; print('optax' in sys.modules)"
+    code = "import functional_adam._watch.selfcheck, sys; print('optax' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
 
