@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import keystr
 
-from functional_adam import _check, _nested
+from functional_adam import _check, _nested, _trees
 from functional_adam._state import AdamState
-from functional_adam._storage.rounding import is_16bit, master
+from functional_adam._storage.floats import is_16bit
+from functional_adam._storage.rounding import master
 from functional_adam._types import PyTree, arithmetic_dtype
 
 
@@ -39,8 +40,8 @@ def apply_updates(params: PyTree, updates: PyTree) -> PyTree:
         >>> fa.apply_updates({"w": jnp.ones(2, jnp.bfloat16)}, {"w": jnp.array([0.5, -1.0])})
         {'w': Array([1.5, 0], dtype=bfloat16)}
     """
-    updates_leaves = _check.leaves_like("updates", updates, params, "params")
-    paths_and_leaves, treedef = jax.tree_util.tree_flatten_with_path(params, is_leaf=_check.is_none)
+    updates_leaves = _trees.leaves_like("updates", updates, params, "params")
+    paths_and_leaves, treedef = jax.tree_util.tree_flatten_with_path(params, is_leaf=_trees.is_none)
     pairs = zip(paths_and_leaves, updates_leaves, strict=True)
     return treedef.unflatten(_add(keystr(path), p, u) for (path, p), u in pairs)
 
@@ -75,7 +76,7 @@ def master_params(params: PyTree, state: PyTree) -> PyTree:
         (Array([1, 1], dtype=bfloat16), [0.999, 0.999])
     """
     codes, elsewhere = _residuals(_nested.states("state", state))
-    paths_and_leaves, treedef = jax.tree_util.tree_flatten_with_path(params, is_leaf=_check.is_none)
+    paths_and_leaves, treedef = jax.tree_util.tree_flatten_with_path(params, is_leaf=_trees.is_none)
     for path in codes.keys() - {path for path, _ in paths_and_leaves}:
         raise ValueError(
             f"state has a residual for params{keystr(path)}, which is not in params: pass the tree "

@@ -1,4 +1,4 @@
-"""Every check of what a user hands in: hyperparameters, dtypes, leaves, trees.
+"""Every check of what a user hands in: hyperparameters, dtypes, leaves. (`_trees` has trees.)
 
 A failed check raises `ValueError` or `TypeError` that names the argument or the leaf's path, says
 what was given and what would be right. Only Python and NumPy numbers are checked by value: a JAX
@@ -8,33 +8,27 @@ array may be traced, and reading a concrete one would force a transfer.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, TypeGuard, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import keystr
 
 from functional_adam._hints import argument_hints, restored, tree_hints, words
-from functional_adam._types import PyTree, below_16bit
+from functional_adam._types import below_16bit
 
 T = TypeVar("T")
-
-
-def is_none(x: object) -> bool:
-    """For `is_leaf=`: None is a leaf (no gradient, a frozen parameter), not an empty tree."""
-    return x is None
 
 
 def show(value: object) -> str:
     """Value and type, on one line, cut where it would fill the screen."""
     text = " ".join(repr(value).split())
     text = text if len(text) <= 80 else text[:77] + "..."
-    return f"{text} of type {_type_name(value)}"
+    return f"{text} of type {type_name(value)}"
 
 
-def _type_name(value: object) -> str:
+def type_name(value: object) -> str:
     kind = type(value)
     return (
         kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
@@ -252,60 +246,3 @@ def kept_like(path: str, leaf: Any, moment: Any) -> None:
     if dtype != moment.dtype:
         like = f"the moment it is stored like is {moment.dtype}"
         raise ValueError(f"{path} is {dtype}, but {like}.{restored.CAST}")
-
-
-def _children(node: Any) -> tuple[dict[Any, Any], Any]:
-    """The children of one tree node by key, and the node's own kind; a leaf has no kind."""
-    is_child: Callable[[Any], bool] = lambda x: x is not node  # noqa: E731 (one level only)
-    children, treedef = jax.tree_util.tree_flatten_with_path(node, is_leaf=is_child)
-    is_leaf = node is None or treedef == jax.tree.structure(0)
-    return {} if is_leaf else dict(children), None if is_leaf else treedef
-
-
-def tree_difference(tree: PyTree, wanted: PyTree, path: str, prefix: bool = False) -> str | None:
-    """Where and how the structure of `tree` first differs from `wanted`; None if it does not.
-
-    `None` counts as a leaf. With `prefix`, a leaf of `tree` may stand for a whole subtree.
-    """
-    have, kind = _children(tree)
-    want, wanted_kind = _children(wanted)
-    if kind is None and (wanted_kind is None or prefix):
-        return None
-    if kind is not None and wanted_kind is not None:
-        if kind == wanted_kind:
-            below = (tree_difference(have[k], want[k], path + keystr(k), prefix) for k in have)
-            return next((difference for difference in below if difference), None)
-        if type(tree) is type(wanted):
-            for key in have:
-                if key not in want:
-                    return f"{path}{keystr(key)} does not belong there"
-            for key in want:
-                if key not in have:
-                    return f"{path}{keystr(key)} is missing"
-            return (
-                f"{path} has other static data, or another order of keys: {kind}, not {wanted_kind}"
-            )
-    return f"{path} is {_describe(tree, kind)}, where {_describe(wanted, wanted_kind)} belongs"
-
-
-def _describe(node: Any, kind: Any) -> str:
-    if kind is not None:
-        return f"a node of type {_type_name(node)}"
-    return "None" if node is None else "a leaf"
-
-
-def leaves_like(name: str, tree: PyTree, wanted: PyTree, whose: str) -> list[Any]:
-    """The leaves of `tree`, None included, once it is known to be built like `wanted`."""
-    leaves, treedef = jax.tree.flatten(tree, is_leaf=is_none)
-    if treedef != jax.tree.structure(wanted, is_leaf=is_none):
-        difference = tree_difference(tree, wanted, name) or f"got {treedef}"
-        hint = tree_hints.structure(name, tree, wanted, whose)
-        raise ValueError(f"{name} must have the structure of {whose}: {difference}.{hint}")
-    return leaves
-
-
-def leaves_if_any(name: str, tree: PyTree, wanted: PyTree, whose: str) -> list[Any]:
-    """`leaves_like`, or None for each leaf of `wanted` where there is no tree at all."""
-    if tree is None:
-        return [None] * len(jax.tree.leaves(wanted, is_leaf=is_none))
-    return leaves_like(name, tree, wanted, whose)

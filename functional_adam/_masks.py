@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.tree_util import keystr
 
-from functional_adam import _check
+from functional_adam import _check, _trees
 from functional_adam._hints import argument_hints
 from functional_adam._types import PyTree
 
@@ -67,7 +67,7 @@ def broadcast(value: Any, params: PyTree) -> list[bool]:
         tree = True
 
     def over(path: Any, keep: bool | None, subtree: PyTree) -> list[bool]:
-        leaves = jax.tree.leaves(subtree, is_leaf=_check.is_none)
+        leaves = jax.tree.leaves(subtree, is_leaf=_trees.is_none)
         if keep is None and any(leaf is not None for leaf in leaves):
             raise TypeError(
                 f"mask has None at mask{keystr(path)}, where the parameters have arrays; use True "
@@ -76,10 +76,10 @@ def broadcast(value: Any, params: PyTree) -> list[bool]:
         return [bool(keep)] * len(leaves)
 
     try:
-        spreads = jax.tree_util.tree_map_with_path(over, tree, params, is_leaf=_check.is_none)
+        spreads = jax.tree_util.tree_map_with_path(over, tree, params, is_leaf=_trees.is_none)
         return jax.tree.leaves(spreads)
     except ValueError as error:
-        difference = _check.tree_difference(tree, params, "mask", prefix=True) or str(error)
+        difference = _trees.tree_difference(tree, params, "mask", prefix=True) or str(error)
         raise ValueError(
             f"mask must be a prefix of the parameters: {difference}."
             f"{argument_hints.mask_structure()}"

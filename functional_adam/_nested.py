@@ -13,7 +13,7 @@ from typing import Any
 import jax
 from jax.tree_util import keystr, tree_leaves_with_path
 
-from functional_adam import _check
+from functional_adam import _check, _trees
 from functional_adam._hints import tree_hints
 from functional_adam._state import AdamState, check_count, is_adam_state
 from functional_adam._types import PyTree
@@ -60,8 +60,8 @@ def by_parameter(where: str, tree: PyTree, state: AdamState) -> dict[Path, Any]:
     What is not shaped like the parameters lies outside of the boxes that frameworks put around
     them, so that its own paths may be shorter: its leaves are those of `mu`, in the same order.
     """
-    mus = tree_leaves_with_path(state.mu, is_leaf=_check.is_none)
-    leaves = [None] * len(mus) if tree is None else jax.tree.leaves(tree, is_leaf=_check.is_none)
+    mus = tree_leaves_with_path(state.mu, is_leaf=_trees.is_none)
+    leaves = [None] * len(mus) if tree is None else jax.tree.leaves(tree, is_leaf=_trees.is_none)
     if len(leaves) != len(mus):
         raise ValueError(
             f"{where} has {len(leaves)} leaves, but mu beside it has {len(mus)}: make the state "

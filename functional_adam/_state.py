@@ -13,13 +13,14 @@ from jax.sharding import NamedSharding
 from jax.tree_util import keystr
 from jax.typing import DTypeLike
 
-from functional_adam import _check
+from functional_adam import _check, _trees
 from functional_adam._hints import restored, tree_hints
 from functional_adam._hints.keywords import explained
 from functional_adam._mesh import replicated, scale_sharding, sharding_of, zeros
+from functional_adam._storage.floats import is_16bit
 from functional_adam._storage.formats import Format, Full, MomentFormat, make_format
 from functional_adam._storage.leaf_state import LeafState, refuse_other_format
-from functional_adam._storage.rounding import ROUNDINGS, Rounding, is_16bit
+from functional_adam._storage.rounding import ROUNDINGS, Rounding
 from functional_adam._types import ParameterRounding, PyTree
 
 
@@ -173,7 +174,7 @@ def built_like(tree: PyTree, leaves: list[Any]) -> PyTree:
     """A tree of these leaves, None included, built like `tree`; None for None."""
     if tree is None or not leaves:
         return tree
-    return jax.tree.structure(tree, is_leaf=_check.is_none).unflatten(leaves)
+    return jax.tree.structure(tree, is_leaf=_trees.is_none).unflatten(leaves)
 
 
 # ---- In others ----

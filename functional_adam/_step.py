@@ -15,29 +15,23 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import keystr
 
-from functional_adam import _check, _masks
+from functional_adam import _check, _trees
 from functional_adam._equations import formulas as F
 from functional_adam._equations.family import Variant
 from functional_adam._equations.numerics import over, times, widened
 from functional_adam._equations.operands import Scalars
-from functional_adam._hints import argument_hints, tree_hints
+from functional_adam._hints import tree_hints
+from functional_adam._leaf_params import LeafParam, leaf_params
 from functional_adam._mesh import over_auto_axes
-from functional_adam._scalars import evaluate_schedules, is_zero, scalars
+from functional_adam._scalars import evaluate_schedules, scalars
 from functional_adam._settings import Settings
 from functional_adam._state import AdamState, built_like, check_state, is_adam_state, outside_boxes
 from functional_adam._storage.chunks import in_chunks
+from functional_adam._storage.floats import is_16bit
 from functional_adam._storage.formats import Format
 from functional_adam._storage.leaf_state import LeafState
-from functional_adam._storage.rounding import (
-    Rounding,
-    StepNoise,
-    is_16bit,
-    master,
-    opaque_leaf_keys,
-    random_bits,
-    round_update,
-    step_noise,
-)
+from functional_adam._storage.noise import StepNoise, opaque_leaf_keys, random_bits, step_noise
+from functional_adam._storage.rounding import Rounding, master, round_update
 from functional_adam._types import PyTree, arithmetic_dtype, real_dtype, wider
 
 
@@ -75,10 +69,10 @@ def step(
         settings.rounding,
     )
     settings = evaluate_schedules(settings, state.count)
-    paths_and_mu, treedef = jax.tree_util.tree_flatten_with_path(state.mu, is_leaf=_check.is_none)
-    gs = _check.leaves_like("grads", grads, state.mu, "the parameters given to init")
+    paths_and_mu, treedef = jax.tree_util.tree_flatten_with_path(state.mu, is_leaf=_trees.is_none)
+    gs = _trees.leaves_like("grads", grads, state.mu, "the parameters given to init")
     leaf_states = _leaf_states(settings.variant, state)
-    leaf_params = _leaf_params(settings, paths_and_mu, gs, state.mu, params, strict=strict)
+    thetas = leaf_params(settings, paths_and_mu, gs, state.mu, params, strict=strict)
     count = jnp.asarray(state.count)
     # Without any gradient no step is counted: bias corrections are of the steps that were made.
     if any(g is not None for g in gs) or not jax.tree.leaves(state.mu):
@@ -87,7 +81,7 @@ def step(
     context = _step_context(settings, count, paths, "" if params is None else tree_hints.ONE_MODEL)
     stepped = [
         _step_leaf(context, path, g, old, theta)
-        for path, g, old, theta in zip(paths, gs, leaf_states, leaf_params, strict=True)
+        for path, g, old, theta in zip(paths, gs, leaf_states, thetas, strict=True)
     ]
 
     def tree(leaf: Callable[[LeafState], Any]) -> PyTree:
@@ -120,15 +114,15 @@ def _step_context(
 
 def _leaf_states(variant: Variant, state: AdamState) -> list[LeafState]:
     """The state, leaf by leaf."""
-    mus = jax.tree.leaves(state.mu, is_leaf=_check.is_none)
+    mus = jax.tree.leaves(state.mu, is_leaf=_trees.is_none)
 
     def leaves(name: str, tree: PyTree) -> list[Any]:
-        return _check.leaves_like(f"state.{name}", tree, state.mu, "state.mu")
+        return _trees.leaves_like(f"state.{name}", tree, state.mu, "state.mu")
 
     def beside(name: str, tree: PyTree) -> list[Any]:
         if tree is None or not mus:
             return [None] * len(mus)
-        return _check.leaves_like(f"state.{name}", tree, outside_boxes(state.mu), "state.mu")
+        return _trees.leaves_like(f"state.{name}", tree, outside_boxes(state.mu), "state.mu")
 
     extra = {k: leaves(f"extra[{k!r}]", state.extra[k]) for k, _ in variant.extra}
     columns = (
@@ -141,77 +135,6 @@ def _leaf_states(variant: Variant, state: AdamState) -> list[LeafState]:
         LeafState(mu, nu, {name: of_leaf[i] for name, of_leaf in extra.items()}, scale, residual)
         for i, (mu, nu, scale, residual) in enumerate(zip(*columns, strict=True))
     ]
-
-
-class LeafParam(NamedTuple):
-    """The parameter of a leaf: its value where anything needs it, its dtype where it is given."""
-
-    value: Any = None
-    decays: bool = False
-    dtype: np.dtype[Any] | None = None
-
-
-def _leaf_params(
-    settings: Settings,
-    paths_and_mu: list[Any],
-    gs: list[Any],
-    structure: PyTree,
-    params: PyTree | None,
-    *,
-    strict: bool,
-) -> list[LeafParam]:
-    """For each leaf its parameter, if it decays or the variant or the rounding needs it."""
-    decays = not is_zero(settings.weight_decay)
-    if strict and not decays and settings.mask is not None:
-        _masks.broadcast(settings.mask, structure if params is None else params)
-    why = _needs(settings, decays)
-    if params is None:
-        if why and any(g is not None for g in gs):
-            raise _no_params(settings, why)
-        return [LeafParam()] * len(gs)
-    thetas = _check.leaves_like("params", params, structure, "the parameters given to init")
-    keep = _masks.broadcast(settings.mask, params) if decays else [False] * len(gs)
-    always = not {"weight_decay"}.issuperset(why)
-
-    def of_leaf(path: str, mu: Any, g: Any, theta: Any, kept: bool) -> LeafParam:
-        if mu is None or g is None:
-            return LeafParam(dtype=getattr(theta, "dtype", None))
-        if kept or always:
-            value = _check.leaf_like("params" + path, theta, mu, "state.mu" + path)
-            return LeafParam(value, kept, value.dtype)
-        dtype = _check.leaf_dtype("params" + path, theta)
-        _check.same_shape("params" + path, theta, mu, "state.mu" + path)
-        return LeafParam(dtype=dtype)
-
-    rows = zip(paths_and_mu, gs, thetas, keep, strict=True)
-    return [of_leaf(keystr(path), mu, g, theta, kept) for (path, mu), g, theta, kept in rows]
-
-
-def _needs(settings: Settings, decays: bool) -> list[str]:
-    """What needs the parameters' values, by name."""
-    needed = {
-        settings.variant.name: settings.variant.rescale_update is not None,
-        "weight_decay": decays,
-        "l2": not is_zero(settings.l2),
-        _rounding_name(settings): settings.rounding.rounds_update,
-    }
-    return [name for name, needs in needed.items() if needs]
-
-
-def _rounding_name(settings: Settings) -> str:
-    return f'rounding="{settings.rounding.name}"'
-
-
-def _no_params(settings: Settings, why: list[str]) -> ValueError:
-    others = {_rounding_name(settings): 'rounding="nearest"'}
-    without = ", ".join(
-        others.get(name) or argument_hints.zero(name, getattr(settings, name, None)) for name in why
-    )
-    instead = "" if settings.variant.name in why else f", or pass {without}"
-    return ValueError(
-        f"{' and '.join(why)} {'needs' if len(why) == 1 else 'need'} the parameters: call "
-        f"update(grads, state, params){instead}."
-    )
 
 
 def _step_leaf(

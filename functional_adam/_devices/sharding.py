@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 from jax.tree_util import keystr
 
-from functional_adam import _check
+from functional_adam import _check, _trees
 from functional_adam._mesh import dimensions, divided, replicated, scale_sharding, ways
 from functional_adam._nested import by_parameter
 from functional_adam._state import AdamState, built_like, is_adam_state, outside_boxes, state_shapes
@@ -192,7 +192,7 @@ def _whole_blocks(sharding: NamedSharding, shape: tuple[int, ...], scales: tuple
 
 def _layouts(params: PyTree, params_shardings: PyTree) -> dict[str, Layout]:
     """Every parameter's layout, by path."""
-    paths_and_leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=_check.is_none)
+    paths_and_leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=_trees.is_none)
     if params_shardings is None:
         shardings = [getattr(leaf, "sharding", None) for _, leaf in paths_and_leaves]
     elif isinstance(params_shardings, NamedSharding):
@@ -201,7 +201,7 @@ def _layouts(params: PyTree, params_shardings: PyTree) -> dict[str, Layout]:
         raise _not_named("params_shardings", params_shardings)
     else:
         flat = outside_boxes(params_shardings), outside_boxes(params)
-        shardings = _check.leaves_like("params_shardings", *flat, "params")
+        shardings = _trees.leaves_like("params_shardings", *flat, "params")
     own = params_shardings is None
     return {
         keystr(path): Layout(np.shape(leaf), _sharding(keystr(path), leaf, sharding, own))

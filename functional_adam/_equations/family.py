@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from functional_adam._equations import formulas as F
+from functional_adam._equations import relatives as R
 from functional_adam._equations.operands import (
     Denominator,
     Numerator,
@@ -60,58 +61,58 @@ ADAM = Variant()
 AMSGRAD = Variant(
     name="amsgrad",
     ratio_is_bounded=False,
-    update_moments=F.amsgrad,
-    denominator=F.root_of_maximum,
+    update_moments=R.amsgrad,
+    denominator=R.root_of_maximum,
     extra=(("nu_max", "nu"),),
     maxima=("nu_max",),
 )
 AMSGRAD_OF_CORRECTED = AMSGRAD._replace(
-    prepare=(F.first_correction,), correction=None, update_moments=F.amsgrad_of_corrected
+    prepare=(F.first_correction,), correction=None, update_moments=R.amsgrad_of_corrected
 )
 ADAMAX = Variant(
     name="adamax",
     ratio_is_bounded=False,
     prepare=(F.first_correction,),
     correction=None,
-    update_moments=F.adamax,
-    denominator=F.maximum,
+    update_moments=R.adamax,
+    denominator=R.maximum,
 )
 RADAM = Variant(
     name="radam",
-    rectify=(F.rectification,),
-    denominator=F.rectified_root,
+    rectify=(R.rectification,),
+    denominator=R.rectified_root,
 )
 ADABELIEF = Variant(
     name="adabelief",
     ratio_is_bounded=False,
-    prepare=(F.belief_floor,),
-    update_moments=F.adabelief,
+    prepare=(R.belief_floor,),
+    update_moments=R.adabelief,
 )
 YOGI = Variant(
     name="yogi",
     ratio_is_bounded=False,
-    update_moments=F.yogi,
+    update_moments=R.yogi,
     initial_moments="initial_accumulator_value",
 )
 LAMB = Variant(
     name="lamb",
     whole_leaf=True,
-    prepare=(F.unit_rate,),
-    rescale_update=F.trust_ratio,
+    prepare=(R.unit_rate,),
+    rescale_update=R.trust_ratio,
 )
 ADOPT = Variant(
     name="adopt",
     ratio_is_bounded=False,
     correction=None,
-    update_moments=F.adopt,
-    denominator=F.one,
+    update_moments=R.adopt,
+    denominator=R.one,
 )
 ADEMAMIX = Variant(
     name="ademamix",
     ratio_is_bounded=False,
-    prepare=(F.mixing,),
-    update_moments=F.ademamix,
-    numerator=F.mixed_momentum,
+    prepare=(R.mixing,),
+    update_moments=R.ademamix,
+    numerator=R.mixed_momentum,
     extra=(("mu_slow", "mu"),),
     decay_rates=("b3",),
 )

@@ -1,15 +1,15 @@
-"""The equations, one short function each: arrays in, arrays out, one page a variant.
+"""The equations of Adam, AdamW and NAdam, which their relatives share: one short function each.
 
-No trees, no storage, no flags. Letters are those of Kingma & Ba (2015), "Adam: A Method for
-Stochastic Optimization", Algorithm 1: `g` the gradient, `m` and `v` the two moments, `t` the step
-counted from 1, `alpha` the step size. What keeps the digits is in `numerics`; `family` says which
-functions make which optimizer, `operands` what they take and give.
+Arrays in, arrays out: no trees, no storage, no flags. Letters are those of Kingma & Ba (2015),
+"Adam: A Method for Stochastic Optimization", Algorithm 1: `g` the gradient, `m` and `v` the two
+moments, `t` the step counted from 1, `alpha` the step size. Every other member has its page in
+`relatives`. What keeps the digits is in `numerics`; `family` says which functions make which
+optimizer, `operands` what they take and give.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,19 +18,13 @@ from functional_adam._equations.numerics import (
     abs_squared,
     average,
     bias_correction,
-    clip,
-    decayed,
-    is_infinite,
-    langevin,
     log_half_product,
     mean_square,
     one_minus_exp,
-    over,
     safe_sqrt,
-    same_side,
     times,
 )
-from functional_adam._equations.operands import Moments, Numerator, Scalars
+from functional_adam._equations.operands import Moments, Scalars
 
 # ---- Adam: Kingma & Ba 2015, Algorithm 1 ----
 
@@ -55,6 +49,21 @@ def eps_before_correction(s: Scalars) -> Scalars:
     There, eps is written with a hat; TensorFlow and Keras follow it.
     """
     return s._replace(step_size=s.step_size * jnp.sqrt(s.c2) / s.c1)
+
+
+def first_correction(s: Scalars) -> Scalars:
+    """alpha / c1 * m / denominator, for a denominator that needs no correction or had it."""
+    return s._replace(step_size=s.step_size / s.c1)
+
+
+def without_first_correction(s: Scalars) -> Scalars:
+    """c1 = 1."""
+    return s._replace(c1=jnp.ones_like(s.c1))
+
+
+def without_second_correction(s: Scalars) -> Scalars:
+    """c2 = 1."""
+    return s._replace(c2=jnp.ones_like(s.c2))
 
 
 def adam(s: Scalars, g: jax.Array, old: Moments) -> tuple[jax.Array, Moments]:
@@ -123,198 +132,11 @@ def _look_ahead(s: Scalars, ahead: jax.Array, now: jax.Array) -> Scalars:
     return s._replace(derived=s.derived | {"ahead": ahead, "now": now}, c1=jnp.ones_like(s.c1))
 
 
-def nesterov_momentum(s: Scalars, x: jax.Array, new: Moments) -> jax.Array:
-    """ahead m + now x."""
-    return times(s.derived["ahead"], new.m) + times(s.derived["now"], x)
-
-
-# ---- AMSGrad: Reddi, Kale & Kumar 2018, Algorithm 2 ----
-
-
-def amsgrad(s: Scalars, g: jax.Array, old: Moments) -> tuple[jax.Array, Moments]:
-    """As `adam`, and v_max <- max(v_max, v): the paper's; PyTorch corrects it afterwards."""
-    g, new = adam(s, g, old)
-    return g, new._replace(extra={"nu_max": jnp.maximum(old.extra["nu_max"], new.v)})
-
-
-def amsgrad_of_corrected(s: Scalars, g: jax.Array, old: Moments) -> tuple[jax.Array, Moments]:
-    """As `adam`, and v_max <- max(v_max, v / c2): Optax's."""
-    g, new = adam(s, g, old)
-    return g, new._replace(extra={"nu_max": jnp.maximum(old.extra["nu_max"], new.v / s.c2)})
-
-
-def root_of_maximum(s: Scalars, new: Moments) -> jax.Array:
-    """sqrt(v_max + eps_root) + eps."""
-    return root(s, new._replace(v=new.extra["nu_max"]))
-
-
-def first_correction(s: Scalars) -> Scalars:
-    """alpha / c1 * m / denominator, for a denominator that needs no correction or had it."""
-    return s._replace(step_size=s.step_size / s.c1)
-
-
-def without_first_correction(s: Scalars) -> Scalars:
-    """c1 = 1."""
-    return s._replace(c1=jnp.ones_like(s.c1))
-
-
-def without_second_correction(s: Scalars) -> Scalars:
-    """c2 = 1."""
-    return s._replace(c2=jnp.ones_like(s.c2))
-
-
-# ---- AdaMax: Kingma & Ba 2015, Algorithm 2 ----
-
-
-def adamax(s: Scalars, g: jax.Array, old: Moments) -> tuple[jax.Array, Moments]:
-    """m as in Adam; v <- max(b2 v, |g| + eps), the paper's u_t, which has no eps."""
-    m = average(old.m, g, s.b1)
-    return g, old._replace(m=m, v=jnp.maximum(decayed(old.v, s.b2), jnp.abs(g) + s.eps))
-
-
-def maximum(_s: Scalars, new: Moments) -> jax.Array:
-    """v."""
-    return new.v
-
-
-# ---- RAdam: Liu et al. 2020, Algorithm 2 ----
-
-
-def rectification(s: Scalars) -> Scalars:
-    """r m_hat / (sqrt(v_hat) + eps) where rho(t) >= threshold, else m_hat.
-
-    r = sqrt((rho-4) (rho-2) rho_inf / ((rho_inf-4) (rho_inf-2) rho)), with the paper's
-    rho_inf = 2 / (1 - b2) - 1 and rho(t) = rho_inf - 2 t b2**t / (1 - b2**t). Computed so, rho is
-    the difference of two large numbers; but with y = -log(b2) / 2 they are coth(y) and
-    t (coth(t y) - 1), the poles 1/y of both cancel on paper, and
-
-        rho(t) = L(y) + t (1 - L(t y)),   L(x) = coth(x) - 1/x.
-    """
-    y = -s.b2.log / 2
-    rho = langevin(y)[0] + s.t * langevin(s.t * y)[1]
-    top = 2 / s.b2.complement - 1  # rho never gets there, but by rounding
-    adaptive = (rho >= s.derived["threshold"]) & (top > s.derived["threshold"])
-    # Any number above 4 will do where there is no r: its slope must not be NaN either.
-    rho, top = (jnp.where(adaptive, x, jnp.full_like(rho, 5)) for x in (rho, top))
-    r = safe_sqrt((rho - 4) / (top - 4) * ((rho - 2) / (top - 2)) * (top / rho))
-    return s._replace(
-        step_size=jnp.where(adaptive, s.step_size * r, s.alpha / s.c1),
-        derived=s.derived | {"adaptive": adaptive},
-    )
-
-
-def rectified_root(s: Scalars, new: Moments) -> jax.Array:
-    """The root where rho(t) >= threshold, else 1."""
-    return jnp.where(s.derived["adaptive"], root(s, new), jnp.ones_like(new.v))
-
-
-# ---- AdaBelief: Zhuang et al. 2020, Algorithm 2 ----
-
-
-def belief_floor(s: Scalars) -> Scalars:
-    """eps_root / (1 - b2), what `eps_root` in every step comes to inside the average.
-
-    Added to v itself it would be rounded the same way in every step, and the errors add up.
-    """
-    floor = None if s.eps_root is None else s.eps_root / s.b2.complement
-    return s._replace(derived=s.derived | {"floor": floor}, eps_root=None)
-
-
-def adabelief(s: Scalars, g: jax.Array, old: Moments) -> tuple[jax.Array, Moments]:
-    """m as in Adam; v <- b2 v + (1 - b2) |g - m|**2 + eps_root, m being the new one."""
-    m = average(old.m, g, s.b1)
-    square, floor = abs_squared(g - m), s.derived["floor"]
-    v = mean_square(old.v, square if floor is None else square + floor, s.b2)
-    return g, old._replace(m=m, v=v)
-
-
-# ---- Yogi: Zaheer et al. 2018, Algorithm 2 ----
-
-
-def yogi(s: Scalars, g: jax.Array, old: Moments) -> tuple[jax.Array, Moments]:
-    """m as in Adam; v <- v - (1 - b2) sign(v - |g|**2) |g|**2."""
-    square = abs_squared(g)
-    v = old.v - s.b2.complement * jnp.sign(old.v - square) * square
-    v = jax.lax.select(is_infinite(old.v), old.v, v)  # as in `mean_square`
-    return g, old._replace(m=average(old.m, g, s.b1), v=v)
-
-
-# ---- LAMB: You et al. 2020, Algorithm 2 ----
-
-
-def unit_rate(s: Scalars) -> Scalars:
-    """alpha = 1 until `trust_ratio`, whose quotient it would enter: 0 / 0 at alpha = 0."""
-    one = jnp.ones_like(s.step_size)
-    derived = s.derived | {"learning_rate": s.alpha}
-    return s._replace(derived=derived, alpha=one, step_size=one, decay=s.weight_decay)
-
-
-def trust_ratio(s: Scalars, u: jax.Array, theta: jax.Array) -> jax.Array:
-    """alpha |theta| / |u| u, norms over the leaf; alpha u where either norm is 0."""
-    size, step = safe_sqrt(abs_squared(theta).sum()), safe_sqrt(abs_squared(u).sum())
-    usable = (size != 0) & (step != 0)  # true of a NaN, which must not look like a 0
-    ratio = jnp.where(usable, size / jnp.where(usable, step, jnp.ones_like(step)), 1)
-    return times(s.derived["learning_rate"] * ratio, u)
-
-
-# ---- ADOPT: Taniguchi et al. 2024, Algorithm 2 ----
-
-
-def adopt(s: Scalars, g: jax.Array, old: Moments) -> tuple[jax.Array, Moments]:
-    """x = clip(g / max(sqrt(v), eps), c), v the old one; m <- b1 m + (1 - b1) x; v as in Adam.
-
-    The first step only sets v = |g|**2.
-    """
-    first = s.t == 1
-    scale = jnp.where(first, jnp.ones_like(old.v), jnp.maximum(safe_sqrt(old.v), s.eps))
-    x = jnp.where(first, jnp.zeros_like(g), clip(over(g, scale), s.derived["clip_value_fn"]))
-    square = abs_squared(g)
-    v = jnp.where(first, square, mean_square(old.v, square, s.b2))
-    return x, old._replace(m=average(old.m, x, s.b1), v=v)
-
-
 def uncorrected_nesterov_weights(s: Scalars) -> Scalars:
     """b1 m + (1 - b1) x."""
     return _look_ahead(s, jnp.asarray(s.b1.b), jnp.asarray(s.b1.complement))
 
 
-def one(_s: Scalars, new: Moments) -> jax.Array:
-    """1: the division was made before."""
-    return jnp.ones_like(new.v)
-
-
-# ---- AdEMAMix: Pagliardini, Ablin & Grangier 2024, Algorithm 1 ----
-
-
-def mixing(s: Scalars) -> Scalars:
-    """alpha of the paper, here `mix`, times c1: all of the numerator is divided by c1."""
-    return s._replace(derived=s.derived | {"mix": s.derived["alpha"] * s.c1})
-
-
-def ademamix(s: Scalars, g: jax.Array, old: Moments) -> tuple[jax.Array, Moments]:
-    """As `adam`, and m_slow <- b3 m_slow + (1 - b3) g."""
-    g, new = adam(s, g, old)
-    return g, new._replace(extra={"mu_slow": average(old.extra["mu_slow"], g, s.derived["b3"])})
-
-
-def mixed_momentum(s: Scalars, _x: jax.Array, new: Moments) -> jax.Array:
-    """c1 (m_hat + mix m_slow); the slow average is not corrected, so that it comes in slowly."""
-    return new.m + times(s.derived["mix"], new.extra["mu_slow"])
-
-
-# ---- Cautious optimizers: Liang et al. 2024, Algorithm 1 ----
-
-
-class Cautious(NamedTuple):
-    """A numerator whose coordinates that climb are 0, the others scaled up to make up for it."""
-
-    numerator: Numerator
-
-    def __call__(self, s: Scalars, x: jax.Array, new: Moments) -> jax.Array:
-        """d [d x > 0] / max(share, 1/1000); x has the gradient's sign."""
-        d = self.numerator(s, x, new)
-        agrees = same_side(d, x)
-        rows = jnp.sum(jnp.atleast_1d(agrees), axis=-1, dtype=jnp.int32)  # exact, however large
-        share = jnp.sum(rows.astype(s.step_size.dtype)) / float(max(1, agrees.size))
-        gain = 1 / jnp.maximum(share, 1e-3)
-        return times(gain * agrees.astype(share.dtype), d)  # a product: a NaN stays one
+def nesterov_momentum(s: Scalars, x: jax.Array, new: Moments) -> jax.Array:
+    """ahead m + now x."""
+    return times(s.derived["ahead"], new.m) + times(s.derived["now"], x)

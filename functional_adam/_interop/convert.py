@@ -12,13 +12,13 @@ import numpy as np
 from jax.core import Tracer
 from jax.tree_util import keystr
 
-from functional_adam import _check
+from functional_adam import _check, _trees
 from functional_adam._equations.numerics import widened
 from functional_adam._mesh import over_auto_axes, sharding_of
 from functional_adam._state import AdamState, built_like, check_count, no_scale, outside_boxes
 from functional_adam._storage.formats import FORMATS, Format, Int8, MomentFormat, make_format
 from functional_adam._storage.leaf_state import LeafState, format_of
-from functional_adam._storage.rounding import StepNoise, leaf_key, random_bits, step_noise
+from functional_adam._storage.noise import StepNoise, leaf_key, random_bits, step_noise
 from functional_adam._types import PyTree, arithmetic_dtype, real_dtype
 
 
@@ -58,15 +58,15 @@ def convert_moments(state: AdamState, params: PyTree, *, moments: MomentFormat) 
             f'moments="int8" cannot keep the trees {list(state.extra)} of state.extra; use '
             'moments="bfloat16" or "full".'
         )
-    thetas, treedef = jax.tree_util.tree_flatten_with_path(params, is_leaf=_check.is_none)
+    thetas, treedef = jax.tree_util.tree_flatten_with_path(params, is_leaf=_trees.is_none)
 
     def leaves(name: str, tree: PyTree) -> list[object]:
-        return _check.leaves_if_any(f"state.{name}", tree, params, "params")
+        return _trees.leaves_if_any(f"state.{name}", tree, params, "params")
 
     extra = state.extra or {}
     extra_trees = {name: leaves(f"extra[{name!r}]", tree) for name, tree in extra.items()}
     flat = outside_boxes(params)
-    scales = _check.leaves_if_any("state.nu_scale", state.nu_scale, flat, "params")
+    scales = _trees.leaves_if_any("state.nu_scale", state.nu_scale, flat, "params")
     columns = leaves("mu", state.mu), leaves("nu", state.nu), scales
     noise = step_noise(jnp.asarray(state.count), tuple(extra))
     new = [

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import SequenceKey, keystr
 
-from functional_adam import _check
+from functional_adam import _check, _trees
 from functional_adam._interop.optax_pieces import (
     ADAM,
     COUNTER,
@@ -162,7 +162,7 @@ def _partners(have: list[Piece], want: list[Piece]) -> dict[tuple[Any, ...], Pie
 
 def _adam(source: Piece, target: Piece) -> Any:
     """The Adam state `source`, as one like `target`."""
-    found, wanted = _trees(source), _trees(target)
+    found, wanted = _moment_trees(source), _moment_trees(target)
     if set(found) != set(wanted):
         raise ValueError(
             f"{source.where} keeps {' and '.join(found)}, but {target.where} keeps "
@@ -188,7 +188,7 @@ def _adam(source: Piece, target: Piece) -> Any:
     return old._replace(**counts, **new)
 
 
-def _trees(adam: Piece) -> dict[str, PyTree]:
+def _moment_trees(adam: Piece) -> dict[str, PyTree]:
     """The moments of an Adam state by our names."""
     state: Any = adam.value
     if not is_adam_state(state):
@@ -203,8 +203,8 @@ def _trees(adam: Piece) -> dict[str, PyTree]:
 
 
 def _moment(where: str, tree: PyTree, like: PyTree, like_where: str) -> PyTree:
-    leaves = _check.leaves_like(where, tree, like, like_where)
-    wanted, treedef = jax.tree_util.tree_flatten_with_path(like, is_leaf=_check.is_none)
+    leaves = _trees.leaves_like(where, tree, like, like_where)
+    wanted, treedef = jax.tree_util.tree_flatten_with_path(like, is_leaf=_trees.is_none)
     return treedef.unflatten(
         None if old is None else _array(where + keystr(path), leaf, old)
         for leaf, (path, old) in zip(leaves, wanted, strict=True)

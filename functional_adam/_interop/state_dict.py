@@ -13,12 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.tree_util import keystr
 from jax.typing import ArrayLike
 
 from functional_adam import _check
 from functional_adam._interop import header as H
+from functional_adam._interop.to_devices import put, shardings_of
 from functional_adam._interop.variants_in import variants_in
 from functional_adam._types import GradientTransformation, NumPyArray, PyTree
 
@@ -132,9 +132,9 @@ def from_state_dict(
         _check_target(name, leaf, saved[name])
     if tx is not None:
         _check_variants(header.variants, variants_in("target", target, tx))
-    shardings = _shardings(wanted)
+    shardings = shardings_of(wanted)
     leaves = [
-        _put(_read(flat, name, saved[name]), leaf, shardings[name]) for name, leaf in wanted.items()
+        put(_read(flat, name, saved[name]), leaf, shardings[name]) for name, leaf in wanted.items()
     ]
     return jax.tree.unflatten(jax.tree.structure(target), leaves)
 
@@ -260,55 +260,3 @@ def _read(flat: Mapping[str, Any], name: str, saved: H.Entry) -> NumPyArray:
             f"{saved.digest}."
         )
     return array.reshape(-1).view(dtype).reshape(saved.shape)
-
-
-def _shardings(target: Mapping[str, Any]) -> dict[str, Any]:
-    """Where each leaf is to lie; None for the default device."""
-    given = {name: getattr(leaf, "sharding", None) for name, leaf in target.items()}
-    meshes = [getattr(sharding, "mesh", None) for sharding in given.values()]
-
-    def known(name: str, sharding: Any) -> Any:
-        # What JAX put on some device by itself may go to the default one again.
-        if isinstance(target[name], jax.Array) and not target[name].committed:
-            return None
-        abstract = getattr(sharding, "mesh", None)
-        if not isinstance(abstract, AbstractMesh):
-            return sharding
-        for mesh in (*meshes, *_context_mesh()):
-            if isinstance(mesh, Mesh) and _axes(mesh) == _axes(abstract):
-                return NamedSharding(mesh, sharding.spec)
-        raise ValueError(
-            f"target{name} is to be divided as {sharding.spec} on a mesh without devices, as "
-            "jax.eval_shape gives it. Call from_state_dict under jax.set_mesh(mesh), or pass a "
-            "target whose leaves lie on devices, such as tx.init(params)."
-        )
-
-    return {name: known(name, sharding) for name, sharding in given.items()}
-
-
-def _axes(mesh: Mesh | AbstractMesh) -> tuple[Any, ...]:
-    return mesh.shape_tuple, mesh.axis_types
-
-
-def _context_mesh() -> list[Any]:
-    """The mesh of `jax.set_mesh`; older versions of JAX do not tell."""
-    get_mesh = getattr(jax.sharding, "get_mesh", None)
-    return [] if get_mesh is None else [get_mesh()]
-
-
-def _put(array: NumPyArray, like: Any, sharding: Any) -> jax.Array:
-    """A JAX array that shares no memory with `array`, of the weak type of `like`."""
-    # On a CPU JAX takes a NumPy array's memory as it is, even in device_put(may_alias=False), or
-    # copies it later, even in jnp.array.
-    own = array.copy()
-    x = _weak(own) if getattr(like, "weak_type", False) else own
-    return jnp.asarray(x) if sharding is None else jax.device_put(x, sharding)
-
-
-def _weak(array: NumPyArray) -> Any:
-    """With the weak type of Python's numbers, where the dtype is theirs."""
-    number = {"i": 0, "f": 0.0, "c": 0j}.get(array.dtype.kind)
-    if number is None or jnp.result_type(number) != array.dtype:
-        return array
-    # Only `full_like` hands a weak type on, and only with a scalar: hence one call an element.
-    return jnp.vectorize(jax.lax.full_like)(jnp.asarray(number), array)

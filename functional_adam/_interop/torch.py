@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.tree_util import keystr, tree_leaves_with_path
 
-from functional_adam import _check
+from functional_adam import _check, _trees
 from functional_adam._interop.torch_dict import (
     Names,
     Transform,
@@ -242,7 +242,7 @@ def _columns(state: AdamState) -> dict[str, list[Any]]:
         raise ValueError(f"state.extra holds {list(extra)}, which torch's Adam has not.")
     ours = {"mu": state.mu, "nu": state.nu} | extra
     for name, tree in ours.items():
-        _check.leaves_like(f"state: {name}", tree, state.mu, "state.mu")
+        _trees.leaves_like(f"state: {name}", tree, state.mu, "state.mu")
     return {theirs: jax.tree.leaves(ours[name]) for theirs, name in _OURS.items() if name in ours}
 
 

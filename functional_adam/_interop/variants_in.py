@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.tree_util import keystr, tree_leaves_with_path
 
 from functional_adam._equations import formulas as F
+from functional_adam._equations import relatives as R
 from functional_adam._equations.family import Variant
 from functional_adam._nested import Path, states_or_shapes
 from functional_adam._settings import Settings
@@ -30,8 +31,8 @@ def kept_by(variant: Variant) -> str:
     numerator, rectification, trust ratios, decay) does not show in the state.
     """
     update: Any = variant.update_moments
-    if update is F.amsgrad_of_corrected and F.without_second_correction in variant.prepare:
-        update = F.amsgrad  # of v / 1
+    if update is R.amsgrad_of_corrected and F.without_second_correction in variant.prepare:
+        update = R.amsgrad  # of v / 1
     return getattr(update, "__name__", type(update).__name__)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from functional_adam._equations import formulas as F
+from functional_adam._equations import relatives as R
 from functional_adam._optimizers.factory import factory
 from functional_adam._settings import check_format
 from functional_adam._transform import settings_of, transformation
@@ -56,9 +56,9 @@ def cautious(tx: GradientTransformation) -> GradientTransformation:
             f"got {_describe(tx)}. Within optax.chain or another wrapper, wrap the member."
         )
     variant = settings.variant
-    if isinstance(variant.numerator, F.Cautious):
+    if isinstance(variant.numerator, R.Cautious):
         raise ValueError(f"tx is cautious already: cautious({variant.name}(...)) will do.")
-    variant = variant._replace(numerator=F.Cautious(variant.numerator), whole_leaf=True)
+    variant = variant._replace(numerator=R.Cautious(variant.numerator), whole_leaf=True)
     check_format(settings.moments, variant, settings.b1, settings.b2)
     return transformation(settings._replace(variant=variant))
 

@@ -22,14 +22,10 @@ from functional_adam._equations.numerics import largest_ratio
 from functional_adam._equations.operands import Moments, Scalars
 from functional_adam._hints import argument_hints
 from functional_adam._storage import int8, moment_dtypes
+from functional_adam._storage.floats import bits_of, is_nan
 from functional_adam._storage.leaf_state import LeafState, refuse_other_format, refuse_wide
-from functional_adam._storage.rounding import (
-    RandomBits,
-    bits_of,
-    is_nan,
-    stochastic,
-    undifferentiable,
-)
+from functional_adam._storage.noise import RandomBits
+from functional_adam._storage.rounding import stochastic, undifferentiable
 from functional_adam._types import arithmetic_dtype, real_dtype
 
 

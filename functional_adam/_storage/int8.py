@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from functional_adam._storage.rounding import INFINITE, bits_of, from_bits, is_nan
+from functional_adam._storage.floats import INFINITE, bits_of, from_bits, is_nan
 
 # ---- Blocks ----
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import keystr, tree_leaves_with_path
 
-from functional_adam import _check, _nested
+from functional_adam import _check, _nested, _trees
 from functional_adam._equations import formulas as F
 from functional_adam._equations.family import ADAM
 from functional_adam._equations.numerics import abs_squared, over, times, widened
@@ -112,7 +112,7 @@ def diagnostics(
     rate, settings = settings.learning_rate, settings._replace(learning_rate=1.0)
     of_dtype = functools.cache(functools.partial(scalars, settings, t))
     sums = _summed(adam_state, of_dtype)
-    _check.leaves_like("updates", updates, params, "params")
+    _trees.leaves_like("updates", updates, params, "params")
     # Leaves that masked or partition gave to others are no part of this state's step.
     is_elsewhere = _nested.left_out(adam_state.mu)
     update_norm, param_norm = (

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.tree_util import keystr
 
-from functional_adam import _check
+from functional_adam import _check, _trees
 from functional_adam._nested import by_parameter
 from functional_adam._state import is_adam_state, state_shapes
 from functional_adam._types import GradientTransformation, PyTree
@@ -200,8 +200,8 @@ def _bytes(leaf: Any) -> int:
 
 def _on_each_device(state: PyTree, shardings: PyTree) -> PyTree:
     """The bytes of each leaf that one device has."""
-    given = _check.leaves_like("shardings", shardings, state, "the state")
-    leaves, treedef = jax.tree_util.tree_flatten_with_path(state, is_leaf=_check.is_none)
+    given = _trees.leaves_like("shardings", shardings, state, "the state")
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(state, is_leaf=_trees.is_none)
 
     def bytes_of(path: str, leaf: Any, sharding: Any) -> int | None:
         if leaf is None:

@@ -9,6 +9,7 @@ import reference
 
 from functional_adam._equations import formulas as F
 from functional_adam._equations import numerics as N
+from functional_adam._equations import relatives as R
 from functional_adam._equations.operands import Moments, Scalars
 from functional_adam._scalars import _rate
 
@@ -182,7 +183,7 @@ def test_the_rectification_is_right_where_the_plain_form_is_not(b2):
             one,
             one,
         )
-        s = F.rectification(s)
+        s = R.rectification(s)
         assert s.derived["adaptive"] == (rho >= 5)
         assert abs(s.step_size / float(r if rho >= 5 else 1) - 1) <= 30 * 2**-24
         b = np.float32(b2)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from int8_tables import ratio_table, root_table
 
-from functional_adam._storage import int8, rounding
+from functional_adam._storage import int8, noise
 
 RANDOM = np.random.default_rng(20).integers(0, 2**32, 4, dtype=np.uint32)
 BITS = [0, 2**32 - 1, *map(int, RANDOM)]
@@ -157,10 +157,10 @@ def mean_codes():
     units = jnp.full(len(r), 130, jnp.uint8)
 
     def body(sums, count):
-        drawn = rounding.step_noise(count)
+        drawn = noise.step_noise(count)
         key = jnp.uint32(12345)
-        nu = rounding.random_bits(drawn, key, w32.shape).nu
-        mu = rounding.random_bits(drawn, key, r32.shape).mu
+        nu = noise.random_bits(drawn, key, w32.shape).nu
+        mu = noise.random_bits(drawn, key, r32.shape).mu
         # Sums of codes are whole numbers, exact; a value's codes are two, one step apart.
         codes = int8.root_code(w32, scales, nu), int8.ratio_code(r32, units, jnp.inf, mu)
         return jax.tree.map(lambda a, c: a + c.astype(jnp.int32), sums, codes), None

@@ -13,6 +13,7 @@ import reference
 from modes import switched
 
 import functional_adam as fa
+from functional_adam._storage import noise as N
 from functional_adam._storage import rounding as R
 
 pytestmark = pytest.mark.usefixtures("strict")
@@ -111,7 +112,7 @@ def test_the_mean_over_many_counts_is_the_number(name, stream):
     x = np.broadcast_to(x[:, None], (3, ELEMENTS))
 
     def body(ups, count):
-        random = getattr(R.random_bits(R.step_noise(count), jnp.uint32(77), x.shape), stream)
+        random = getattr(N.random_bits(N.step_noise(count), jnp.uint32(77), x.shape), stream)
         got = R.stochastic(jnp.asarray(x), np.dtype(SHORT[name]), random)
         return ups + (got.astype(jnp.float32) > x).astype(jnp.int32), None
 
@@ -132,7 +133,7 @@ def test_the_mean_over_many_counts_is_the_number(name, stream):
 def test_every_window_of_counts_takes_each_part_of_the_interval_once(bits, salt):
     windows = 500
     counts = jnp.arange(windows << bits, dtype=jnp.uint32)
-    drawn = np.asarray(jax.jit(lambda t: R._shuffled(t, bits, salt))(counts))
+    drawn = np.asarray(jax.jit(lambda t: N._shuffled(t, bits, salt))(counts))
     parts = (drawn >> np.uint32(32 - bits)).reshape(windows, -1)
     np.testing.assert_array_equal(np.sort(parts, axis=1), np.tile(np.arange(2**bits), (windows, 1)))
     orders = {tuple(row) for row in parts}
@@ -158,7 +159,7 @@ def correlation(a, b):
 
 
 def test_the_draws_differ():
-    drawn = flat(jax.jit(jax.vmap(lambda t: R.step_noise(t, MORE)))(jnp.arange(1, 1000)))
+    drawn = flat(jax.jit(jax.vmap(lambda t: N.step_noise(t, MORE)))(jnp.arange(1, 1000)))
     assert list(drawn) == ["nu", "mu", "code", "theta", *MORE]
     for a, b in itertools.combinations(drawn.values(), 2):
         assert a.dtype == b.dtype == np.uint32
@@ -170,7 +171,7 @@ def test_the_draws_differ():
 def test_all_streams_of_a_step_are_uniform_and_unrelated(key):
     shape = 64, 1024
     phases = flat(
-        jax.jit(lambda key: R.random_bits(R.step_noise(jnp.int32(9), MORE), key, shape))(
+        jax.jit(lambda key: N.random_bits(N.step_noise(jnp.int32(9), MORE), key, shape))(
             jnp.uint32(key)
         )
     )
@@ -189,7 +190,7 @@ def test_all_streams_of_a_step_are_uniform_and_unrelated(key):
 
 def test_a_parameters_bits_of_one_step_tell_nothing_of_the_next():
     steps, n = 1024, 1024
-    of_step = jax.jit(jax.vmap(lambda t: R.random_bits(R.step_noise(t), 5, (n,)).theta))
+    of_step = jax.jit(jax.vmap(lambda t: N.random_bits(N.step_noise(t), 5, (n,)).theta))
     drawn = np.asarray(of_step(jnp.arange(1, steps + 1)))
     x = drawn / 2.0**32
     z = (x - x.mean()) / x.std()
@@ -241,7 +242,7 @@ def test_a_conversion_rounds_by_other_bits_than_the_step_before_it():
     state = fa.init({"w": jnp.zeros(n)})._replace(
         count=jnp.int32(7), mu={"w": jnp.asarray(x)}, nu={"w": jnp.asarray(x)}
     )
-    random = R.random_bits(R.step_noise(jnp.int32(7)), R.leaf_key(path), (n,))
+    random = N.random_bits(N.step_noise(jnp.int32(7)), N.leaf_key(path), (n,))
     found = fa.convert_moments(state, {"w": jnp.zeros(n)}, moments="bfloat16")
     for stored, own in ((found.mu, random.mu), (found.nu, random.nu)):
         of_step = np.float32(stochastic(x, "bfloat16", own)) > x
@@ -249,15 +250,15 @@ def test_a_conversion_rounds_by_other_bits_than_the_step_before_it():
 
 
 def test_the_bits_of_an_element_are_those_of_its_place_in_the_leaf():
-    drawn, key = R.step_noise(jnp.int32(7), MORE), jnp.uint32(99)
-    line, folded = (flat(R.random_bits(drawn, key, shape)) for shape in ((60,), (3, 4, 5)))
+    drawn, key = N.step_noise(jnp.int32(7), MORE), jnp.uint32(99)
+    line, folded = (flat(N.random_bits(drawn, key, shape)) for shape in ((60,), (3, 4, 5)))
     for name, x in line.items():
         np.testing.assert_array_equal(x, np.ravel(folded[name]))
 
 
 def test_a_fraction_is_strictly_inside_the_unit_interval():
     x = np.concatenate([[0, 2**32 - 1], np.arange(0, 2**32, 65_537)]).astype(np.uint32)
-    got = np.float64(jax.jit(R.fraction)(jnp.asarray(x)))
+    got = np.float64(jax.jit(N.fraction)(jnp.asarray(x)))
     assert got.min() >= 2.0**-15
     assert got.max() <= 1 - 2.0**-15
     assert np.abs(got - x / 2.0**32).max() <= 2.0**-14
@@ -616,7 +617,7 @@ def test_compensated_weights_do_not_drift_where_a_code_would_be_128(dtype, sign)
             theta, code, moved = kept
             w = R.master(theta, code)
             x = w + spacing * jnp.sin(0.37 * i + 0.01 * jnp.arange(n, dtype=jnp.float32))
-            random = R.random_bits(R.step_noise(i.astype(jnp.int32) + 1), R.leaf_key("['w']"), (n,))
+            random = N.random_bits(N.step_noise(i.astype(jnp.int32) + 1), N.leaf_key("['w']"), (n,))
             u, code = R.round_update(R.ROUNDINGS["compensated"], x, theta, random)
             return ((theta.astype(jnp.float32) + u).astype(dtype), code, moved + (x - w)), None
 
@@ -667,7 +668,7 @@ def all_landings(x, name):
     for half in (0x20000000, 0xE0000000):  # below and above half
         theta_bits = jnp.full(x.shape, half, jnp.uint32)
         code_bits = jnp.broadcast_to(byte, x.shape)
-        bits = R.RandomBits(None, None, code=code_bits, theta=theta_bits, extra={})
+        bits = N.RandomBits(None, None, code=code_bits, theta=theta_bits, extra={})
         u, code = R.round_update(R.ROUNDINGS["compensated"], x, theta, bits)
         landed = (theta.astype(jnp.float32) + u).astype(dtype)
         found.append((landed, R.master(landed, code)))

@@ -22,6 +22,7 @@ _transform _update
 _apply
 _nested
 _step
+_leaf_params
 _scalars
 _settings
 _state
@@ -29,6 +30,7 @@ _masks
 _mesh
 _storage
 _equations
+_trees
 _check
 _hints
 _origin
@@ -74,7 +76,7 @@ def floor(name):
 def test_every_module_has_a_floor():
     assert {name.partition(".")[0] for name in MODULES} == set(FLOOR_OF)
     assert len(MODULES) > 50
-    assert IMPORTS["_step"] >= {"_storage.formats", "_check", "_equations.formulas"}
+    assert IMPORTS["_step"] >= {"_storage.formats", "_check", "_trees", "_equations.formulas"}
 
 
 @pytest.mark.parametrize("name", sorted(MODULES))

@@ -1,0 +1,85 @@
+"""What a step takes of the parameters: values where anything needs them, else dtypes alone."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from jax.tree_util import keystr
+
+from functional_adam import _check, _masks, _trees
+from functional_adam._hints import argument_hints
+from functional_adam._scalars import is_zero
+from functional_adam._settings import Settings
+from functional_adam._types import PyTree
+
+
+class LeafParam(NamedTuple):
+    """The parameter of a leaf: its value where anything needs it, its dtype where it is given."""
+
+    value: Any = None
+    decays: bool = False
+    dtype: np.dtype[Any] | None = None
+
+
+def leaf_params(
+    settings: Settings,
+    paths_and_mu: list[Any],
+    gs: list[Any],
+    structure: PyTree,
+    params: PyTree | None,
+    *,
+    strict: bool,
+) -> list[LeafParam]:
+    """For each leaf its parameter, if it decays or the variant or the rounding needs it."""
+    decays = not is_zero(settings.weight_decay)
+    if strict and not decays and settings.mask is not None:
+        _masks.broadcast(settings.mask, structure if params is None else params)
+    why = _needs(settings, decays)
+    if params is None:
+        if why and any(g is not None for g in gs):
+            raise _no_params(settings, why)
+        return [LeafParam()] * len(gs)
+    thetas = _trees.leaves_like("params", params, structure, "the parameters given to init")
+    keep = _masks.broadcast(settings.mask, params) if decays else [False] * len(gs)
+    always = not {"weight_decay"}.issuperset(why)
+
+    def of_leaf(path: str, mu: Any, g: Any, theta: Any, kept: bool) -> LeafParam:
+        if mu is None or g is None:
+            return LeafParam(dtype=getattr(theta, "dtype", None))
+        if kept or always:
+            value = _check.leaf_like("params" + path, theta, mu, "state.mu" + path)
+            return LeafParam(value, kept, value.dtype)
+        dtype = _check.leaf_dtype("params" + path, theta)
+        _check.same_shape("params" + path, theta, mu, "state.mu" + path)
+        return LeafParam(dtype=dtype)
+
+    rows = zip(paths_and_mu, gs, thetas, keep, strict=True)
+    return [of_leaf(keystr(path), mu, g, theta, kept) for (path, mu), g, theta, kept in rows]
+
+
+def _needs(settings: Settings, decays: bool) -> list[str]:
+    """What needs the parameters' values, by name."""
+    needed = {
+        settings.variant.name: settings.variant.rescale_update is not None,
+        "weight_decay": decays,
+        "l2": not is_zero(settings.l2),
+        _rounding_name(settings): settings.rounding.rounds_update,
+    }
+    return [name for name, needs in needed.items() if needs]
+
+
+def _rounding_name(settings: Settings) -> str:
+    return f'rounding="{settings.rounding.name}"'
+
+
+def _no_params(settings: Settings, why: list[str]) -> ValueError:
+    others = {_rounding_name(settings): 'rounding="nearest"'}
+    without = ", ".join(
+        others.get(name) or argument_hints.zero(name, getattr(settings, name, None)) for name in why
+    )
+    instead = "" if settings.variant.name in why else f", or pass {without}"
+    return ValueError(
+        f"{' and '.join(why)} {'needs' if len(why) == 1 else 'need'} the parameters: call "
+        f"update(grads, state, params){instead}."
+    )

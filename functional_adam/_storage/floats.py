@@ -1,0 +1,38 @@
+"""Floats as their bits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def bits_of(x: jax.Array) -> jax.Array:
+    """The bits of a float32, as an int32: for x >= 0 a piecewise linear logarithm."""
+    return jax.lax.bitcast_convert_type(x, jnp.int32)
+
+
+def from_bits(n: jax.Array) -> jax.Array:
+    """The float32 with these bits."""
+    return jax.lax.bitcast_convert_type(n, jnp.float32)
+
+
+# By bits, as XLA's fast mathematics takes for granted that every number is finite.
+INFINITE = np.int32(0x7F800000)  # NaN's bits are larger
+
+
+def is_finite(x: jax.Array) -> jax.Array:
+    """Whether a float32 is neither infinite nor NaN."""
+    return bits_of(jnp.abs(x)) < INFINITE
+
+
+def is_nan(x: jax.Array) -> jax.Array:
+    """Whether a float32 is NaN."""
+    return bits_of(jnp.abs(x)) > INFINITE
+
+
+def is_16bit(dtype: Any) -> bool:
+    """Whether parameters of this dtype are rounded at all."""
+    return dtype in (jnp.bfloat16, jnp.float16)
