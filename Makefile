@@ -9,7 +9,7 @@ PIP := PIP_CONSTRAINT=$(CONSTRAINTS) $(BIN)/pip install --quiet --disable-pip-ve
 PYTEST := JAX_PLATFORMS=cpu $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types tests legs bench peers figures versions dist dist-check docs docs-check clean
+.PHONY: help demo test test-all check lint types tests tests-all legs bench peers figures versions dist dist-check docs docs-check clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 20
@@ -17,10 +17,13 @@ help: ## show this list
 demo: $(VENV)/demo ## set up, train on the handwritten digits, show the result
 	$(BIN)/python examples/train_digits.py
 
-test: $(VENV)/test ## set up, then everything that CI checks: check, then legs
-	$(MAKE) check legs
+test: $(VENV)/test ## set up, then what CI checks: lint, types and the short tests
+	$(MAKE) check
 
-check: lint types tests ## lint, types and tests, without installing anything
+test-all: $(VENV)/test ## set up, then everything: lint, types, all tests, and legs
+	$(MAKE) lint types tests-all legs
+
+check: lint types tests ## lint, types and the short tests, without installing anything
 
 lint: ## ruff: lint and format
 	$(BIN)/ruff check .
@@ -29,8 +32,11 @@ lint: ## ruff: lint and format
 types: ## pyright, strict on the package
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-tests: ## pytest
+tests: ## pytest, all tests but those marked slow
 	$(PYTEST) -n auto
+
+tests-all: ## pytest, all tests
+	$(PYTEST) -n auto -m ""
 
 legs: ## the core tests on Python 3.11 with the oldest JAX and 3.13 with the newest, where present
 	VENV=$(VENV) sh tools/legs.sh

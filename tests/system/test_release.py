@@ -2,9 +2,12 @@
 
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from email.parser import Parser
 from pathlib import Path
@@ -92,8 +95,32 @@ def test_the_workflow_runs_what_ci_runs():
     runs = re.findall(r"^ +- run: (.*)$", text, re.M)
     ci = (ROOT / ".ci" / "run").read_text().strip().splitlines()[-1]
     assert ci == "make test"
-    assert runs[0] == ci
+    assert runs == [ci, "make test-all", "make dist-check"]
+    assert re.search(r"^  schedule:\n    - cron: \"\d+ \d+ \* \* \*\"$", text, re.M)  # every night
     legs = (ROOT / "tools" / "legs.sh").read_text()
     assert set(re.findall(r"^ +(3\.\d+)$", text, re.M)) == set(
         re.findall(r"^leg \w+ (3\.\d+)", legs, re.M)
     )
+
+
+def steps_of(target):
+    """The commands that `make` would run, were the environment ready."""
+    make = [shutil.which("make"), "--dry-run", "--old-file=.venv/test", target]
+    done = subprocess.run(make, cwd=ROOT, check=True, capture_output=True, text=True)
+    return done.stdout
+
+
+def test_make_test_leaves_out_what_make_test_all_adds():
+    short, everything = steps_of("test"), steps_of("test-all")
+    for steps in (short, everything):
+        assert "ruff check ." in steps
+        assert "ruff format --check ." in steps
+        assert "bin/pyright" in steps
+        assert steps.count("-m pytest") == 1
+    assert '-m ""' not in short
+    assert "legs.sh" not in short
+    assert '-m ""' in everything
+    assert "legs.sh" in everything
+    options = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]
+    assert shlex.split(options["addopts"])[-2:] == ["-m", "not slow"]
+    assert '-m ""' in (ROOT / "tools" / "legs.sh").read_text()
