@@ -1,7 +1,7 @@
-"""Where arrays lie on a mesh.
+"""How arrays are sharded over a mesh.
 
-Whatever of a fresh state does not lie on the parameters' mesh, just as an update returns it, has
-the second step compiled anew. `zeros_like` sees to the moments; the rest is placed from here.
+Anything in a fresh state that is not sharded exactly as an update returns it forces a second
+compilation. `zeros_like` shards the moments like the parameters; this module shards the rest.
 """
 
 from __future__ import annotations

@@ -28,9 +28,7 @@ class Settings(NamedTuple):
     l2: Any
     moments: Format
     rounding: Rounding
-    hyperparams: Mapping[
-        str, Any
-    ]  # the variant's own hyperparameters, by the names of its arguments
+    hyperparams: Mapping[str, Any]  # the variant's own, by the names of its arguments
     origin: Origin | None = None  # the call of the factory, once it has returned
 
 
