@@ -71,17 +71,19 @@ def init(
         params: any tree of complex arrays or floats of at least 16 bits (NumPy arrays and Python
             floats work too). None leaves pass through. Complex ones need the conjugate of
             `jax.grad`'s gradient: see `update`.
-        moments: how both moments are kept: "full" (default), "bfloat16" or "int8", or a `Full`,
-            `BFloat16` or `Int8` object. 8, 4 and 2.02 bytes a float32 parameter.
-        mu_dtype: dtype of the first moment, at least 16 bits, taken as it is; None (default) means
-            float32 for parameters of up to 32 bits, float64 for float64, and complex for complex
-            ones, which need a complex `mu`. Goes with moments="full" alone.
-        nu_dtype: float dtype of the second moment, likewise but always real. Below float32 it is
-            rounded to nearest, and for b2 >= 0.99 a bfloat16 `nu` no longer moves; in float16 small
-            ones are 0 and steps hundreds of times too long (see docs/precision.md).
-            moments="bfloat16" does not have these faults.
-        rounding: how parameters of 16 bits take their steps: "nearest" (default), "stochastic",
-            or "compensated", which keeps an int8 of what each lacks in `residual`. See `update`.
+        moments: How m and v are stored: "full" (default), "bfloat16" or "int8", which take 8, 4 and
+            2 bytes per float32 parameter; or a `Full`, `BFloat16` or `Int8` object.
+        mu_dtype: Dtype of the stored m. None (default): the parameter's, but at least float32. It
+            has at least 16 bits, is complex for complex parameters, and goes with moments="full"
+            alone.
+        nu_dtype: Dtype of the stored v, always real. None (default): at least float32. Prefer
+            moments="bfloat16" to a `nu` of 16 bits: in bfloat16 it stops moving where b2 >= 0.99,
+            and in float16 small values become 0, which makes steps hundreds of times too long (see
+            docs/precision.md).
+        rounding: How a step of a 16-bit parameter is rounded: "nearest" (default), "stochastic" or
+            "compensated". The last two keep small steps from being lost, and need `params`.
+            "compensated" stores what each parameter lacks in `residual`, one byte per element. See
+            `update`.
 
     Returns:
         An `AdamState`. Every moment is a buffer of its own with its parameter's shape and

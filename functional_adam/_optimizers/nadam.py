@@ -53,25 +53,26 @@ def nadam(
     P_t is computed from t alone: the state is Adam's.
 
     Args:
-        learning_rate: see `update`, as for all arguments below.
-        b1: in [0, 1).
-        b2: in [0, 1).
-        eps: >= 0.
-        eps_root: >= 0.
-        mu_dtype: see `init`; a state that holds another dtype is refused.
-        nu_dtype: see `init`; a state that holds another dtype is refused.
-        moments: see `init`. A state of another format is refused.
-        rounding: see `update`.
-        momentum_decay: None (default) for the simplified form, or psi >= 0.
-        l2: None (default), or >= 0 or a schedule; `update` then needs `params`.
-        eps_placement: "after_correction" or "before_correction".
+        learning_rate: Step size >= 0, or a schedule `count -> step size`; the first count is 0.
+        b1: How much of m, the running average of gradients, is kept each step, in [0, 1).
+        b2: How much of v, the running average of squared gradients, is kept each step, in [0, 1).
+        eps: Added to the denominator, >= 0. It shortens the steps where gradients are small.
+        eps_root: Added under the square root, >= 0. The paper has none.
+        mu_dtype: Dtype of the stored m. None (default): the parameter's, but at least float32.
+        nu_dtype: Dtype of the stored v, always real. None (default): at least float32.
+        moments: How m and v are stored: "full" (default), "bfloat16" or "int8", which take 8, 4 and
+            2 bytes per float32 parameter; or a `Full`, `BFloat16` or `Int8` object.
+        rounding: How a step of a 16-bit parameter is rounded: "nearest" (default), "stochastic" or
+            "compensated". The last two keep small steps from being lost, and need `params`.
+        momentum_decay: psi >= 0 of Dozat's momentum schedule; PyTorch's default is 0.004. None
+            (default): the simplified form.
+        l2: L2 regularization >= 0, or a schedule: adds l2 * theta to the gradient, which needs
+            `params`. None (default): no regularization.
+        eps_placement: Where eps is added: "after_correction" (default) to sqrt(v_hat), or
+            "before_correction" to sqrt(v), as in TensorFlow and Keras.
 
     Returns:
         A `GradientTransformation` whose state is an `AdamState`.
-
-    Raises:
-        ValueError: an argument out of range.
-        TypeError: an argument of the wrong type.
 
     Example:
         >>> import functional_adam as fa, jax.numpy as jnp
@@ -124,27 +125,29 @@ def nadamw(
     in `nadam`.
 
     Args:
-        learning_rate: see `update`, as for all arguments below.
-        b1: in [0, 1).
-        b2: in [0, 1).
-        eps: >= 0.
-        eps_root: >= 0.
-        mu_dtype: see `init`; a state that holds another dtype is refused.
-        weight_decay: lambda >= 0 or a schedule; `update` then needs `params`.
-        mask: which parameters decay.
-        nu_dtype: see `init`; a state that holds another dtype is refused.
-        moments: see `init`. A state of another format is refused.
-        rounding: see `update`.
-        momentum_decay: None (default) or psi >= 0, see `nadam`.
-        independent_weight_decay: True takes the learning rate out of the decay's part of u.
-        eps_placement: "after_correction" or "before_correction".
+        learning_rate: Step size >= 0, or a schedule `count -> step size`; the first count is 0.
+        b1: How much of m, the running average of gradients, is kept each step, in [0, 1).
+        b2: How much of v, the running average of squared gradients, is kept each step, in [0, 1).
+        eps: Added to the denominator, >= 0. It shortens the steps where gradients are small.
+        eps_root: Added under the square root, >= 0. The paper has none.
+        mu_dtype: Dtype of the stored m. None (default): the parameter's, but at least float32.
+        weight_decay: Decoupled weight decay >= 0, or a schedule. The learning rate multiplies it.
+            Any decay but 0 needs `params`.
+        mask: Which parameters decay: a tree of booleans (or a prefix of one), or a function from
+            the parameters to such a tree. None (default): all of them.
+        nu_dtype: Dtype of the stored v, always real. None (default): at least float32.
+        moments: How m and v are stored: "full" (default), "bfloat16" or "int8", which take 8, 4 and
+            2 bytes per float32 parameter; or a `Full`, `BFloat16` or `Int8` object.
+        rounding: How a step of a 16-bit parameter is rounded: "nearest" (default), "stochastic" or
+            "compensated". The last two keep small steps from being lost, and need `params`.
+        momentum_decay: psi >= 0 of Dozat's momentum schedule; PyTorch's default is 0.004. None
+            (default): the simplified form.
+        independent_weight_decay: True: the learning rate does not multiply `weight_decay`.
+        eps_placement: Where eps is added: "after_correction" (default) to sqrt(v_hat), or
+            "before_correction" to sqrt(v), as in TensorFlow and Keras.
 
     Returns:
         A `GradientTransformation` whose state is an `AdamState`.
-
-    Raises:
-        ValueError: an argument out of range; at `init` and `update`, a mask that does not fit.
-        TypeError: an argument of the wrong type.
 
     Example:
         >>> import functional_adam as fa, jax.numpy as jnp
