@@ -3,7 +3,7 @@
 After a change in this file, `python tools/argument_lines.py --write` brings the "Args:" sections of
 the factories, `init` and `update` up to date; `--check` says which are not. A new argument needs
 a line in `LINES` (or in `OWN`, if it is described in its docstring alone), a new factory an empty
-"Args:" section. A `scale_by_*` refers to its optimizer and lists only the arguments that differ.
+"Args:" section. A `scale_by_*` refers to its optimizer and has no such section.
 """
 
 from __future__ import annotations
@@ -20,23 +20,25 @@ from typing import Any
 
 import functional_adam as fa
 
+ROOT = Path(__file__).parents[1]
+
 LINES = """
 learning_rate: Step size >= 0, or a schedule `count -> step size`; the first count is 0.
 b1: How much of m, the running average of gradients, is kept each step, in [0, 1).
 b2: How much of v, the running average of squared gradients, is kept each step, in [0, 1).
 eps: Added to the denominator, >= 0. It shortens the steps where gradients are small.
 eps_root: Added under the square root, >= 0. The paper has none.
-mu_dtype: Dtype of the stored m. None (default): the parameter's, but at least float32.
-nu_dtype: Dtype of the stored v, always real. None (default): at least float32.
+mu_dtype: Dtype of m in the state, such as "bfloat16". None (default): at least float32.
+nu_dtype: Dtype of v in the state, always real. None (default): at least float32.
 moments: How m and v are stored: "full" (default), "bfloat16" or "int8", which take 8, 4 and 2 bytes
     per float32 parameter; or a `Full`, `BFloat16` or `Int8` object.
 rounding: How a step of a 16-bit parameter is rounded: "nearest" (default), "stochastic" or
-    "compensated". The last two keep small steps from being lost, and need `params`.
+    "compensated". The last two keep small steps from being lost; `update` then needs `params`.
 nesterov: True looks one step ahead (Nesterov momentum): m_hat is then that of `nadam`.
-l2: L2 regularization >= 0, or a schedule: adds l2 * theta to the gradient, which needs `params`.
-    None (default): no regularization.
-weight_decay: Decoupled weight decay >= 0, or a schedule. The learning rate multiplies it. Any decay
-    but 0 needs `params`.
+l2: L2 regularization >= 0, or a schedule: adds l2 * theta to the gradient; `update` then needs
+    `params`. None (default): no regularization.
+weight_decay: Decoupled weight decay >= 0, or a schedule. The learning rate multiplies it. Unless it
+    is 0, `update` needs `params`.
 mask: Which parameters decay: a tree of booleans (or a prefix of one), or a function from the
     parameters to such a tree. None (default): all of them.
 independent_weight_decay: True: the learning rate does not multiply `weight_decay`.
@@ -72,12 +74,13 @@ adabelief.eps_root: Added to v in every step, >= 0, so that v tends to at least 
 adamax.b2 adamaxw.b2: How much of v is kept each step, in [0, 1): a gradient t steps ago counts
     b2**t of its size.
 adamax.eps adamaxw.eps: Added to |g|, >= 0, as in Optax and PyTorch. The paper has none.
-ademamix.mu_dtype: Dtype of the stored m and m_slow. None (default): the parameter's, but at least
+ademamix.mu_dtype: Dtype of m and m_slow in the state, such as "bfloat16". None (default): at least
     float32.
 adopt.b1: How much of m, the running average of x, is kept each step, in [0, 1).
 adopt.eps: The least divisor of a gradient, >= 0.
 adopt.nesterov: True puts b1 m + (1 - b1) x, with the new m, in place of m in u.
-amsgrad.nu_dtype: Dtype of the stored v and v_max, always real. None (default): at least float32.
+amsgrad.nu_dtype: Dtype of v and v_max in the state, always real. None (default): at least
+    float32.
 amsgrad.eps_placement: Where eps is added: "after_correction" (default), or (only with
     `maximum="before_correction"`) "before_correction", as in Keras.
 lamb.learning_rate: Relative step size >= 0, or a schedule `count -> step size`: each leaf moves by
@@ -86,7 +89,6 @@ lamb.eps: Added to the denominator in d, >= 0. It shortens d where gradients are
 lamb.weight_decay: Weight decay >= 0, or a schedule. It is a part of d, which the norms scale.
 radam.eps_placement: Where eps is added: "after_correction" (default) to sqrt(v_hat), or
     "before_correction" to sqrt(v), as in `torch.optim.RAdam`.
-scale_by_ademamix.alpha: As in `ademamix`, but the default is 6, as in Optax.
 yogi.b2: 1 - b2 is the size of v's steps in units of |g|**2; b2 is in [0, 1).
 """
 
@@ -115,7 +117,7 @@ update.rounding: "nearest" rounds as `apply_updates` does and loses steps below 
 update.l2: This is the gradient of the loss plus l2/2 |theta|**2, as with `weight_decay` of
     `torch.optim.Adam`.
 update.eps_placement: The second is the paper's other form, with both corrections outside:
-    m sqrt(1 - b2**t) / (1 - b1**t) / (sqrt(v + eps_root) + eps).
+    `m sqrt(1 - b2**t) / (1 - b1**t) / (sqrt(v + eps_root) + eps)`.
 """
 
 # Arguments of one function each, described in its docstring alone.
@@ -129,7 +131,7 @@ def parsed(table: str) -> dict[str, str]:
 
 
 LINE, REPLACEMENT, ADDITION = parsed(LINES), parsed(REPLACED), parsed(ADDED)
-SAME = re.compile(r"The arguments mean what they mean in `(\w+)`")
+SAME = re.compile(r"The arguments are as in `(\w+)`")
 
 
 def functions() -> dict[str, Callable[..., Any]]:
@@ -146,17 +148,15 @@ def functions() -> dict[str, Callable[..., Any]]:
     }
 
 
-def listed(name: str) -> list[str]:
-    """The arguments that the docstring lists: all, or those that its optimizer does not explain."""
-    function = functions()[name]
-    parameters = inspect.signature(function).parameters
-    same = SAME.search(" ".join((inspect.getdoc(function) or "").split()))
-    there = inspect.signature(functions()[same[1]]).parameters if same else {}
-    return [
-        argument
-        for argument, here in parameters.items()
-        if argument not in there or there[argument].default != here.default
-    ]
+def optimizer_of(name: str) -> str | None:
+    """Whose arguments a docstring refers to."""
+    found = SAME.search(" ".join((inspect.getdoc(functions()[name]) or "").split()))
+    return found[1] if found else None
+
+
+def arguments(name: str) -> list[str]:
+    """The arguments that a docstring describes."""
+    return [] if optimizer_of(name) else list(inspect.signature(functions()[name]).parameters)
 
 
 def text(name: str, argument: str) -> str:
@@ -187,7 +187,7 @@ def section(name: str, old: str) -> str:
     """The "Args:" section of a docstring; `old` is its body now, which `OWN` texts stay in."""
     found = dict(re.findall(r"^ {8}(\w+): (.*(?:\n {12}.*)*)", old, re.M))
     lines: list[str] = []
-    for argument in listed(name):
+    for argument in arguments(name):
         if f"{name}.{argument}" not in OWN:
             lines.append(wrapped(argument, text(name, argument)))
         elif argument in found:
@@ -199,16 +199,14 @@ def section(name: str, old: str) -> str:
 
 def docstring(name: str, now: str) -> str:
     """The docstring in the source, with the section that belongs there."""
-    if not listed(name):
-        return re.sub(r"^ {4}Args:\n(?: {8}.*\n)*\n", "", now, flags=re.M)
     new, sections = re.subn(
         r"^ {4}Args:\n((?: {8}.*\n)*)",
         lambda old: f"    Args:\n{section(name, old[1])}\n",
         now,
         flags=re.M,
     )
-    if sections != 1:
-        raise ValueError(f'The docstring of {name} must have one section "Args:".')
+    if sections != (wanted := int(arguments(name) != [])):
+        raise ValueError(f'The docstring of {name} must have {wanted} sections "Args:".')
     return new
 
 
@@ -216,7 +214,10 @@ def sources() -> dict[Path, list[str]]:
     """The modules, and which of the functions each has."""
     found: dict[Path, list[str]] = {}
     for name, function in functions().items():
-        found.setdefault(Path(inspect.getfile(inspect.unwrap(function))), []).append(name)
+        path = Path(inspect.getfile(inspect.unwrap(function)))
+        if not path.is_relative_to(ROOT):  # installed from elsewhere: not to be written to
+            raise RuntimeError(f"{path} is not in {ROOT}: run with PYTHONPATH={ROOT}.")
+        found.setdefault(path, []).append(name)
     return found
 
 

@@ -31,7 +31,7 @@ def adabelief(
     moments: MomentFormat = "full",
     rounding: ParameterRounding = "nearest",
 ) -> GradientTransformation:
-    """Adam with the variance of the gradient in place of its mean square.
+    """Adam with the gradient's variance around m in place of its mean square.
 
         m <- b1 m + (1 - b1) g        v <- b2 v + (1 - b2) |g - m|**2 + eps_root
         u = -learning_rate * m_hat / (sqrt(v_hat) + eps)
@@ -44,12 +44,13 @@ def adabelief(
         eps_root: Added to v in every step, >= 0, so that v tends to at least eps_root / (1 - b2).
             This is the paper's epsilon.
         nesterov: True looks one step ahead (Nesterov momentum): m_hat is then that of `nadam`.
-        mu_dtype: Dtype of the stored m. None (default): the parameter's, but at least float32.
-        nu_dtype: Dtype of the stored v, always real. None (default): at least float32.
+        mu_dtype: Dtype of m in the state, such as "bfloat16". None (default): at least float32.
+        nu_dtype: Dtype of v in the state, always real. None (default): at least float32.
         moments: How m and v are stored: "full" (default) or "bfloat16", which take 8 and 4 bytes
             per float32 parameter; or a `Full` or `BFloat16` object. "int8" is refused.
         rounding: How a step of a 16-bit parameter is rounded: "nearest" (default), "stochastic" or
-            "compensated". The last two keep small steps from being lost, and need `params`.
+            "compensated". The last two keep small steps from being lost; `update` then needs
+            `params`.
 
     Returns:
         A `GradientTransformation` whose state is an `AdamState`; `nu` is the v above.
@@ -93,9 +94,9 @@ def scale_by_belief(
     nu_dtype: DTypeLike | None = None,
     moments: MomentFormat = "full",
 ) -> GradientTransformation:
-    """AdaBelief's direction alone, neither scaled nor signed, for `optax.chain`.
+    """AdaBelief's direction without learning rate and sign, for `optax.chain`.
 
-    The arguments mean what they mean in `adabelief`.
+    Follow it with `optax.scale_by_learning_rate`. The arguments are as in `adabelief`.
 
     Returns:
         A `GradientTransformation` whose state is an `AdamState`.

@@ -1,4 +1,4 @@
-"""Adam and AdamW: the factories that bind the arguments of `update` and those of `init`."""
+"""Adam and AdamW (Kingma & Ba 2015, Loshchilov & Hutter 2019) as transformations."""
 
 from __future__ import annotations
 
@@ -34,10 +34,13 @@ def adam(
     l2: ScalarOrSchedule | None = None,
     eps_placement: Placement = "after_correction",
 ) -> GradientTransformation:
-    """Adam as an Optax-compatible transformation: `init` and `update` with these arguments bound.
+    """Adam: the average gradient divided by the root of the average squared gradient.
 
-    u = -learning_rate * m_hat / (sqrt(v_hat + eps_root) + eps); no decoupled decay (see `adamw`).
-    Argument order and defaults are Optax's, where `learning_rate` has no default.
+        m <- b1 m + (1 - b1) g              m_hat = m / (1 - b1**t)
+        v <- b2 v + (1 - b2) |g|**2         v_hat = v / (1 - b2**t)
+        u = -learning_rate * m_hat / (sqrt(v_hat + eps_root) + eps)
+
+    Argument order and defaults are Optax's. For weight decay see `adamw`.
 
     Args:
         learning_rate: Step size >= 0, or a schedule `count -> step size`; the first count is 0.
@@ -45,15 +48,16 @@ def adam(
         b2: How much of v, the running average of squared gradients, is kept each step, in [0, 1).
         eps: Added to the denominator, >= 0. It shortens the steps where gradients are small.
         eps_root: Added under the square root, >= 0. The paper has none.
-        mu_dtype: Dtype of the stored m. None (default): the parameter's, but at least float32.
+        mu_dtype: Dtype of m in the state, such as "bfloat16". None (default): at least float32.
         nesterov: True looks one step ahead (Nesterov momentum): m_hat is then that of `nadam`.
-        nu_dtype: Dtype of the stored v, always real. None (default): at least float32.
+        nu_dtype: Dtype of v in the state, always real. None (default): at least float32.
         moments: How m and v are stored: "full" (default), "bfloat16" or "int8", which take 8, 4 and
             2 bytes per float32 parameter; or a `Full`, `BFloat16` or `Int8` object.
         rounding: How a step of a 16-bit parameter is rounded: "nearest" (default), "stochastic" or
-            "compensated". The last two keep small steps from being lost, and need `params`.
-        l2: L2 regularization >= 0, or a schedule: adds l2 * theta to the gradient, which needs
-            `params`. None (default): no regularization.
+            "compensated". The last two keep small steps from being lost; `update` then needs
+            `params`.
+        l2: L2 regularization >= 0, or a schedule: adds l2 * theta to the gradient; `update` then
+            needs `params`. None (default): no regularization.
         eps_placement: Where eps is added: "after_correction" (default) to sqrt(v_hat), or
             "before_correction" to sqrt(v), as in TensorFlow and Keras.
 
@@ -106,9 +110,10 @@ def adamw(
     independent_weight_decay: bool = False,
     eps_placement: Placement = "after_correction",
 ) -> GradientTransformation:
-    """Adam with decoupled weight decay, as an Optax-compatible transformation.
+    """Adam with decoupled weight decay.
 
-    u = -learning_rate * (m_hat / (sqrt(v_hat + eps_root) + eps) + weight_decay * theta).
+    u = -learning_rate * (m_hat / (sqrt(v_hat + eps_root) + eps) + weight_decay * theta), with m_hat
+    and v_hat the averages of the gradient and of its square, corrected for their start at 0.
     Argument order and defaults are Optax's (`torch.optim.AdamW` has `weight_decay=1e-2`).
 
     Args:
@@ -117,17 +122,18 @@ def adamw(
         b2: How much of v, the running average of squared gradients, is kept each step, in [0, 1).
         eps: Added to the denominator, >= 0. It shortens the steps where gradients are small.
         eps_root: Added under the square root, >= 0. The paper has none.
-        mu_dtype: Dtype of the stored m. None (default): the parameter's, but at least float32.
+        mu_dtype: Dtype of m in the state, such as "bfloat16". None (default): at least float32.
         weight_decay: Decoupled weight decay >= 0, or a schedule. The learning rate multiplies it.
-            Any decay but 0 needs `params`.
+            Unless it is 0, `update` needs `params`.
         mask: Which parameters decay: a tree of booleans (or a prefix of one), or a function from
             the parameters to such a tree. None (default): all of them.
         nesterov: True looks one step ahead (Nesterov momentum): m_hat is then that of `nadam`.
-        nu_dtype: Dtype of the stored v, always real. None (default): at least float32.
+        nu_dtype: Dtype of v in the state, always real. None (default): at least float32.
         moments: How m and v are stored: "full" (default), "bfloat16" or "int8", which take 8, 4 and
             2 bytes per float32 parameter; or a `Full`, `BFloat16` or `Int8` object.
         rounding: How a step of a 16-bit parameter is rounded: "nearest" (default), "stochastic" or
-            "compensated". The last two keep small steps from being lost, and need `params`.
+            "compensated". The last two keep small steps from being lost; `update` then needs
+            `params`.
         independent_weight_decay: True: the learning rate does not multiply `weight_decay`.
         eps_placement: Where eps is added: "after_correction" (default) to sqrt(v_hat), or
             "before_correction" to sqrt(v), as in TensorFlow and Keras.
@@ -180,11 +186,11 @@ def scale_by_adam(
     moments: MomentFormat = "full",
     eps_placement: Placement = "after_correction",
 ) -> GradientTransformation:
-    """Adam's direction alone, neither scaled nor signed, for `optax.chain`.
+    """Adam's direction without learning rate and sign, for `optax.chain`.
 
-    u = m_hat / (sqrt(v_hat + eps_root) + eps): to descend, scale it by a negative number.
+    u = m_hat / (sqrt(v_hat + eps_root) + eps).
 
-    The arguments mean what they mean in `adam`.
+    Follow it with `optax.scale_by_learning_rate`. The arguments are as in `adam`.
 
     Returns:
         A `GradientTransformation` whose state is an `AdamState`.

@@ -31,7 +31,7 @@ def adamax(
     rounding: ParameterRounding = "nearest",
     l2: ScalarOrSchedule | None = None,
 ) -> GradientTransformation:
-    """Adam divided by the largest recent gradient instead of a root mean square.
+    """Adam divided by the largest recent gradient instead of the root of v.
 
         m <- b1 m + (1 - b1) g        v <- max(b2 v, |g| + eps)
         u = -learning_rate * m / (1 - b1**t) / v
@@ -42,14 +42,15 @@ def adamax(
         b2: How much of v is kept each step, in [0, 1): a gradient t steps ago counts b2**t of its
             size.
         eps: Added to |g|, >= 0, as in Optax and PyTorch. The paper has none.
-        mu_dtype: Dtype of the stored m. None (default): the parameter's, but at least float32.
-        nu_dtype: Dtype of the stored v, always real. None (default): at least float32.
+        mu_dtype: Dtype of m in the state, such as "bfloat16". None (default): at least float32.
+        nu_dtype: Dtype of v in the state, always real. None (default): at least float32.
         moments: How m and v are stored: "full" (default) or "bfloat16", which take 8 and 4 bytes
             per float32 parameter; or a `Full` or `BFloat16` object. "int8" is refused.
         rounding: How a step of a 16-bit parameter is rounded: "nearest" (default), "stochastic" or
-            "compensated". The last two keep small steps from being lost, and need `params`.
-        l2: L2 regularization >= 0, or a schedule: adds l2 * theta to the gradient, which needs
-            `params`. None (default): no regularization.
+            "compensated". The last two keep small steps from being lost; `update` then needs
+            `params`.
+        l2: L2 regularization >= 0, or a schedule: adds l2 * theta to the gradient; `update` then
+            needs `params`. None (default): no regularization.
 
     Returns:
         A `GradientTransformation` whose state is an `AdamState`; `nu` is the v above.
@@ -99,7 +100,7 @@ def adamaxw(
 ) -> GradientTransformation:
     """`adamax` with decoupled weight decay.
 
-    u = -learning_rate * (m / (1 - b1**t) / v + weight_decay * theta), m and v as in `adamax`.
+    u = -learning_rate * (m / (1 - b1**t) / v + weight_decay * theta), with the m and v of `adamax`.
 
     Args:
         learning_rate: Step size >= 0, or a schedule `count -> step size`; the first count is 0.
@@ -108,15 +109,16 @@ def adamaxw(
             size.
         eps: Added to |g|, >= 0, as in Optax and PyTorch. The paper has none.
         weight_decay: Decoupled weight decay >= 0, or a schedule. The learning rate multiplies it.
-            Any decay but 0 needs `params`.
+            Unless it is 0, `update` needs `params`.
         mask: Which parameters decay: a tree of booleans (or a prefix of one), or a function from
             the parameters to such a tree. None (default): all of them.
-        mu_dtype: Dtype of the stored m. None (default): the parameter's, but at least float32.
-        nu_dtype: Dtype of the stored v, always real. None (default): at least float32.
+        mu_dtype: Dtype of m in the state, such as "bfloat16". None (default): at least float32.
+        nu_dtype: Dtype of v in the state, always real. None (default): at least float32.
         moments: How m and v are stored: "full" (default) or "bfloat16", which take 8 and 4 bytes
             per float32 parameter; or a `Full` or `BFloat16` object. "int8" is refused.
         rounding: How a step of a 16-bit parameter is rounded: "nearest" (default), "stochastic" or
-            "compensated". The last two keep small steps from being lost, and need `params`.
+            "compensated". The last two keep small steps from being lost; `update` then needs
+            `params`.
         independent_weight_decay: True: the learning rate does not multiply `weight_decay`.
 
     Returns:
@@ -160,9 +162,9 @@ def scale_by_adamax(
     nu_dtype: DTypeLike | None = None,
     moments: MomentFormat = "full",
 ) -> GradientTransformation:
-    """AdaMax's direction alone, neither scaled nor signed, for `optax.chain`.
+    """AdaMax's direction without learning rate and sign, for `optax.chain`.
 
-    The arguments mean what they mean in `adamax`.
+    Follow it with `optax.scale_by_learning_rate`. The arguments are as in `adamax`.
 
     Returns:
         A `GradientTransformation` whose state is an `AdamState`.

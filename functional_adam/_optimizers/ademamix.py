@@ -37,14 +37,13 @@ def ademamix(
     rounding: ParameterRounding = "nearest",
     independent_weight_decay: bool = False,
 ) -> GradientTransformation:
-    """Adam that adds an average over some ten thousand gradients to its own over ten.
+    """Adam with a second, slower average: over about 10,000 gradients, where m is over 10.
 
-    m and v as in `update`; beside them m_slow <- b3 m_slow + (1 - b3) g, which is not corrected:
-
+        m_slow <- b3 m_slow + (1 - b3) g        (not corrected for its start at 0)
         d = (m_hat + alpha * m_slow) / (sqrt(v_hat + eps_root) + eps)
         u = -learning_rate * (d + weight_decay * theta)
 
-    The paper raises `alpha` and `b3` from 0 and b1 over the run: pass schedules.
+    The paper raises `alpha` from 0 and `b3` from b1 over the run: pass schedules.
 
     Args:
         learning_rate: Step size >= 0, or a schedule `count -> step size`; the first count is 0.
@@ -54,22 +53,22 @@ def ademamix(
         alpha: Weight of m_slow in the step, >= 0, or a schedule `count -> alpha`.
         eps: Added to the denominator, >= 0. It shortens the steps where gradients are small.
         eps_root: Added under the square root, >= 0. The paper has none.
-        mu_dtype: Dtype of the stored m and m_slow. None (default): the parameter's, but at least
+        mu_dtype: Dtype of m and m_slow in the state, such as "bfloat16". None (default): at least
             float32.
         weight_decay: Decoupled weight decay >= 0, or a schedule. The learning rate multiplies it.
-            Any decay but 0 needs `params`.
+            Unless it is 0, `update` needs `params`.
         mask: Which parameters decay: a tree of booleans (or a prefix of one), or a function from
             the parameters to such a tree. None (default): all of them.
-        nu_dtype: Dtype of the stored v, always real. None (default): at least float32.
+        nu_dtype: Dtype of v in the state, always real. None (default): at least float32.
         moments: How the three moments are stored: "full" (default) or "bfloat16", which take 12 and
             6 bytes per float32 parameter; or a `Full` or `BFloat16` object. "int8" is refused.
         rounding: How a step of a 16-bit parameter is rounded: "nearest" (default), "stochastic" or
-            "compensated". The last two keep small steps from being lost, and need `params`.
+            "compensated". The last two keep small steps from being lost; `update` then needs
+            `params`.
         independent_weight_decay: True: the learning rate does not multiply `weight_decay`.
 
     Returns:
-        A `GradientTransformation` whose state is an `AdamState` with `extra["mu_slow"]`: 12 bytes
-        a parameter.
+        A `GradientTransformation` whose state is an `AdamState`; `extra["mu_slow"]` is m_slow.
 
     Example:
         >>> import functional_adam as fa, jax.numpy as jnp
@@ -118,12 +117,10 @@ def scale_by_ademamix(
     nu_dtype: DTypeLike | None = None,
     moments: MomentFormat = "full",
 ) -> GradientTransformation:
-    """AdEMAMix's direction alone, neither scaled nor signed, for `optax.chain`.
+    """AdEMAMix's direction without learning rate and sign, for `optax.chain`.
 
-    The arguments mean what they mean in `ademamix`.
-
-    Args:
-        alpha: As in `ademamix`, but the default is 6, as in Optax.
+    Follow it with `optax.scale_by_learning_rate`. The arguments are as in `ademamix`, but
+    `alpha` is 6 by default, as in Optax.
 
     Returns:
         A `GradientTransformation` whose state is an `AdamState` with `extra["mu_slow"]`.

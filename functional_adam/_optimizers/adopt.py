@@ -47,9 +47,9 @@ def adopt(
     moments: MomentFormat = "full",
     rounding: ParameterRounding = "nearest",
 ) -> GradientTransformation:
-    """Adam that divides each gradient by the root of the *last* v, then averages.
+    """Adam that divides each gradient by the root of the previous v, then averages.
 
-    The first step only sets v = |g|**2; after it, with c = clip_value_fn(count),
+    The first step only sets v = |g|**2. Later ones, with c = clip_value_fn(count):
 
         x = clip(g / max(sqrt(v), eps), -c, c)        m <- b1 m + (1 - b1) x
         v <- b2 v + (1 - b2) |g|**2                   u = -learning_rate * m
@@ -59,23 +59,23 @@ def adopt(
         b1: How much of m, the running average of x, is kept each step, in [0, 1).
         b2: How much of v, the running average of squared gradients, is kept each step, in [0, 1).
         eps: The least divisor of a gradient, >= 0.
-        mu_dtype: Dtype of the stored m. None (default): the parameter's, but at least float32.
+        mu_dtype: Dtype of m in the state, such as "bfloat16". None (default): at least float32.
         nesterov: True puts b1 m + (1 - b1) x, with the new m, in place of m in u.
         use_clipping: True (default) clips x to [-c, c].
         clip_value_fn: The bound c: a schedule `count -> c`, or one number >= 0. The default is
             count**(1/4). Clipping keeps the phase of a complex x.
-        nu_dtype: Dtype of the stored v, always real. None (default): at least float32.
+        nu_dtype: Dtype of v in the state, always real. None (default): at least float32.
         moments: How m and v are stored: "full" (default) or "bfloat16", which take 8 and 4 bytes
             per float32 parameter; or a `Full` or `BFloat16` object. "int8" is refused.
         rounding: How a step of a 16-bit parameter is rounded: "nearest" (default), "stochastic" or
-            "compensated". The last two keep small steps from being lost, and need `params`.
+            "compensated". The last two keep small steps from being lost; `update` then needs
+            `params`.
 
     Returns:
         A `GradientTransformation` whose state is an `AdamState`.
 
     Raises:
-        ValueError: an argument out of range; `clip_value_fn` without clipping.
-        TypeError: an argument of the wrong type.
+        ValueError: `clip_value_fn` beside `use_clipping=False`.
 
     Example:
         >>> import functional_adam as fa, jax.numpy as jnp
@@ -118,9 +118,9 @@ def scale_by_adopt(
     nu_dtype: DTypeLike | None = None,
     moments: MomentFormat = "full",
 ) -> GradientTransformation:
-    """ADOPT's direction alone, neither scaled nor signed, for `optax.chain`.
+    """ADOPT's direction without learning rate and sign, for `optax.chain`.
 
-    The arguments mean what they mean in `adopt`.
+    Follow it with `optax.scale_by_learning_rate`. The arguments are as in `adopt`.
 
     Returns:
         A `GradientTransformation` whose state is an `AdamState`.

@@ -44,16 +44,16 @@ def amsgrad(
     mask: Mask | None = None,
     independent_weight_decay: bool = False,
 ) -> GradientTransformation:
-    """Adam divided by the largest second moment so far.
+    """Adam divided by the root of the largest v so far.
 
-    m and v as in `update`, c1 = 1 - b1**t, c2 = 1 - b2**t; by default, as in Optax,
+    With Adam's m and v, c1 = 1 - b1**t and c2 = 1 - b2**t, by default as in Optax:
 
         v_max <- max(v_max, v / c2)
         u = -learning_rate * (m / c1 / (sqrt(v_max + eps_root) + eps) + weight_decay * theta)
 
-    and with `maximum="before_correction"`, as in PyTorch, v_max <- max(v_max, v) and v_max / c2 in
-    place of v_max in u. (The paper corrects nothing: `bias_correction_mu` and
-    `bias_correction_nu` False.)
+    `maximum="before_correction"` is PyTorch's form: v_max <- max(v_max, v), and u has v_max / c2 in
+    place of v_max. The paper corrects nothing: set `bias_correction_mu` and `bias_correction_nu` to
+    False.
 
     Args:
         learning_rate: Step size >= 0, or a schedule `count -> step size`; the first count is 0.
@@ -61,35 +61,33 @@ def amsgrad(
         b2: How much of v, the running average of squared gradients, is kept each step, in [0, 1).
         eps: Added to the denominator, >= 0. It shortens the steps where gradients are small.
         eps_root: Added under the square root, >= 0. The paper has none.
-        mu_dtype: Dtype of the stored m. None (default): the parameter's, but at least float32.
+        mu_dtype: Dtype of m in the state, such as "bfloat16". None (default): at least float32.
         bias_correction_mu: False leaves m uncorrected: c1 = 1.
         bias_correction_nu: False leaves v uncorrected: c2 = 1.
-        nu_dtype: Dtype of the stored v and v_max, always real. None (default): at least float32.
+        nu_dtype: Dtype of v and v_max in the state, always real. None (default): at least float32.
         moments: How the three moments are stored: "full" (default) or "bfloat16", which take 12 and
             6 bytes per float32 parameter; or a `Full` or `BFloat16` object. "int8" is refused.
         rounding: How a step of a 16-bit parameter is rounded: "nearest" (default), "stochastic" or
-            "compensated". The last two keep small steps from being lost, and need `params`.
+            "compensated". The last two keep small steps from being lost; `update` then needs
+            `params`.
         maximum: What v_max is the maximum of: "after_correction" (default) of v / c2, or
             "before_correction" of v.
         eps_placement: Where eps is added: "after_correction" (default), or (only with
             `maximum="before_correction"`) "before_correction", as in Keras.
-        l2: L2 regularization >= 0, or a schedule: adds l2 * theta to the gradient, which needs
-            `params`. None (default): no regularization.
+        l2: L2 regularization >= 0, or a schedule: adds l2 * theta to the gradient; `update` then
+            needs `params`. None (default): no regularization.
         weight_decay: Decoupled weight decay >= 0, or a schedule. The learning rate multiplies it.
-            Any decay but 0 needs `params`. None (default): no decay.
+            Unless it is 0, `update` needs `params`. None (default): no decay.
         mask: Which parameters decay: a tree of booleans (or a prefix of one), or a function from
             the parameters to such a tree. None (default): all of them.
         independent_weight_decay: True: the learning rate does not multiply `weight_decay`.
 
     Returns:
-        A `GradientTransformation` whose state is an `AdamState` with `extra["nu_max"]`: 12 bytes a
-        parameter.
+        A `GradientTransformation` whose state is an `AdamState`; `extra["nu_max"]` is v_max.
 
     Raises:
-        ValueError: an argument out of range; eps before a correction that is made before the
-            maximum; `mask` or `independent_weight_decay` without `weight_decay`; at `init` and
-            `update`, a mask that does not fit.
-        TypeError: an argument of the wrong type.
+        ValueError: `eps_placement="before_correction"` without `maximum="before_correction"`;
+            `mask` or `independent_weight_decay` without `weight_decay`.
 
     Example:
         >>> import functional_adam as fa, jax.numpy as jnp
@@ -142,9 +140,9 @@ def scale_by_amsgrad(
     maximum: Placement = "after_correction",
     eps_placement: Placement = "after_correction",
 ) -> GradientTransformation:
-    """AMSGrad's direction alone, neither scaled nor signed, for `optax.chain`.
+    """AMSGrad's direction without learning rate and sign, for `optax.chain`.
 
-    The arguments mean what they mean in `amsgrad`.
+    Follow it with `optax.scale_by_learning_rate`. The arguments are as in `amsgrad`.
 
     Returns:
         A `GradientTransformation` whose state is an `AdamState` with `extra["nu_max"]`.

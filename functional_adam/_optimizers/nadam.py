@@ -39,18 +39,19 @@ def nadam(
     l2: ScalarOrSchedule | None = None,
     eps_placement: Placement = "after_correction",
 ) -> GradientTransformation:
-    """Adam with Nesterov's momentum: m_hat is that of the next step, seen from this one.
+    """Adam with Nesterov momentum: m_hat looks one step ahead.
 
-    By default in the simplified form (Optax's, the same as `adam(nesterov=True)`):
+    u = -learning_rate * m_hat / (sqrt(v_hat + eps_root) + eps), by default with the simplified form
+    of Optax (and of `adam(nesterov=True)`):
 
-        m_hat = b1 m / (1 - b1**(t+1)) + (1 - b1) g / (1 - b1**t).
+        m_hat = b1 m / (1 - b1**(t+1)) + (1 - b1) g / (1 - b1**t)
 
-    With `momentum_decay` psi, Dozat's schedule mu_t = b1 (1 - 0.96**(t psi) / 2), as PyTorch has it
-    (there psi = 4e-3), with P_t = mu_1 mu_2 ... mu_t:
+    `momentum_decay` psi uses Dozat's schedule mu_t = b1 (1 - 0.96**(t psi) / 2), as PyTorch does.
+    With P_t = mu_1 mu_2 ... mu_t:
 
-        m_hat = mu_(t+1) m / (1 - P_(t+1)) + (1 - mu_t) g / (1 - P_t).
+        m_hat = mu_(t+1) m / (1 - P_(t+1)) + (1 - mu_t) g / (1 - P_t)
 
-    P_t is computed from t alone: the state is Adam's.
+    The state is Adam's: P_t is computed from t alone.
 
     Args:
         learning_rate: Step size >= 0, or a schedule `count -> step size`; the first count is 0.
@@ -58,16 +59,17 @@ def nadam(
         b2: How much of v, the running average of squared gradients, is kept each step, in [0, 1).
         eps: Added to the denominator, >= 0. It shortens the steps where gradients are small.
         eps_root: Added under the square root, >= 0. The paper has none.
-        mu_dtype: Dtype of the stored m. None (default): the parameter's, but at least float32.
-        nu_dtype: Dtype of the stored v, always real. None (default): at least float32.
+        mu_dtype: Dtype of m in the state, such as "bfloat16". None (default): at least float32.
+        nu_dtype: Dtype of v in the state, always real. None (default): at least float32.
         moments: How m and v are stored: "full" (default), "bfloat16" or "int8", which take 8, 4 and
             2 bytes per float32 parameter; or a `Full`, `BFloat16` or `Int8` object.
         rounding: How a step of a 16-bit parameter is rounded: "nearest" (default), "stochastic" or
-            "compensated". The last two keep small steps from being lost, and need `params`.
+            "compensated". The last two keep small steps from being lost; `update` then needs
+            `params`.
         momentum_decay: psi >= 0 of Dozat's momentum schedule; PyTorch's default is 0.004. None
             (default): the simplified form.
-        l2: L2 regularization >= 0, or a schedule: adds l2 * theta to the gradient, which needs
-            `params`. None (default): no regularization.
+        l2: L2 regularization >= 0, or a schedule: adds l2 * theta to the gradient; `update` then
+            needs `params`. None (default): no regularization.
         eps_placement: Where eps is added: "after_correction" (default) to sqrt(v_hat), or
             "before_correction" to sqrt(v), as in TensorFlow and Keras.
 
@@ -121,8 +123,8 @@ def nadamw(
 ) -> GradientTransformation:
     """`nadam` with decoupled weight decay.
 
-    u = -learning_rate * (m_hat / (sqrt(v_hat + eps_root) + eps) + weight_decay * theta), m_hat as
-    in `nadam`.
+    u = -learning_rate * (m_hat / (sqrt(v_hat + eps_root) + eps) + weight_decay * theta), with the
+    m_hat of `nadam`.
 
     Args:
         learning_rate: Step size >= 0, or a schedule `count -> step size`; the first count is 0.
@@ -130,16 +132,17 @@ def nadamw(
         b2: How much of v, the running average of squared gradients, is kept each step, in [0, 1).
         eps: Added to the denominator, >= 0. It shortens the steps where gradients are small.
         eps_root: Added under the square root, >= 0. The paper has none.
-        mu_dtype: Dtype of the stored m. None (default): the parameter's, but at least float32.
+        mu_dtype: Dtype of m in the state, such as "bfloat16". None (default): at least float32.
         weight_decay: Decoupled weight decay >= 0, or a schedule. The learning rate multiplies it.
-            Any decay but 0 needs `params`.
+            Unless it is 0, `update` needs `params`.
         mask: Which parameters decay: a tree of booleans (or a prefix of one), or a function from
             the parameters to such a tree. None (default): all of them.
-        nu_dtype: Dtype of the stored v, always real. None (default): at least float32.
+        nu_dtype: Dtype of v in the state, always real. None (default): at least float32.
         moments: How m and v are stored: "full" (default), "bfloat16" or "int8", which take 8, 4 and
             2 bytes per float32 parameter; or a `Full`, `BFloat16` or `Int8` object.
         rounding: How a step of a 16-bit parameter is rounded: "nearest" (default), "stochastic" or
-            "compensated". The last two keep small steps from being lost, and need `params`.
+            "compensated". The last two keep small steps from being lost; `update` then needs
+            `params`.
         momentum_decay: psi >= 0 of Dozat's momentum schedule; PyTorch's default is 0.004. None
             (default): the simplified form.
         independent_weight_decay: True: the learning rate does not multiply `weight_decay`.

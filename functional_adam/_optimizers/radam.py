@@ -38,16 +38,17 @@ def radam(
     l2: ScalarOrSchedule | None = None,
     eps_placement: Placement = "after_correction",
 ) -> GradientTransformation:
-    """Adam whose first steps are those of momentum, and the next ones rectified.
+    """Adam that warms up by itself: momentum at first, then steps scaled by how sure v is.
 
-    With rho_inf = 2 / (1 - b2) - 1 and rho = rho_inf - 2 t b2**t / (1 - b2**t), the length of the
-    average that v is,
+    With rho_inf = 2 / (1 - b2) - 1, and rho = rho_inf - 2 t b2**t / (1 - b2**t) the number of
+    gradients that v averages over,
 
         u = -learning_rate * r * m_hat / (sqrt(v_hat + eps_root) + eps)  where rho >= threshold,
         u = -learning_rate * m_hat                                       before,
         r = sqrt((rho - 4) (rho - 2) rho_inf / ((rho_inf - 4) (rho_inf - 2) rho)).
 
-    (For the defaults from t = 6 on; rho_inf below the threshold, b2 < 2/3, never.)
+    At the defaults v is used from t = 6 on. It is never used where rho_inf is below the threshold,
+    which for a threshold of 5 means b2 < 2/3.
 
     Args:
         learning_rate: Step size >= 0, or a schedule `count -> step size`; the first count is 0.
@@ -58,14 +59,15 @@ def radam(
         threshold: Least rho at which v is used, >= 4: 5 (default) in Optax and PyTorch, 4 in the
             paper.
         nesterov: True looks one step ahead (Nesterov momentum): m_hat is then that of `nadam`.
-        mu_dtype: Dtype of the stored m. None (default): the parameter's, but at least float32.
-        nu_dtype: Dtype of the stored v, always real. None (default): at least float32.
+        mu_dtype: Dtype of m in the state, such as "bfloat16". None (default): at least float32.
+        nu_dtype: Dtype of v in the state, always real. None (default): at least float32.
         moments: How m and v are stored: "full" (default), "bfloat16" or "int8", which take 8, 4 and
             2 bytes per float32 parameter; or a `Full`, `BFloat16` or `Int8` object.
         rounding: How a step of a 16-bit parameter is rounded: "nearest" (default), "stochastic" or
-            "compensated". The last two keep small steps from being lost, and need `params`.
-        l2: L2 regularization >= 0, or a schedule: adds l2 * theta to the gradient, which needs
-            `params`. None (default): no regularization.
+            "compensated". The last two keep small steps from being lost; `update` then needs
+            `params`.
+        l2: L2 regularization >= 0, or a schedule: adds l2 * theta to the gradient; `update` then
+            needs `params`. None (default): no regularization.
         eps_placement: Where eps is added: "after_correction" (default) to sqrt(v_hat), or
             "before_correction" to sqrt(v), as in `torch.optim.RAdam`.
 
@@ -113,9 +115,9 @@ def scale_by_radam(
     moments: MomentFormat = "full",
     eps_placement: Placement = "after_correction",
 ) -> GradientTransformation:
-    """RAdam's direction alone, neither scaled nor signed, for `optax.chain`.
+    """RAdam's direction without learning rate and sign, for `optax.chain`.
 
-    The arguments mean what they mean in `radam`.
+    Follow it with `optax.scale_by_learning_rate`. The arguments are as in `radam`.
 
     Returns:
         A `GradientTransformation` whose state is an `AdamState`.

@@ -32,12 +32,12 @@ def yogi(
     moments: MomentFormat = "full",
     rounding: ParameterRounding = "nearest",
 ) -> GradientTransformation:
-    """Adam whose v approaches |g|**2 by steps of (1 - b2) |g|**2, whatever the distance.
+    """Adam whose v moves towards |g|**2 by (1 - b2) |g|**2, however far away it is.
 
         m <- b1 m + (1 - b1) g        v <- v - (1 - b2) sign(v - |g|**2) |g|**2
         u = -learning_rate * m_hat / (sqrt(v_hat + eps_root) + eps)
 
-    m and v start at `initial_accumulator_value`, and both are corrected, as in Optax. (The paper
+    As in Optax, m and v start at `initial_accumulator_value`, and both are corrected. (The paper
     corrects neither.)
 
     Args:
@@ -47,12 +47,13 @@ def yogi(
         eps: Added to the denominator, >= 0. It shortens the steps where gradients are small.
         eps_root: Added under the square root, >= 0. The paper has none.
         initial_accumulator_value: What every element of m and v starts at, >= 0.
-        mu_dtype: Dtype of the stored m. None (default): the parameter's, but at least float32.
-        nu_dtype: Dtype of the stored v, always real. None (default): at least float32.
+        mu_dtype: Dtype of m in the state, such as "bfloat16". None (default): at least float32.
+        nu_dtype: Dtype of v in the state, always real. None (default): at least float32.
         moments: How m and v are stored: "full" (default) or "bfloat16", which take 8 and 4 bytes
             per float32 parameter; or a `Full` or `BFloat16` object. "int8" is refused.
         rounding: How a step of a 16-bit parameter is rounded: "nearest" (default), "stochastic" or
-            "compensated". The last two keep small steps from being lost, and need `params`.
+            "compensated". The last two keep small steps from being lost; `update` then needs
+            `params`.
 
     Returns:
         A `GradientTransformation` whose state is an `AdamState`.
@@ -97,9 +98,9 @@ def scale_by_yogi(
     nu_dtype: DTypeLike | None = None,
     moments: MomentFormat = "full",
 ) -> GradientTransformation:
-    """Yogi's direction alone, neither scaled nor signed, for `optax.chain`.
+    """Yogi's direction without learning rate and sign, for `optax.chain`.
 
-    The arguments mean what they mean in `yogi`.
+    Follow it with `optax.scale_by_learning_rate`. The arguments are as in `yogi`.
 
     Returns:
         A `GradientTransformation` whose state is an `AdamState`.
