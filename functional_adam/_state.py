@@ -73,17 +73,17 @@ def init(
             `jax.grad`'s gradient: see `update`.
         moments: How m and v are stored: "full" (default), "bfloat16" or "int8", which take 8, 4 and
             2 bytes per float32 parameter; or a `Full`, `BFloat16` or `Int8` object.
-        mu_dtype: Dtype of m in the state, such as "bfloat16". None (default): at least float32. It
-            has at least 16 bits, is complex for complex parameters, and goes with moments="full"
-            alone.
+        mu_dtype: Dtype of m in the state, such as "bfloat16". None (default): at least float32.
+            That is float64 for float64 parameters and complex for complex ones. Any other dtype has
+            at least 16 bits, is complex for complex parameters, and goes with moments="full" alone.
         nu_dtype: Dtype of v in the state, always real. None (default): at least float32. Prefer
             moments="bfloat16" to a `nu` of 16 bits: in bfloat16 it stops moving where b2 >= 0.99,
             and in float16 small values become 0, which makes steps hundreds of times too long (see
             docs/precision.md).
         rounding: How a step of a 16-bit parameter is rounded: "nearest" (default), "stochastic" or
-            "compensated". The last two keep small steps from being lost; `update` then needs
-            `params`. "compensated" stores what each parameter lacks in `residual`, one byte per
-            element. See `update`.
+            "compensated". The last two do not lose small steps; `update` then needs `params`.
+            "compensated" stores what each parameter lacks in `residual`, one byte per element. See
+            `update`.
 
     Returns:
         An `AdamState`. Every moment is a buffer of its own with its parameter's shape and

@@ -76,23 +76,23 @@ def update(
         mask: Which parameters decay: a tree of booleans (or a prefix of one), or a function from
             the parameters to such a tree. None (default): all of them. A single boolean is refused
             beside a decay: write `mask=None` or `weight_decay=0.0`.
-        nesterov: True looks one step ahead (Nesterov momentum): m_hat is then that of `nadam`. That
-            is m_hat = b1 m / (1 - b1**(t+1)) + (1 - b1) g / (1 - b1**t).
+        nesterov: True looks one step ahead (Nesterov momentum): m_hat is then that of `nadam`. It
+            is b1 m / (1 - b1**(t+1)) + (1 - b1) g / (1 - b1**t).
         nu_dtype: Dtype of v in the state, always real. None (default): at least float32. A state of
             another dtype is refused.
         moments: How m and v are stored: "full" (default), "bfloat16" or "int8", which take 8, 4 and
             2 bytes per float32 parameter; or a `Full`, `BFloat16` or `Int8` object. A state of
             another format is refused.
         rounding: How a step of a 16-bit parameter is rounded: "nearest" (default), "stochastic" or
-            "compensated". The last two keep small steps from being lost; `update` then needs
-            `params`. "nearest" rounds as `apply_updates` does and loses steps below half a unit of
-            the parameter. "stochastic" rounds up or down so that the mean is right. "compensated"
-            rounds to nearest and stores the rest in `state.residual`, in 1/256ths of a unit. These
-            two give a float32 update that lands exactly on the parameter's grid, and must come last
-            in a chain.
+            "compensated". The last two do not lose small steps; `update` then needs `params`.
+            "nearest" rounds as `apply_updates` does and loses steps below half a unit of the
+            parameter. "stochastic" rounds up or down so that the mean is right. "compensated"
+            rounds to nearest and stores the rest in `state.residual`, in 1/256ths of a unit. With
+            the last two the update is float32, lands exactly on the parameter's grid, and must come
+            last in a chain.
         l2: L2 regularization >= 0, or a schedule: adds l2 * theta to the gradient; `update` then
-            needs `params`. None (default): no regularization. This is the gradient of the loss plus
-            l2/2 |theta|**2, as with `weight_decay` of `torch.optim.Adam`.
+            needs `params`. None (default): no regularization. The sum is the gradient of the loss
+            plus l2/2 |theta|**2, as with `weight_decay` of `torch.optim.Adam`.
         independent_weight_decay: True: the learning rate does not multiply `weight_decay`.
         eps_placement: Where eps is added: "after_correction" (default) to sqrt(v_hat), or
             "before_correction" to sqrt(v), as in TensorFlow and Keras. The second is the paper's

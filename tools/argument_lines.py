@@ -33,7 +33,7 @@ nu_dtype: Dtype of v in the state, always real. None (default): at least float32
 moments: How m and v are stored: "full" (default), "bfloat16" or "int8", which take 8, 4 and 2 bytes
     per float32 parameter; or a `Full`, `BFloat16` or `Int8` object.
 rounding: How a step of a 16-bit parameter is rounded: "nearest" (default), "stochastic" or
-    "compensated". The last two keep small steps from being lost; `update` then needs `params`.
+    "compensated". The last two do not lose small steps; `update` then needs `params`.
 nesterov: True looks one step ahead (Nesterov momentum): m_hat is then that of `nadam`.
 l2: L2 regularization >= 0, or a schedule: adds l2 * theta to the gradient; `update` then needs
     `params`. None (default): no regularization.
@@ -46,7 +46,7 @@ eps_placement: Where eps is added: "after_correction" (default) to sqrt(v_hat), 
     "before_correction" to sqrt(v), as in TensorFlow and Keras.
 momentum_decay: psi >= 0 of Dozat's momentum schedule; PyTorch's default is 0.004. None (default):
     the simplified form.
-threshold: Least rho at which v is used, >= 4: 5 (default) in Optax and PyTorch, 4 in the paper.
+threshold: Least rho to use v at, >= 4; 5 (default) in Optax and PyTorch, 4 in the paper.
 initial_accumulator_value: What every element of m and v starts at, >= 0.
 use_clipping: True (default) clips x to [-c, c].
 clip_value_fn: The bound c: a schedule `count -> c`, or one number >= 0. The default is
@@ -95,8 +95,8 @@ yogi.b2: 1 - b2 is the size of v's steps in units of |g|**2; b2 is in [0, 1).
 # What follows the line in `LINES`.
 ADDED = """
 amsgrad.weight_decay: None (default): no decay.
-init.mu_dtype: It has at least 16 bits, is complex for complex parameters, and goes with
-    moments="full" alone.
+init.mu_dtype: That is float64 for float64 parameters and complex for complex ones. Any other dtype
+    has at least 16 bits, is complex for complex parameters, and goes with moments="full" alone.
 init.nu_dtype: Prefer moments="bfloat16" to a `nu` of 16 bits: in bfloat16 it stops moving where
     b2 >= 0.99, and in float16 small values become 0, which makes steps hundreds of times too long
     (see docs/precision.md).
@@ -109,12 +109,12 @@ update.mu_dtype: A state of another dtype is refused. (If `mu` has 16 bits and y
 update.nu_dtype: A state of another dtype is refused.
 update.moments: A state of another format is refused.
 update.mask: A single boolean is refused beside a decay: write `mask=None` or `weight_decay=0.0`.
-update.nesterov: That is m_hat = b1 m / (1 - b1**(t+1)) + (1 - b1) g / (1 - b1**t).
+update.nesterov: It is b1 m / (1 - b1**(t+1)) + (1 - b1) g / (1 - b1**t).
 update.rounding: "nearest" rounds as `apply_updates` does and loses steps below half a unit of the
     parameter. "stochastic" rounds up or down so that the mean is right. "compensated" rounds to
-    nearest and stores the rest in `state.residual`, in 1/256ths of a unit. These two give a float32
-    update that lands exactly on the parameter's grid, and must come last in a chain.
-update.l2: This is the gradient of the loss plus l2/2 |theta|**2, as with `weight_decay` of
+    nearest and stores the rest in `state.residual`, in 1/256ths of a unit. With the last two the
+    update is float32, lands exactly on the parameter's grid, and must come last in a chain.
+update.l2: The sum is the gradient of the loss plus l2/2 |theta|**2, as with `weight_decay` of
     `torch.optim.Adam`.
 update.eps_placement: The second is the paper's other form, with both corrections outside:
     `m sqrt(1 - b2**t) / (1 - b1**t) / (sqrt(v + eps_root) + eps)`.

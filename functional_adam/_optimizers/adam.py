@@ -54,8 +54,7 @@ def adam(
         moments: How m and v are stored: "full" (default), "bfloat16" or "int8", which take 8, 4 and
             2 bytes per float32 parameter; or a `Full`, `BFloat16` or `Int8` object.
         rounding: How a step of a 16-bit parameter is rounded: "nearest" (default), "stochastic" or
-            "compensated". The last two keep small steps from being lost; `update` then needs
-            `params`.
+            "compensated". The last two do not lose small steps; `update` then needs `params`.
         l2: L2 regularization >= 0, or a schedule: adds l2 * theta to the gradient; `update` then
             needs `params`. None (default): no regularization.
         eps_placement: Where eps is added: "after_correction" (default) to sqrt(v_hat), or
@@ -132,8 +131,7 @@ def adamw(
         moments: How m and v are stored: "full" (default), "bfloat16" or "int8", which take 8, 4 and
             2 bytes per float32 parameter; or a `Full`, `BFloat16` or `Int8` object.
         rounding: How a step of a 16-bit parameter is rounded: "nearest" (default), "stochastic" or
-            "compensated". The last two keep small steps from being lost; `update` then needs
-            `params`.
+            "compensated". The last two do not lose small steps; `update` then needs `params`.
         independent_weight_decay: True: the learning rate does not multiply `weight_decay`.
         eps_placement: Where eps is added: "after_correction" (default) to sqrt(v_hat), or
             "before_correction" to sqrt(v), as in TensorFlow and Keras.

@@ -63,8 +63,7 @@ def ademamix(
         moments: How the three moments are stored: "full" (default) or "bfloat16", which take 12 and
             6 bytes per float32 parameter; or a `Full` or `BFloat16` object. "int8" is refused.
         rounding: How a step of a 16-bit parameter is rounded: "nearest" (default), "stochastic" or
-            "compensated". The last two keep small steps from being lost; `update` then needs
-            `params`.
+            "compensated". The last two do not lose small steps; `update` then needs `params`.
         independent_weight_decay: True: the learning rate does not multiply `weight_decay`.
 
     Returns:

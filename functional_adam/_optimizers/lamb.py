@@ -58,8 +58,7 @@ def lamb(
         moments: How m and v are stored: "full" (default), "bfloat16" or "int8", which take 8, 4 and
             2 bytes per float32 parameter; or a `Full`, `BFloat16` or `Int8` object.
         rounding: How a step of a 16-bit parameter is rounded: "nearest" (default), "stochastic" or
-            "compensated". The last two keep small steps from being lost; `update` then needs
-            `params`.
+            "compensated". The last two do not lose small steps; `update` then needs `params`.
 
     Returns:
         A `GradientTransformation` whose state is an `AdamState`.

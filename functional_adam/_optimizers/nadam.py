@@ -64,8 +64,7 @@ def nadam(
         moments: How m and v are stored: "full" (default), "bfloat16" or "int8", which take 8, 4 and
             2 bytes per float32 parameter; or a `Full`, `BFloat16` or `Int8` object.
         rounding: How a step of a 16-bit parameter is rounded: "nearest" (default), "stochastic" or
-            "compensated". The last two keep small steps from being lost; `update` then needs
-            `params`.
+            "compensated". The last two do not lose small steps; `update` then needs `params`.
         momentum_decay: psi >= 0 of Dozat's momentum schedule; PyTorch's default is 0.004. None
             (default): the simplified form.
         l2: L2 regularization >= 0, or a schedule: adds l2 * theta to the gradient; `update` then
@@ -141,8 +140,7 @@ def nadamw(
         moments: How m and v are stored: "full" (default), "bfloat16" or "int8", which take 8, 4 and
             2 bytes per float32 parameter; or a `Full`, `BFloat16` or `Int8` object.
         rounding: How a step of a 16-bit parameter is rounded: "nearest" (default), "stochastic" or
-            "compensated". The last two keep small steps from being lost; `update` then needs
-            `params`.
+            "compensated". The last two do not lose small steps; `update` then needs `params`.
         momentum_decay: psi >= 0 of Dozat's momentum schedule; PyTorch's default is 0.004. None
             (default): the simplified form.
         independent_weight_decay: True: the learning rate does not multiply `weight_decay`.

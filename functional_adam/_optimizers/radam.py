@@ -56,16 +56,14 @@ def radam(
         b2: How much of v, the running average of squared gradients, is kept each step, in [0, 1).
         eps: Added to the denominator, >= 0. It shortens the steps where gradients are small.
         eps_root: Added under the square root, >= 0. The paper has none.
-        threshold: Least rho at which v is used, >= 4: 5 (default) in Optax and PyTorch, 4 in the
-            paper.
+        threshold: Least rho to use v at, >= 4; 5 (default) in Optax and PyTorch, 4 in the paper.
         nesterov: True looks one step ahead (Nesterov momentum): m_hat is then that of `nadam`.
         mu_dtype: Dtype of m in the state, such as "bfloat16". None (default): at least float32.
         nu_dtype: Dtype of v in the state, always real. None (default): at least float32.
         moments: How m and v are stored: "full" (default), "bfloat16" or "int8", which take 8, 4 and
             2 bytes per float32 parameter; or a `Full`, `BFloat16` or `Int8` object.
         rounding: How a step of a 16-bit parameter is rounded: "nearest" (default), "stochastic" or
-            "compensated". The last two keep small steps from being lost; `update` then needs
-            `params`.
+            "compensated". The last two do not lose small steps; `update` then needs `params`.
         l2: L2 regularization >= 0, or a schedule: adds l2 * theta to the gradient; `update` then
             needs `params`. None (default): no regularization.
         eps_placement: Where eps is added: "after_correction" (default) to sqrt(v_hat), or
