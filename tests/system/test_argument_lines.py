@@ -233,11 +233,19 @@ def update_without_params(name, **hyper):
     return jax.eval_shape(tx.update, X, tx.init(X))
 
 
-@pytest.mark.parametrize("key", [key for key in SAID if "needs `params`" in SAID[key]])
+@pytest.mark.parametrize("key", [key for key in SAID if key.split(".")[1] in NEEDS])
 def test_params_are_needed_as_said(key):
     name, argument = key.split(".")
     neutral, value = NEEDS[argument]
-    if name != "lamb":  # which always needs them
-        update_without_params(name, **{argument: neutral})
     with pytest.raises(ValueError, match="params"):
         update_without_params(name, **{argument: value})
+    if name == "lamb":
+        assert "`update` always needs `params`" in inspect.getdoc(fa.lamb)
+        return
+    assert "needs `params`" in SAID[key]
+    update_without_params(name, **{argument: neutral})
+
+
+def test_no_other_argument_is_said_to_need_params():
+    said = {key.split(".")[1] for key, words in SAID.items() if "`params`" in words}
+    assert said == NEEDS.keys()
