@@ -20,7 +20,7 @@ from typing import Any
 
 import functional_adam as fa
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).resolve().parents[1]
 
 LINES = """
 learning_rate: Step size >= 0, or a schedule `count -> step size`; the first count is 0.
@@ -214,7 +214,7 @@ def sources() -> dict[Path, list[str]]:
     """The modules, and which of the functions each has."""
     found: dict[Path, list[str]] = {}
     for name, function in functions().items():
-        path = Path(inspect.getfile(inspect.unwrap(function)))
+        path = Path(inspect.getfile(inspect.unwrap(function))).resolve()
         if not path.is_relative_to(ROOT):  # installed from elsewhere: not to be written to
             raise RuntimeError(f"{path} is not in {ROOT}: run with PYTHONPATH={ROOT}.")
         found.setdefault(path, []).append(name)

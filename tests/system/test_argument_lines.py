@@ -133,6 +133,25 @@ def test_a_docstring_that_differs_is_found(good, bad):
     assert TABLE.written(broken, ["yogi", "scale_by_yogi"]) == now
 
 
+def test_the_script_checks_and_writes(tmp_path, monkeypatch, capsys):
+    good = pathlib.Path(inspect.getfile(inspect.unwrap(fa.lamb))).read_text(encoding="utf-8")
+    copy = tmp_path / "lamb.py"
+    copy.write_text(good.replace("eps: Added", "eps: added"), encoding="utf-8")
+    monkeypatch.setattr(TABLE, "sources", lambda: {copy: ["lamb"]})
+    said = []
+    for option in ("--check", "--write", "--check"):
+        monkeypatch.setattr("sys.argv", ["argument_lines.py", option])
+        said.append((TABLE.main(), capsys.readouterr().out))
+    assert said == [(1, "not up to date: lamb.py\n"), (0, "written: lamb.py\n"), (0, "")]
+    assert copy.read_text(encoding="utf-8") == good
+
+
+def test_only_this_checkout_is_written_to(monkeypatch, tmp_path):
+    monkeypatch.setattr(TABLE, "ROOT", tmp_path)
+    with pytest.raises(RuntimeError, match=r"is not in .* run with PYTHONPATH="):
+        TABLE.sources()
+
+
 def test_a_docstring_without_its_section_is_refused():
     source = inspect.getsource(inspect.unwrap(fa.yogi))
     with pytest.raises(ValueError, match=r"docstring of yogi must have 1 sections"):
