@@ -68,29 +68,31 @@ def init(
     """A fresh state: count 0 and zero moments.
 
     Args:
-        params: any tree of complex arrays or floats of at least 16 bits (NumPy arrays and Python
-            floats work too). None leaves pass through. Complex ones need the conjugate of
+        params: Any tree of complex arrays or floats of at least 16 bits (NumPy arrays and Python
+            floats work too). None leaves pass through. Complex parameters need the conjugate of
             `jax.grad`'s gradient: see `update`.
-        moments: how both moments are kept: "full" (default), "bfloat16" or "int8", or a `Full`,
-            `BFloat16` or `Int8` object. 8, 4 and 2.02 bytes a float32 parameter.
-        mu_dtype: dtype of the first moment, at least 16 bits, taken as it is; None (default) means
-            float32 for parameters of up to 32 bits, float64 for float64, and complex for complex
-            ones, which need a complex `mu`. Goes with moments="full" alone.
-        nu_dtype: float dtype of the second moment, likewise but always real. Below float32 it is
-            rounded to nearest, and for b2 >= 0.99 a bfloat16 `nu` no longer moves; in float16 small
-            ones are 0 and steps hundreds of times too long (see docs/precision.md).
-            moments="bfloat16" does not have these faults.
-        rounding: how parameters of 16 bits take their steps: "nearest" (default), "stochastic",
-            or "compensated", which keeps an int8 of what each lacks in `residual`. See `update`.
+        moments: How m and v are stored: "full" (default), "bfloat16" or "int8", which take 8, 4 and
+            2 bytes per float32 parameter; or a `Full`, `BFloat16` or `Int8` object.
+        mu_dtype: Dtype of m in the state, such as "bfloat16". None (default): at least float32.
+            That is float64 for float64 parameters and complex for complex ones. Any other dtype has
+            at least 16 bits, is complex for complex parameters, and goes with moments="full" alone.
+        nu_dtype: Dtype of v in the state, always real. None (default): at least float32. Prefer
+            moments="bfloat16" to a `nu` of 16 bits: in bfloat16 it stops moving where b2 >= 0.99,
+            and in float16 small values become 0, which makes steps hundreds of times too long (see
+            docs/precision.md).
+        rounding: How a step of a 16-bit parameter is rounded: "nearest" (default), "stochastic" or
+            "compensated". The last two do not lose small steps; `update` then needs `params`.
+            "compensated" stores what each parameter lacks in `residual`, one byte per element. See
+            `update`.
 
     Returns:
         An `AdamState`. Every moment is a buffer of its own with its parameter's shape and
-        sharding; the count lies replicated on their mesh.
+        sharding; the count is replicated on their mesh.
 
     Raises:
-        TypeError: a leaf is not a complex array or one of floats of at least 16 bits, or one that
-            `moments` cannot hold, or a dtype is no such dtype.
-        ValueError: a 64-bit dtype without JAX's 64-bit mode, an unknown name, or a dtype beside
+        TypeError: a leaf that is not a complex array or one of floats of at least 16 bits, or that
+            `moments` cannot hold; a dtype that is no such dtype.
+        ValueError: a 64-bit dtype without JAX's 64-bit mode; an unknown name; a dtype beside
             `moments`.
 
     Example:

@@ -62,6 +62,11 @@ else:
         `init(params)` gives the state; `update(updates, state, params=None, **extra_args)` gives
         `(updates, state)`. Exactly two fields, because `optax.chain` and users unpack it.
 
+        A factory such as `adamw` raises `ValueError` for an argument out of range and `TypeError`
+        for one of a wrong type. The two functions raise what `init` and `update` of this package
+        raise: they refuse trees and masks that do not fit, and states that were made with another
+        `moments`, `mu_dtype`, `nu_dtype` or `rounding`.
+
         Wherever Optax is imported, it is an instance of `optax.GradientTransformation` too (and, as
         `update` takes extra arguments, of `optax.GradientTransformationExtraArgs`), and Optax's
         transformations are instances of this class.

@@ -51,59 +51,64 @@ def update(
 
     Every hyperparameter is data: a Python or NumPy number (range checked), or a JAX array of
     shape (), traced or not (not checked). Python and NumPy numbers are used at full precision.
-    The other choices (`moments`, `rounding`, `nesterov`, dtypes, masks, schedules) are no data:
+    The other choices (`moments`, `rounding`, `nesterov`, dtypes, masks, schedules) are not data:
     under `jax.jit` bind them with `functools.partial`, or name them in `static_argnames`.
     Arrays for b1 and b2 must have at least 32 bits, because 0.999 is 1 in bfloat16.
 
     Args:
-        grads: tree of gradients. None for an array parameter skips that leaf: zero update, no
+        grads: Tree of gradients. None for an array parameter skips that leaf: zero update, no
             decay, moments untouched. For complex parameters pass the conjugate of what `jax.grad`
-            returns, which alone points uphill.
-        state: from `init` or the last `update`.
-        params: the parameters; needed for `weight_decay`.
-        learning_rate: alpha >= 0, or a schedule `count -> alpha`, called with the count before
-            the step (0 first). A coordinate moves by about alpha in a step, whatever its gradient:
-            the rate is in the parameter's own unit, so no number is too large to be meant.
-        b1: decay rate of the first moment, in [0, 1).
-        b2: decay rate of the second moment, in [0, 1).
-        eps: >= 0, added to the square root.
-        eps_root: >= 0, added under the square root.
-        mu_dtype: None (default: `mu` has 32 bits or more), or the dtype that `mu` must have, as
-            given to `init`. A `mu` of 16 bits that was not asked for here is refused: most often a
-            cast of the whole state has made it.
-        weight_decay: lambda >= 0 of decoupled decay, or a schedule `count -> lambda`. It is
-            multiplied by the learning rate.
-        mask: which parameters decay: a tree (or prefix of one) of booleans, or a function from
-            `params` to one. None (default): all of them. A single boolean is refused beside a
-            decay: write `mask=None` or `weight_decay=0.0`.
-        nesterov: look one step ahead (Dozat 2016): m_hat becomes
-            b1 m / (1 - b1**(t+1)) + (1 - b1) g / (1 - b1**t).
-        nu_dtype: as `mu_dtype`, for `nu`.
-        moments: the format that `state` has: see `init`.
-        rounding: how a parameter of 16 bits takes its step. "nearest" (default): as
-            `apply_updates` rounds, which loses what is below half a unit of the parameter.
-            "stochastic": up or down so that the mean is right. "compensated": to nearest, and what
-            is missing is kept in `state.residual`, in 1/256ths of a unit. These two need `params`,
-            give a float32 update that lands exactly on the parameter's grid, and must come last
-            where transformations are chained. Parameters of other dtypes are not affected.
-        l2: None (default), or >= 0, or a schedule: g + l2 theta takes the place of g, the
-            gradient of the loss plus l2/2 |theta|**2 (`weight_decay` of `torch.optim.Adam`).
-            Needs `params`.
-        independent_weight_decay: True makes the decay's part of u -weight_decay * theta, not
-            multiplied by the learning rate.
-        eps_placement: "after_correction" as above; "before_correction" for the paper's other
-            form, with eps added to sqrt(v) and both corrections outside, as in TensorFlow and
-            Keras: m sqrt(1 - b2**t) / (1 - b1**t) / (sqrt(v + eps_root) + eps).
+            returns: only the conjugate points uphill.
+        state: What `init` or the last `update` returned.
+        params: The parameters. Needed for `weight_decay`, `l2` and for `rounding` other than
+            "nearest".
+        learning_rate: Step size >= 0, or a schedule `count -> step size`; the first count is 0. A
+            coordinate moves by about the step size, whatever the size of its gradient.
+        b1: How much of m, the running average of gradients, is kept each step, in [0, 1).
+        b2: How much of v, the running average of squared gradients, is kept each step, in [0, 1).
+        eps: Added to the denominator, >= 0. It shortens the steps where gradients are small.
+        eps_root: Added under the square root, >= 0. The paper has none.
+        mu_dtype: Dtype of m in the state, such as "bfloat16". None (default): at least float32. A
+            state of another dtype is refused. (If `mu` has 16 bits and you did not ask for them,
+            most often a cast of the whole state has made it.)
+        weight_decay: Decoupled weight decay >= 0, or a schedule. The learning rate multiplies it.
+            Unless it is 0, `update` needs `params`.
+        mask: Which parameters decay: a tree of booleans (or a prefix of one), or a function from
+            the parameters to such a tree. None (default): all of them. A single boolean is refused
+            beside a decay: write `mask=None` or `weight_decay=0.0`.
+        nesterov: True looks one step ahead (Nesterov momentum): m_hat is then that of `nadam`. It
+            is b1 m / (1 - b1**(t+1)) + (1 - b1) g / (1 - b1**t).
+        nu_dtype: Dtype of v in the state, always real. None (default): at least float32. A state of
+            another dtype is refused.
+        moments: How m and v are stored: "full" (default), "bfloat16" or "int8", which take 8, 4 and
+            2 bytes per float32 parameter; or a `Full`, `BFloat16` or `Int8` object. A state of
+            another format is refused.
+        rounding: How a step of a 16-bit parameter is rounded: "nearest" (default), "stochastic" or
+            "compensated". The last two do not lose small steps; `update` then needs `params`.
+            "nearest" rounds as `apply_updates` does and loses steps below half a unit of the
+            parameter. "stochastic" rounds up or down so that the mean is right. "compensated"
+            rounds to nearest and stores the rest in `state.residual`, in 1/256ths of a unit. With
+            the last two the update is float32, lands exactly on the parameter's grid, and must come
+            last in a chain.
+        l2: L2 regularization >= 0, or a schedule: adds l2 * theta to the gradient; `update` then
+            needs `params`. None (default): no regularization. The sum is the gradient of the loss
+            plus l2/2 |theta|**2, as with `weight_decay` of `torch.optim.Adam`.
+        independent_weight_decay: True: the learning rate does not multiply `weight_decay`.
+        eps_placement: Where eps is added: "after_correction" (default) to sqrt(v_hat), or
+            "before_correction" to sqrt(v), as in TensorFlow and Keras. The second is the paper's
+            other form, with both corrections outside:
+            `m sqrt(1 - b2**t) / (1 - b1**t) / (sqrt(v + eps_root) + eps)`.
 
     Returns:
         `(updates, state)`: updates to add to the parameters, and a state with the same structure,
-        shapes and dtypes as before. An update has the wider dtype of its gradient and, where
-        `params` are given, its parameter; it is float32 where the parameter is rounded. A step
-        without any gradient is not counted.
+        shapes and dtypes as before. An update has the dtype of its gradient, or that of its
+        parameter where `params` are given and theirs is wider; it is float32 where `rounding`
+        rounds the parameter. A step without any gradient is not counted.
 
     Raises:
-        ValueError: a number out of range; trees that differ in structure or shape; decay without
-            `params`; a b that float32 rounds to 1.
+        ValueError: a number out of range, or a b1 or b2 that float32 rounds to 1; trees that differ
+            in structure or shape; a mask that does not fit; a state that was made with another
+            `moments`, `mu_dtype`, `nu_dtype` or `rounding`; `params` that are needed and not given.
         TypeError: an argument or a leaf of the wrong type.
 
     Example:

@@ -31,30 +31,28 @@ def adabelief(
     moments: MomentFormat = "full",
     rounding: ParameterRounding = "nearest",
 ) -> GradientTransformation:
-    """Adam with the variance of the gradient in place of its mean square.
+    """Adam with the gradient's variance around m in place of its mean square.
 
         m <- b1 m + (1 - b1) g        v <- b2 v + (1 - b2) |g - m|**2 + eps_root
         u = -learning_rate * m_hat / (sqrt(v_hat) + eps)
 
     Args:
-        learning_rate: see `update`, as for all arguments below.
-        b1: in [0, 1).
-        b2: in [0, 1).
-        eps: >= 0, added to the square root.
-        eps_root: >= 0, added to v in every step, so that v tends to at least
-            eps_root / (1 - b2); the paper's epsilon.
-        nesterov: True or False.
-        mu_dtype: see `init`; a state that holds another dtype is refused.
-        nu_dtype: see `init`; a state that holds another dtype is refused.
-        moments: see `init`; not "int8". A state of another format is refused.
-        rounding: see `update`.
+        learning_rate: Step size >= 0, or a schedule `count -> step size`; the first count is 0.
+        b1: How much of m, the running average of gradients, is kept each step, in [0, 1).
+        b2: How much of v, the running average of |g - m|**2, is kept each step, in [0, 1).
+        eps: Added to the denominator, >= 0; `eps_root` alone keeps it from 0 by default.
+        eps_root: Added to v in every step, >= 0, so that v tends to at least eps_root / (1 - b2).
+            This is the paper's epsilon.
+        nesterov: True looks one step ahead (Nesterov momentum): m_hat is then that of `nadam`.
+        mu_dtype: Dtype of m in the state, such as "bfloat16". None (default): at least float32.
+        nu_dtype: Dtype of v in the state, always real. None (default): at least float32.
+        moments: How m and v are stored: "full" (default) or "bfloat16", which take 8 and 4 bytes
+            per float32 parameter; or a `Full` or `BFloat16` object. "int8" is refused.
+        rounding: How a step of a 16-bit parameter is rounded: "nearest" (default), "stochastic" or
+            "compensated". The last two do not lose small steps; `update` then needs `params`.
 
     Returns:
         A `GradientTransformation` whose state is an `AdamState`; `nu` is the v above.
-
-    Raises:
-        ValueError: an argument out of range.
-        TypeError: an argument of the wrong type.
 
     Example:
         >>> import functional_adam as fa, jax.numpy as jnp
@@ -95,24 +93,12 @@ def scale_by_belief(
     nu_dtype: DTypeLike | None = None,
     moments: MomentFormat = "full",
 ) -> GradientTransformation:
-    """AdaBelief's direction alone, neither scaled nor signed, for `optax.chain`.
+    """AdaBelief's direction without learning rate and sign, for `optax.chain`.
 
-    Args:
-        b1: see `adabelief`, as for all arguments below. In [0, 1).
-        b2: in [0, 1).
-        eps: >= 0.
-        eps_root: >= 0.
-        nesterov: True or False.
-        mu_dtype: see `init`; a state that holds another dtype is refused.
-        nu_dtype: see `init`; a state that holds another dtype is refused.
-        moments: see `init`; not "int8". A state of another format is refused.
+    Follow it with `optax.scale_by_learning_rate`. The arguments are as in `adabelief`.
 
     Returns:
         A `GradientTransformation` whose state is an `AdamState`.
-
-    Raises:
-        ValueError: an argument out of range.
-        TypeError: an argument of the wrong type.
 
     Example:
         >>> import functional_adam as fa, jax.numpy as jnp
@@ -120,9 +106,6 @@ def scale_by_belief(
         >>> direction, state = tx.update(jnp.array([5.0]), tx.init(jnp.array([0.0])))
         >>> direction.round(5)
         Array([1.25], dtype=float32)
-
-    References:
-        Zhuang et al. 2020, Algorithm 2.
     """
     return without_rate(
         adabelief(

@@ -1,4 +1,4 @@
-"""Adam and AdamW: the factories that bind the arguments of `update` and those of `init`."""
+"""Adam and AdamW (Kingma & Ba 2015, Loshchilov & Hutter 2019) as transformations."""
 
 from __future__ import annotations
 
@@ -34,31 +34,34 @@ def adam(
     l2: ScalarOrSchedule | None = None,
     eps_placement: Placement = "after_correction",
 ) -> GradientTransformation:
-    """Adam as an Optax-compatible transformation: `init` and `update` with these arguments bound.
+    """Adam: the average gradient divided by the root of the average squared gradient.
 
-    u = -learning_rate * m_hat / (sqrt(v_hat + eps_root) + eps); no decoupled decay (see `adamw`).
-    Argument order and defaults are Optax's, where `learning_rate` has no default.
+        m <- b1 m + (1 - b1) g              m_hat = m / (1 - b1**t)
+        v <- b2 v + (1 - b2) |g|**2         v_hat = v / (1 - b2**t)
+        u = -learning_rate * m_hat / (sqrt(v_hat + eps_root) + eps)
+
+    Argument order and defaults are Optax's. For weight decay see `adamw`.
 
     Args:
-        learning_rate: see `update`, as for all arguments below.
-        b1: in [0, 1).
-        b2: in [0, 1).
-        eps: >= 0.
-        eps_root: >= 0.
-        mu_dtype: see `init`; a state that holds another dtype is refused.
-        nesterov: True or False.
-        nu_dtype: see `init`; a state that holds another dtype is refused.
-        moments: see `init`. A state of another format is refused.
-        rounding: see `update`.
-        l2: None (default), or >= 0 or a schedule; `update` then needs `params`.
-        eps_placement: "after_correction" or "before_correction".
+        learning_rate: Step size >= 0, or a schedule `count -> step size`; the first count is 0.
+        b1: How much of m, the running average of gradients, is kept each step, in [0, 1).
+        b2: How much of v, the running average of squared gradients, is kept each step, in [0, 1).
+        eps: Added to the denominator, >= 0. It shortens the steps where gradients are small.
+        eps_root: Added under the square root, >= 0. The paper has none.
+        mu_dtype: Dtype of m in the state, such as "bfloat16". None (default): at least float32.
+        nesterov: True looks one step ahead (Nesterov momentum): m_hat is then that of `nadam`.
+        nu_dtype: Dtype of v in the state, always real. None (default): at least float32.
+        moments: How m and v are stored: "full" (default), "bfloat16" or "int8", which take 8, 4 and
+            2 bytes per float32 parameter; or a `Full`, `BFloat16` or `Int8` object.
+        rounding: How a step of a 16-bit parameter is rounded: "nearest" (default), "stochastic" or
+            "compensated". The last two do not lose small steps; `update` then needs `params`.
+        l2: L2 regularization >= 0, or a schedule: adds l2 * theta to the gradient; `update` then
+            needs `params`. None (default): no regularization.
+        eps_placement: Where eps is added: "after_correction" (default) to sqrt(v_hat), or
+            "before_correction" to sqrt(v), as in TensorFlow and Keras.
 
     Returns:
         A `GradientTransformation` whose state is an `AdamState`.
-
-    Raises:
-        ValueError: an argument out of range.
-        TypeError: an argument of the wrong type.
 
     Example:
         >>> import functional_adam as fa, jax.numpy as jnp
@@ -106,33 +109,35 @@ def adamw(
     independent_weight_decay: bool = False,
     eps_placement: Placement = "after_correction",
 ) -> GradientTransformation:
-    """Adam with decoupled weight decay, as an Optax-compatible transformation.
+    """Adam with decoupled weight decay.
 
-    u = -learning_rate * (m_hat / (sqrt(v_hat + eps_root) + eps) + weight_decay * theta).
+    u = -learning_rate * (m_hat / (sqrt(v_hat + eps_root) + eps) + weight_decay * theta), with m_hat
+    and v_hat the averages of the gradient and of its square, corrected for their start at 0.
     Argument order and defaults are Optax's (`torch.optim.AdamW` has `weight_decay=1e-2`).
 
     Args:
-        learning_rate: see `update`, as for all arguments below.
-        b1: in [0, 1).
-        b2: in [0, 1).
-        eps: >= 0.
-        eps_root: >= 0.
-        mu_dtype: see `init`; a state that holds another dtype is refused.
-        weight_decay: lambda >= 0 or a schedule; `update` then needs `params`.
-        mask: which parameters decay.
-        nesterov: True or False.
-        nu_dtype: see `init`; a state that holds another dtype is refused.
-        moments: see `init`. A state of another format is refused.
-        rounding: see `update`.
-        independent_weight_decay: True takes the learning rate out of the decay's part of u.
-        eps_placement: "after_correction" or "before_correction".
+        learning_rate: Step size >= 0, or a schedule `count -> step size`; the first count is 0.
+        b1: How much of m, the running average of gradients, is kept each step, in [0, 1).
+        b2: How much of v, the running average of squared gradients, is kept each step, in [0, 1).
+        eps: Added to the denominator, >= 0. It shortens the steps where gradients are small.
+        eps_root: Added under the square root, >= 0. The paper has none.
+        mu_dtype: Dtype of m in the state, such as "bfloat16". None (default): at least float32.
+        weight_decay: Decoupled weight decay >= 0, or a schedule. The learning rate multiplies it.
+            Unless it is 0, `update` needs `params`.
+        mask: Which parameters decay: a tree of booleans (or a prefix of one), or a function from
+            the parameters to such a tree. None (default): all of them.
+        nesterov: True looks one step ahead (Nesterov momentum): m_hat is then that of `nadam`.
+        nu_dtype: Dtype of v in the state, always real. None (default): at least float32.
+        moments: How m and v are stored: "full" (default), "bfloat16" or "int8", which take 8, 4 and
+            2 bytes per float32 parameter; or a `Full`, `BFloat16` or `Int8` object.
+        rounding: How a step of a 16-bit parameter is rounded: "nearest" (default), "stochastic" or
+            "compensated". The last two do not lose small steps; `update` then needs `params`.
+        independent_weight_decay: True: the learning rate does not multiply `weight_decay`.
+        eps_placement: Where eps is added: "after_correction" (default) to sqrt(v_hat), or
+            "before_correction" to sqrt(v), as in TensorFlow and Keras.
 
     Returns:
         A `GradientTransformation` whose state is an `AdamState`.
-
-    Raises:
-        ValueError: an argument out of range; at `init` and `update`, a mask that does not fit.
-        TypeError: an argument of the wrong type.
 
     Example:
         >>> import functional_adam as fa, jax, jax.numpy as jnp
@@ -179,27 +184,14 @@ def scale_by_adam(
     moments: MomentFormat = "full",
     eps_placement: Placement = "after_correction",
 ) -> GradientTransformation:
-    """Adam's direction alone, neither scaled nor signed, for `optax.chain`.
+    """Adam's direction without learning rate and sign, for `optax.chain`.
 
-    u = m_hat / (sqrt(v_hat + eps_root) + eps): to descend, scale it by a negative number.
+    u = m_hat / (sqrt(v_hat + eps_root) + eps).
 
-    Args:
-        b1: see `update`, as for all arguments below. In [0, 1).
-        b2: in [0, 1).
-        eps: >= 0.
-        eps_root: >= 0.
-        mu_dtype: see `init`; a state that holds another dtype is refused.
-        nesterov: True or False.
-        nu_dtype: see `init`; a state that holds another dtype is refused.
-        moments: see `init`. A state of another format is refused.
-        eps_placement: "after_correction" or "before_correction".
+    Follow it with `optax.scale_by_learning_rate`. The arguments are as in `adam`.
 
     Returns:
         A `GradientTransformation` whose state is an `AdamState`.
-
-    Raises:
-        ValueError: an argument out of range.
-        TypeError: an argument of the wrong type.
 
     Example:
         >>> import functional_adam as fa, jax.numpy as jnp
@@ -207,9 +199,6 @@ def scale_by_adam(
         >>> direction, state = tx.update(jnp.array([5.0]), tx.init(jnp.array([0.0])))
         >>> direction.round(6)
         Array([1.], dtype=float32)
-
-    References:
-        Kingma and Ba 2015, Algorithm 1.
     """
     return without_rate(
         adam(

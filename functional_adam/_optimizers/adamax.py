@@ -31,28 +31,28 @@ def adamax(
     rounding: ParameterRounding = "nearest",
     l2: ScalarOrSchedule | None = None,
 ) -> GradientTransformation:
-    """Adam divided by the largest recent gradient instead of a root mean square.
+    """Adam divided by the largest recent gradient instead of the root of v.
 
         m <- b1 m + (1 - b1) g        v <- max(b2 v, |g| + eps)
         u = -learning_rate * m / (1 - b1**t) / v
 
     Args:
-        learning_rate: see `update`, as for all arguments below.
-        b1: in [0, 1).
-        b2: in [0, 1); here b2**t is how much a gradient t steps ago still counts.
-        eps: >= 0, added to |g|, as in Optax and PyTorch (the paper has none).
-        mu_dtype: see `init`; a state that holds another dtype is refused.
-        nu_dtype: see `init`; a state that holds another dtype is refused.
-        moments: see `init`; not "int8". A state of another format is refused.
-        rounding: see `update`.
-        l2: None (default), or >= 0 or a schedule; `update` then needs `params`.
+        learning_rate: Step size >= 0, or a schedule `count -> step size`; the first count is 0.
+        b1: How much of m, the running average of gradients, is kept each step, in [0, 1).
+        b2: How much of v is kept each step, in [0, 1): a gradient t steps ago counts b2**t of its
+            size.
+        eps: Added to |g|, >= 0, as in Optax and PyTorch. The paper has none.
+        mu_dtype: Dtype of m in the state, such as "bfloat16". None (default): at least float32.
+        nu_dtype: Dtype of v in the state, always real. None (default): at least float32.
+        moments: How m and v are stored: "full" (default) or "bfloat16", which take 8 and 4 bytes
+            per float32 parameter; or a `Full` or `BFloat16` object. "int8" is refused.
+        rounding: How a step of a 16-bit parameter is rounded: "nearest" (default), "stochastic" or
+            "compensated". The last two do not lose small steps; `update` then needs `params`.
+        l2: L2 regularization >= 0, or a schedule: adds l2 * theta to the gradient; `update` then
+            needs `params`. None (default): no regularization.
 
     Returns:
         A `GradientTransformation` whose state is an `AdamState`; `nu` is the v above.
-
-    Raises:
-        ValueError: an argument out of range.
-        TypeError: an argument of the wrong type.
 
     Example:
         >>> import functional_adam as fa, jax.numpy as jnp
@@ -99,27 +99,28 @@ def adamaxw(
 ) -> GradientTransformation:
     """`adamax` with decoupled weight decay.
 
-    u = -learning_rate * (m / (1 - b1**t) / v + weight_decay * theta), m and v as in `adamax`.
+    u = -learning_rate * (m / (1 - b1**t) / v + weight_decay * theta), with the m and v of `adamax`.
 
     Args:
-        learning_rate: see `update`, as for all arguments below.
-        b1: in [0, 1).
-        b2: in [0, 1).
-        eps: >= 0, added to |g|.
-        weight_decay: lambda >= 0 or a schedule; `update` then needs `params`.
-        mask: which parameters decay.
-        mu_dtype: see `init`; a state that holds another dtype is refused.
-        nu_dtype: see `init`; a state that holds another dtype is refused.
-        moments: see `init`; not "int8". A state of another format is refused.
-        rounding: see `update`.
-        independent_weight_decay: True takes the learning rate out of the decay's part of u.
+        learning_rate: Step size >= 0, or a schedule `count -> step size`; the first count is 0.
+        b1: How much of m, the running average of gradients, is kept each step, in [0, 1).
+        b2: How much of v is kept each step, in [0, 1): a gradient t steps ago counts b2**t of its
+            size.
+        eps: Added to |g|, >= 0, as in Optax and PyTorch. The paper has none.
+        weight_decay: Decoupled weight decay >= 0, or a schedule. The learning rate multiplies it.
+            Unless it is 0, `update` needs `params`.
+        mask: Which parameters decay: a tree of booleans (or a prefix of one), or a function from
+            the parameters to such a tree. None (default): all of them.
+        mu_dtype: Dtype of m in the state, such as "bfloat16". None (default): at least float32.
+        nu_dtype: Dtype of v in the state, always real. None (default): at least float32.
+        moments: How m and v are stored: "full" (default) or "bfloat16", which take 8 and 4 bytes
+            per float32 parameter; or a `Full` or `BFloat16` object. "int8" is refused.
+        rounding: How a step of a 16-bit parameter is rounded: "nearest" (default), "stochastic" or
+            "compensated". The last two do not lose small steps; `update` then needs `params`.
+        independent_weight_decay: True: the learning rate does not multiply `weight_decay`.
 
     Returns:
         A `GradientTransformation` whose state is an `AdamState`.
-
-    Raises:
-        ValueError: an argument out of range; at `init` and `update`, a mask that does not fit.
-        TypeError: an argument of the wrong type.
 
     Example:
         >>> import functional_adam as fa, jax.numpy as jnp
@@ -159,22 +160,12 @@ def scale_by_adamax(
     nu_dtype: DTypeLike | None = None,
     moments: MomentFormat = "full",
 ) -> GradientTransformation:
-    """AdaMax's direction alone, neither scaled nor signed, for `optax.chain`.
+    """AdaMax's direction without learning rate and sign, for `optax.chain`.
 
-    Args:
-        b1: see `adamax`, as for all arguments below. In [0, 1).
-        b2: in [0, 1).
-        eps: >= 0, added to |g|.
-        mu_dtype: see `init`; a state that holds another dtype is refused.
-        nu_dtype: see `init`; a state that holds another dtype is refused.
-        moments: see `init`; not "int8". A state of another format is refused.
+    Follow it with `optax.scale_by_learning_rate`. The arguments are as in `adamax`.
 
     Returns:
         A `GradientTransformation` whose state is an `AdamState`.
-
-    Raises:
-        ValueError: an argument out of range.
-        TypeError: an argument of the wrong type.
 
     Example:
         >>> import functional_adam as fa, jax.numpy as jnp
@@ -182,9 +173,6 @@ def scale_by_adamax(
         >>> direction, state = tx.update(jnp.array([5.0]), tx.init(jnp.array([0.0])))
         >>> direction.round(6)
         Array([1.], dtype=float32)
-
-    References:
-        Kingma and Ba 2015, Algorithm 2.
     """
     return without_rate(
         adamax(1.0, b1, b2, eps, mu_dtype=mu_dtype, nu_dtype=nu_dtype, moments=moments)

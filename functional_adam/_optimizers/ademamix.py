@@ -37,38 +37,37 @@ def ademamix(
     rounding: ParameterRounding = "nearest",
     independent_weight_decay: bool = False,
 ) -> GradientTransformation:
-    """Adam that adds an average over some ten thousand gradients to its own over ten.
+    """Adam with a second, slower average: over about 10,000 gradients, where m is over 10.
 
-    m and v as in `update`; beside them m_slow <- b3 m_slow + (1 - b3) g, which is not corrected:
-
+        m_slow <- b3 m_slow + (1 - b3) g        (not corrected for its start at 0)
         d = (m_hat + alpha * m_slow) / (sqrt(v_hat + eps_root) + eps)
         u = -learning_rate * (d + weight_decay * theta)
 
-    The paper raises `alpha` and `b3` from 0 and b1 over the run: pass schedules.
+    The paper raises `alpha` from 0 and `b3` from b1 over the run: pass schedules.
 
     Args:
-        learning_rate: see `update`, as for all arguments below.
-        b1: in [0, 1).
-        b2: in [0, 1).
-        b3: in [0, 1), or a schedule, called with the count before the step.
-        alpha: >= 0, or a schedule: the weight of the slow average (here not the step size).
-        eps: >= 0.
-        eps_root: >= 0.
-        mu_dtype: see `init`, for `mu` and `mu_slow`; a state that holds another dtype is refused.
-        weight_decay: lambda >= 0 or a schedule; `update` then needs `params`.
-        mask: which parameters decay.
-        nu_dtype: see `init`; a state that holds another dtype is refused.
-        moments: see `init`; not "int8". A state of another format is refused.
-        rounding: see `update`.
-        independent_weight_decay: True takes the learning rate out of the decay's part of u.
+        learning_rate: Step size >= 0, or a schedule `count -> step size`; the first count is 0.
+        b1: How much of m, the running average of gradients, is kept each step, in [0, 1).
+        b2: How much of v, the running average of squared gradients, is kept each step, in [0, 1).
+        b3: How much of m_slow is kept each step, in [0, 1), or a schedule `count -> b3`.
+        alpha: Weight of m_slow in the step, >= 0, or a schedule `count -> alpha`.
+        eps: Added to the denominator, >= 0. It shortens the steps where gradients are small.
+        eps_root: Added under the square root, >= 0. The paper has none.
+        mu_dtype: Dtype of m and m_slow in the state, such as "bfloat16". None (default): at least
+            float32.
+        weight_decay: Decoupled weight decay >= 0, or a schedule. The learning rate multiplies it.
+            Unless it is 0, `update` needs `params`.
+        mask: Which parameters decay: a tree of booleans (or a prefix of one), or a function from
+            the parameters to such a tree. None (default): all of them.
+        nu_dtype: Dtype of v in the state, always real. None (default): at least float32.
+        moments: How the three moments are stored: "full" (default) or "bfloat16", which take 12 and
+            6 bytes per float32 parameter; or a `Full` or `BFloat16` object. "int8" is refused.
+        rounding: How a step of a 16-bit parameter is rounded: "nearest" (default), "stochastic" or
+            "compensated". The last two do not lose small steps; `update` then needs `params`.
+        independent_weight_decay: True: the learning rate does not multiply `weight_decay`.
 
     Returns:
-        A `GradientTransformation` whose state is an `AdamState` with `extra["mu_slow"]`: 12 bytes
-        a parameter.
-
-    Raises:
-        ValueError: an argument out of range; at `init` and `update`, a mask that does not fit.
-        TypeError: an argument of the wrong type.
+        A `GradientTransformation` whose state is an `AdamState`; `extra["mu_slow"]` is m_slow.
 
     Example:
         >>> import functional_adam as fa, jax.numpy as jnp
@@ -117,25 +116,13 @@ def scale_by_ademamix(
     nu_dtype: DTypeLike | None = None,
     moments: MomentFormat = "full",
 ) -> GradientTransformation:
-    """AdEMAMix's direction alone, neither scaled nor signed, for `optax.chain`.
+    """AdEMAMix's direction without learning rate and sign, for `optax.chain`.
 
-    Args:
-        b1: see `ademamix`, as for all arguments below. In [0, 1).
-        b2: in [0, 1).
-        b3: in [0, 1), or a schedule.
-        alpha: >= 0, or a schedule; as in Optax the default is not that of `ademamix`.
-        eps: >= 0.
-        eps_root: >= 0.
-        mu_dtype: see `init`; a state that holds another dtype is refused.
-        nu_dtype: see `init`; a state that holds another dtype is refused.
-        moments: see `init`; not "int8". A state of another format is refused.
+    Follow it with `optax.scale_by_learning_rate`. The arguments are as in `ademamix`, but
+    `alpha` is 6 by default, as in Optax.
 
     Returns:
         A `GradientTransformation` whose state is an `AdamState` with `extra["mu_slow"]`.
-
-    Raises:
-        ValueError: an argument out of range.
-        TypeError: an argument of the wrong type.
 
     Example:
         >>> import functional_adam as fa, jax.numpy as jnp
@@ -143,9 +130,6 @@ def scale_by_ademamix(
         >>> direction, state = tx.update(jnp.array([5.0]), tx.init(jnp.array([0.0])))
         >>> direction.round(5)
         Array([1.06], dtype=float32)
-
-    References:
-        Pagliardini, Ablin and Grangier 2024, Algorithm 1.
     """
     return without_rate(
         ademamix(

@@ -47,33 +47,34 @@ def adopt(
     moments: MomentFormat = "full",
     rounding: ParameterRounding = "nearest",
 ) -> GradientTransformation:
-    """Adam that divides each gradient by the root of the *last* v, then averages.
+    """Adam that divides each gradient by the root of the previous v, then averages.
 
-    The first step only sets v = |g|**2; after it, with c = clip_value_fn(count),
+    The first step only sets v = |g|**2. Later ones, with c = clip_value_fn(count):
 
         x = clip(g / max(sqrt(v), eps), -c, c)        m <- b1 m + (1 - b1) x
         v <- b2 v + (1 - b2) |g|**2                   u = -learning_rate * m
 
     Args:
-        learning_rate: see `update`, as for all arguments below.
-        b1: in [0, 1).
-        b2: in [0, 1).
-        eps: >= 0, the least divisor.
-        mu_dtype: see `init`; a state that holds another dtype is refused.
-        nesterov: True puts b1 m + (1 - b1) x, with the new m, in place of m.
-        use_clipping: False leaves x as it is.
-        clip_value_fn: count -> c >= 0, called with the count before the step, or one c for all
-            steps; the default is count**(1/4). Complex x keep their phase.
-        nu_dtype: see `init`; a state that holds another dtype is refused.
-        moments: see `init`; not "int8". A state of another format is refused.
-        rounding: see `update`.
+        learning_rate: Step size >= 0, or a schedule `count -> step size`; the first count is 0.
+        b1: How much of m, the running average of x, is kept each step, in [0, 1).
+        b2: How much of v, the running average of squared gradients, is kept each step, in [0, 1).
+        eps: The least divisor of a gradient, >= 0.
+        mu_dtype: Dtype of m in the state, such as "bfloat16". None (default): at least float32.
+        nesterov: True puts b1 m + (1 - b1) x, with the new m, in place of m in u.
+        use_clipping: True (default) clips x to [-c, c].
+        clip_value_fn: The bound c: a schedule `count -> c`, or one number >= 0. The default is
+            count**(1/4). Clipping keeps the phase of a complex x.
+        nu_dtype: Dtype of v in the state, always real. None (default): at least float32.
+        moments: How m and v are stored: "full" (default) or "bfloat16", which take 8 and 4 bytes
+            per float32 parameter; or a `Full` or `BFloat16` object. "int8" is refused.
+        rounding: How a step of a 16-bit parameter is rounded: "nearest" (default), "stochastic" or
+            "compensated". The last two do not lose small steps; `update` then needs `params`.
 
     Returns:
         A `GradientTransformation` whose state is an `AdamState`.
 
     Raises:
-        ValueError: an argument out of range; `clip_value_fn` without clipping.
-        TypeError: an argument of the wrong type.
+        ValueError: `clip_value_fn` beside `use_clipping=False`.
 
     Example:
         >>> import functional_adam as fa, jax.numpy as jnp
@@ -116,25 +117,12 @@ def scale_by_adopt(
     nu_dtype: DTypeLike | None = None,
     moments: MomentFormat = "full",
 ) -> GradientTransformation:
-    """ADOPT's direction alone, neither scaled nor signed, for `optax.chain`.
+    """ADOPT's direction without learning rate and sign, for `optax.chain`.
 
-    Args:
-        b1: see `adopt`, as for all arguments below. In [0, 1).
-        b2: in [0, 1).
-        eps: >= 0.
-        mu_dtype: see `init`; a state that holds another dtype is refused.
-        nesterov: True or False.
-        use_clipping: True or False.
-        clip_value_fn: count -> c >= 0, or c.
-        nu_dtype: see `init`; a state that holds another dtype is refused.
-        moments: see `init`; not "int8". A state of another format is refused.
+    Follow it with `optax.scale_by_learning_rate`. The arguments are as in `adopt`.
 
     Returns:
         A `GradientTransformation` whose state is an `AdamState`.
-
-    Raises:
-        ValueError: an argument out of range.
-        TypeError: an argument of the wrong type.
 
     Example:
         >>> import functional_adam as fa, jax.numpy as jnp
@@ -142,9 +130,6 @@ def scale_by_adopt(
         >>> direction, state = tx.update(jnp.array([5.0]), tx.init(jnp.array([0.0])))
         >>> direction, state.nu  # the first step only sets v
         (Array([0.], dtype=float32), Array([25.], dtype=float32))
-
-    References:
-        Taniguchi et al. 2024, Algorithm 2.
     """
     return without_rate(
         adopt(

@@ -44,46 +44,49 @@ def amsgrad(
     mask: Mask | None = None,
     independent_weight_decay: bool = False,
 ) -> GradientTransformation:
-    """Adam divided by the largest second moment so far.
+    """Adam divided by the root of the largest v so far.
 
-    m and v as in `update`, c1 = 1 - b1**t, c2 = 1 - b2**t; by default, as in Optax,
+    With Adam's m and v, c1 = 1 - b1**t and c2 = 1 - b2**t, by default as in Optax:
 
         v_max <- max(v_max, v / c2)
         u = -learning_rate * (m / c1 / (sqrt(v_max + eps_root) + eps) + weight_decay * theta)
 
-    and with `maximum="before_correction"`, as in PyTorch, v_max <- max(v_max, v) and v_max / c2 in
-    place of v_max in u. (The paper corrects nothing: `bias_correction_mu` and
-    `bias_correction_nu` False.)
+    `maximum="before_correction"` is PyTorch's form: v_max <- max(v_max, v), and u has v_max / c2 in
+    place of v_max. The paper corrects nothing: set `bias_correction_mu` and `bias_correction_nu` to
+    False.
 
     Args:
-        learning_rate: see `update`, as for all arguments below.
-        b1: in [0, 1).
-        b2: in [0, 1).
-        eps: >= 0.
-        eps_root: >= 0.
-        mu_dtype: see `init`; a state that holds another dtype is refused.
-        bias_correction_mu: False takes c1 = 1.
-        bias_correction_nu: False takes c2 = 1.
-        nu_dtype: see `init`, for `nu` and `nu_max`; a state that holds another dtype is refused.
-        moments: see `init`; not "int8". A state of another format is refused.
-        rounding: see `update`.
-        maximum: "after_correction" or "before_correction", of which v the maximum is taken.
-        eps_placement: "after_correction", or, where the maximum is taken before the correction too,
-            "before_correction" (Keras).
-        l2: None (default), or >= 0 or a schedule; `update` then needs `params`.
-        weight_decay: None (default), or lambda >= 0 or a schedule; `update` then needs `params`.
-        mask: which parameters decay.
-        independent_weight_decay: True takes the learning rate out of the decay's part of u.
+        learning_rate: Step size >= 0, or a schedule `count -> step size`; the first count is 0.
+        b1: How much of m, the running average of gradients, is kept each step, in [0, 1).
+        b2: How much of v, the running average of squared gradients, is kept each step, in [0, 1).
+        eps: Added to the denominator, >= 0. It shortens the steps where gradients are small.
+        eps_root: Added under the square root, >= 0. The paper has none.
+        mu_dtype: Dtype of m in the state, such as "bfloat16". None (default): at least float32.
+        bias_correction_mu: False leaves m uncorrected: c1 = 1.
+        bias_correction_nu: False leaves v uncorrected: c2 = 1.
+        nu_dtype: Dtype of v and v_max in the state, always real. None (default): at least float32.
+        moments: How the three moments are stored: "full" (default) or "bfloat16", which take 12 and
+            6 bytes per float32 parameter; or a `Full` or `BFloat16` object. "int8" is refused.
+        rounding: How a step of a 16-bit parameter is rounded: "nearest" (default), "stochastic" or
+            "compensated". The last two do not lose small steps; `update` then needs `params`.
+        maximum: What v_max is the maximum of: "after_correction" (default) of v / c2, or
+            "before_correction" of v.
+        eps_placement: Where eps is added: "after_correction" (default), or (only with
+            `maximum="before_correction"`) "before_correction", as in Keras.
+        l2: L2 regularization >= 0, or a schedule: adds l2 * theta to the gradient; `update` then
+            needs `params`. None (default): no regularization.
+        weight_decay: Decoupled weight decay >= 0, or a schedule. The learning rate multiplies it.
+            Unless it is 0, `update` needs `params`. None (default): no decay.
+        mask: Which parameters decay: a tree of booleans (or a prefix of one), or a function from
+            the parameters to such a tree. None (default): all of them.
+        independent_weight_decay: True: the learning rate does not multiply `weight_decay`.
 
     Returns:
-        A `GradientTransformation` whose state is an `AdamState` with `extra["nu_max"]`: 12 bytes a
-        parameter.
+        A `GradientTransformation` whose state is an `AdamState`; `extra["nu_max"]` is v_max.
 
     Raises:
-        ValueError: an argument out of range; eps before a correction that is made before the
-            maximum; `mask` or `independent_weight_decay` without `weight_decay`; at `init` and
-            `update`, a mask that does not fit.
-        TypeError: an argument of the wrong type.
+        ValueError: `eps_placement="before_correction"` without `maximum="before_correction"`;
+            `mask` or `independent_weight_decay` without `weight_decay`.
 
     Example:
         >>> import functional_adam as fa, jax.numpy as jnp
@@ -136,27 +139,12 @@ def scale_by_amsgrad(
     maximum: Placement = "after_correction",
     eps_placement: Placement = "after_correction",
 ) -> GradientTransformation:
-    """AMSGrad's direction alone, neither scaled nor signed, for `optax.chain`.
+    """AMSGrad's direction without learning rate and sign, for `optax.chain`.
 
-    Args:
-        b1: see `amsgrad`, as for all arguments below. In [0, 1).
-        b2: in [0, 1).
-        eps: >= 0.
-        eps_root: >= 0.
-        mu_dtype: see `init`; a state that holds another dtype is refused.
-        bias_correction_mu: True or False.
-        bias_correction_nu: True or False.
-        nu_dtype: see `init`; a state that holds another dtype is refused.
-        moments: see `init`; not "int8". A state of another format is refused.
-        maximum: "after_correction" or "before_correction".
-        eps_placement: "after_correction" or "before_correction".
+    Follow it with `optax.scale_by_learning_rate`. The arguments are as in `amsgrad`.
 
     Returns:
         A `GradientTransformation` whose state is an `AdamState` with `extra["nu_max"]`.
-
-    Raises:
-        ValueError: an argument out of range.
-        TypeError: an argument of the wrong type.
 
     Example:
         >>> import functional_adam as fa, jax.numpy as jnp
@@ -164,9 +152,6 @@ def scale_by_amsgrad(
         >>> direction, state = tx.update(jnp.array([5.0]), tx.init(jnp.array([0.0])))
         >>> direction.round(6)
         Array([1.], dtype=float32)
-
-    References:
-        Reddi, Kale and Kumar 2018, Algorithm 2.
     """
     return without_rate(
         amsgrad(

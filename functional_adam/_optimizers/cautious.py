@@ -13,27 +13,26 @@ from functional_adam._types import GradientTransformation
 
 @factory
 def cautious(tx: GradientTransformation) -> GradientTransformation:
-    """`tx` without the coordinates whose step and gradient disagree in sign.
+    """`tx` without the coordinates whose direction disagrees in sign with the gradient.
 
-    Of the direction d of `tx`, before weight decay, every coordinate with d g <= 0 becomes 0, and
-    the others are divided by the share of them that is left in the leaf (at least 1/1000):
+    In the direction d of `tx`, before weight decay, every coordinate with d g <= 0 becomes 0. The
+    others are divided by the share of coordinates that is left in the leaf (at least 1/1000):
 
         d <- d [d g > 0] / max(mean([d g > 0]), 1/1000)
 
-    Moments are those of `tx`. For complex parameters d g is Re(d conj(g)). The mean is taken over
-    a leaf, so that splitting leaves changes the result; of a leaf that stacks layers it is over all
-    of them, and `jax.vmap` over the update gives each its own (see docs/variants.md).
+    The moments are not changed. For complex parameters d g is Re(d conj(g)). The mean is over a
+    whole leaf, so splitting leaves changes the result. A leaf that stacks layers has one mean for
+    all of them: `jax.vmap` over `update` gives each layer its own (see docs/variants.md).
 
     Args:
-        tx: what a factory of this package returned (`adam`, `adamw`, `lamb`, `scale_by_adam`, ...).
+        tx: What a factory of this package returned (`adam`, `adamw`, `lamb`, `scale_by_adam`, ...).
             In a chain, wrap the member: `optax.chain(optax.clip(1.0), fa.cautious(fa.adam()))`.
 
     Returns:
         A `GradientTransformation` with the state of `tx`.
 
     Raises:
-        TypeError: `tx` is not from this package, so that its direction is not known apart from
-            its decay.
+        TypeError: `tx` is not from this package, so its direction cannot be told from its decay.
         ValueError: `tx` is cautious already, or has moments=Int8(chunked=True).
 
     Example:

@@ -38,32 +38,33 @@ def lamb(
         d = m_hat / (sqrt(v_hat + eps_root) + eps) + weight_decay * theta
         u = -learning_rate * |theta| / |d| * d
 
-    with Euclidean norms over each leaf (of a leaf that stacks layers, over all of them:
-    `jax.vmap` over `update` gives each its own, see docs/variants.md); where either norm is 0,
-    u = -learning_rate * d. `update` always needs `params`. The decay is inside d, as in the paper,
-    so it is always scaled along.
+    The norms are Euclidean, each over a whole leaf; where either is 0, u = -learning_rate * d.
+    A leaf that stacks layers has one norm for all of them: `jax.vmap` over `update` gives each
+    layer its own (see docs/variants.md). `update` always needs `params`.
 
     Args:
-        learning_rate: see `update`, as for all arguments below. Here it is the relative step:
-            |u| = learning_rate * |theta|.
-        b1: in [0, 1).
-        b2: in [0, 1).
-        eps: >= 0.
-        eps_root: >= 0.
-        weight_decay: lambda >= 0 or a schedule.
-        mask: which parameters decay; the norms scale all of them.
-        mu_dtype: see `init`; a state that holds another dtype is refused.
-        nu_dtype: see `init`; a state that holds another dtype is refused.
-        moments: see `init`. A state of another format is refused.
-        rounding: see `update`.
+        learning_rate: Relative step size >= 0, or a schedule `count -> step size`: each leaf moves
+            by learning_rate * |theta|.
+        b1: How much of m, the running average of gradients, is kept each step, in [0, 1).
+        b2: How much of v, the running average of squared gradients, is kept each step, in [0, 1).
+        eps: Added to the denominator in d, >= 0. It shortens d where gradients are small.
+        eps_root: Added under the square root, >= 0. The paper has none.
+        weight_decay: Weight decay >= 0, or a schedule. It is a part of d, which the norms scale.
+        mask: Which parameters decay: a tree of booleans (or a prefix of one), or a function from
+            the parameters to such a tree. None (default): all of them. The norms scale every leaf,
+            decayed or not.
+        mu_dtype: Dtype of m in the state, such as "bfloat16". None (default): at least float32.
+        nu_dtype: Dtype of v in the state, always real. None (default): at least float32.
+        moments: How m and v are stored: "full" (default), "bfloat16" or "int8", which take 8, 4 and
+            2 bytes per float32 parameter; or a `Full`, `BFloat16` or `Int8` object.
+        rounding: How a step of a 16-bit parameter is rounded: "nearest" (default), "stochastic" or
+            "compensated". The last two do not lose small steps; `update` then needs `params`.
 
     Returns:
         A `GradientTransformation` whose state is an `AdamState`.
 
     Raises:
-        ValueError: an argument out of range; `update` without `params`; at `init` and `update`, a
-            mask that does not fit.
-        TypeError: an argument of the wrong type.
+        ValueError: `update` without `params`.
 
     Example:
         >>> import functional_adam as fa, jax.numpy as jnp

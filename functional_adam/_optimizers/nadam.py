@@ -39,39 +39,41 @@ def nadam(
     l2: ScalarOrSchedule | None = None,
     eps_placement: Placement = "after_correction",
 ) -> GradientTransformation:
-    """Adam with Nesterov's momentum: m_hat is that of the next step, seen from this one.
+    """Adam with Nesterov momentum: m_hat looks one step ahead.
 
-    By default in the simplified form (Optax's, the same as `adam(nesterov=True)`):
+    u = -learning_rate * m_hat / (sqrt(v_hat + eps_root) + eps), by default with the simplified form
+    of Optax (and of `adam(nesterov=True)`):
 
-        m_hat = b1 m / (1 - b1**(t+1)) + (1 - b1) g / (1 - b1**t).
+        m_hat = b1 m / (1 - b1**(t+1)) + (1 - b1) g / (1 - b1**t)
 
-    With `momentum_decay` psi, Dozat's schedule mu_t = b1 (1 - 0.96**(t psi) / 2), as PyTorch has it
-    (there psi = 4e-3), with P_t = mu_1 mu_2 ... mu_t:
+    `momentum_decay` psi uses Dozat's schedule mu_t = b1 (1 - 0.96**(t psi) / 2), as PyTorch does.
+    With P_t = mu_1 mu_2 ... mu_t:
 
-        m_hat = mu_(t+1) m / (1 - P_(t+1)) + (1 - mu_t) g / (1 - P_t).
+        m_hat = mu_(t+1) m / (1 - P_(t+1)) + (1 - mu_t) g / (1 - P_t)
 
-    P_t is computed from t alone: the state is Adam's.
+    The state is Adam's: P_t is computed from t alone.
 
     Args:
-        learning_rate: see `update`, as for all arguments below.
-        b1: in [0, 1).
-        b2: in [0, 1).
-        eps: >= 0.
-        eps_root: >= 0.
-        mu_dtype: see `init`; a state that holds another dtype is refused.
-        nu_dtype: see `init`; a state that holds another dtype is refused.
-        moments: see `init`. A state of another format is refused.
-        rounding: see `update`.
-        momentum_decay: None (default) for the simplified form, or psi >= 0.
-        l2: None (default), or >= 0 or a schedule; `update` then needs `params`.
-        eps_placement: "after_correction" or "before_correction".
+        learning_rate: Step size >= 0, or a schedule `count -> step size`; the first count is 0.
+        b1: How much of m, the running average of gradients, is kept each step, in [0, 1).
+        b2: How much of v, the running average of squared gradients, is kept each step, in [0, 1).
+        eps: Added to the denominator, >= 0. It shortens the steps where gradients are small.
+        eps_root: Added under the square root, >= 0. The paper has none.
+        mu_dtype: Dtype of m in the state, such as "bfloat16". None (default): at least float32.
+        nu_dtype: Dtype of v in the state, always real. None (default): at least float32.
+        moments: How m and v are stored: "full" (default), "bfloat16" or "int8", which take 8, 4 and
+            2 bytes per float32 parameter; or a `Full`, `BFloat16` or `Int8` object.
+        rounding: How a step of a 16-bit parameter is rounded: "nearest" (default), "stochastic" or
+            "compensated". The last two do not lose small steps; `update` then needs `params`.
+        momentum_decay: psi >= 0 of Dozat's momentum schedule; PyTorch's default is 0.004. None
+            (default): the simplified form.
+        l2: L2 regularization >= 0, or a schedule: adds l2 * theta to the gradient; `update` then
+            needs `params`. None (default): no regularization.
+        eps_placement: Where eps is added: "after_correction" (default) to sqrt(v_hat), or
+            "before_correction" to sqrt(v), as in TensorFlow and Keras.
 
     Returns:
         A `GradientTransformation` whose state is an `AdamState`.
-
-    Raises:
-        ValueError: an argument out of range.
-        TypeError: an argument of the wrong type.
 
     Example:
         >>> import functional_adam as fa, jax.numpy as jnp
@@ -120,31 +122,33 @@ def nadamw(
 ) -> GradientTransformation:
     """`nadam` with decoupled weight decay.
 
-    u = -learning_rate * (m_hat / (sqrt(v_hat + eps_root) + eps) + weight_decay * theta), m_hat as
-    in `nadam`.
+    u = -learning_rate * (m_hat / (sqrt(v_hat + eps_root) + eps) + weight_decay * theta), with the
+    m_hat of `nadam`.
 
     Args:
-        learning_rate: see `update`, as for all arguments below.
-        b1: in [0, 1).
-        b2: in [0, 1).
-        eps: >= 0.
-        eps_root: >= 0.
-        mu_dtype: see `init`; a state that holds another dtype is refused.
-        weight_decay: lambda >= 0 or a schedule; `update` then needs `params`.
-        mask: which parameters decay.
-        nu_dtype: see `init`; a state that holds another dtype is refused.
-        moments: see `init`. A state of another format is refused.
-        rounding: see `update`.
-        momentum_decay: None (default) or psi >= 0, see `nadam`.
-        independent_weight_decay: True takes the learning rate out of the decay's part of u.
-        eps_placement: "after_correction" or "before_correction".
+        learning_rate: Step size >= 0, or a schedule `count -> step size`; the first count is 0.
+        b1: How much of m, the running average of gradients, is kept each step, in [0, 1).
+        b2: How much of v, the running average of squared gradients, is kept each step, in [0, 1).
+        eps: Added to the denominator, >= 0. It shortens the steps where gradients are small.
+        eps_root: Added under the square root, >= 0. The paper has none.
+        mu_dtype: Dtype of m in the state, such as "bfloat16". None (default): at least float32.
+        weight_decay: Decoupled weight decay >= 0, or a schedule. The learning rate multiplies it.
+            Unless it is 0, `update` needs `params`.
+        mask: Which parameters decay: a tree of booleans (or a prefix of one), or a function from
+            the parameters to such a tree. None (default): all of them.
+        nu_dtype: Dtype of v in the state, always real. None (default): at least float32.
+        moments: How m and v are stored: "full" (default), "bfloat16" or "int8", which take 8, 4 and
+            2 bytes per float32 parameter; or a `Full`, `BFloat16` or `Int8` object.
+        rounding: How a step of a 16-bit parameter is rounded: "nearest" (default), "stochastic" or
+            "compensated". The last two do not lose small steps; `update` then needs `params`.
+        momentum_decay: psi >= 0 of Dozat's momentum schedule; PyTorch's default is 0.004. None
+            (default): the simplified form.
+        independent_weight_decay: True: the learning rate does not multiply `weight_decay`.
+        eps_placement: Where eps is added: "after_correction" (default) to sqrt(v_hat), or
+            "before_correction" to sqrt(v), as in TensorFlow and Keras.
 
     Returns:
         A `GradientTransformation` whose state is an `AdamState`.
-
-    Raises:
-        ValueError: an argument out of range; at `init` and `update`, a mask that does not fit.
-        TypeError: an argument of the wrong type.
 
     Example:
         >>> import functional_adam as fa, jax.numpy as jnp

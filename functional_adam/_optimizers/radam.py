@@ -38,39 +38,39 @@ def radam(
     l2: ScalarOrSchedule | None = None,
     eps_placement: Placement = "after_correction",
 ) -> GradientTransformation:
-    """Adam whose first steps are those of momentum, and the next ones rectified.
+    """Adam that warms up by itself: momentum at first, then steps scaled by how sure v is.
 
-    With rho_inf = 2 / (1 - b2) - 1 and rho = rho_inf - 2 t b2**t / (1 - b2**t), the length of the
-    average that v is,
+    With rho_inf = 2 / (1 - b2) - 1, and rho = rho_inf - 2 t b2**t / (1 - b2**t) the number of
+    gradients that v averages over,
 
         u = -learning_rate * r * m_hat / (sqrt(v_hat + eps_root) + eps)  where rho >= threshold,
         u = -learning_rate * m_hat                                       before,
         r = sqrt((rho - 4) (rho - 2) rho_inf / ((rho_inf - 4) (rho_inf - 2) rho)).
 
-    (For the defaults from t = 6 on; rho_inf below the threshold, b2 < 2/3, never.)
+    At the defaults v is used from t = 6 on. It is never used where rho_inf is below the threshold,
+    which for a threshold of 5 means b2 < 2/3.
 
     Args:
-        learning_rate: see `update`, as for all arguments below.
-        b1: in [0, 1).
-        b2: in [0, 1).
-        eps: >= 0.
-        eps_root: >= 0.
-        threshold: >= 4, below which r is no number; 5 (default) in Optax and PyTorch, 4 in the
-            paper.
-        nesterov: True or False.
-        mu_dtype: see `init`; a state that holds another dtype is refused.
-        nu_dtype: see `init`; a state that holds another dtype is refused.
-        moments: see `init`. A state of another format is refused.
-        rounding: see `update`.
-        l2: None (default), or >= 0 or a schedule; `update` then needs `params`.
-        eps_placement: "after_correction", or "before_correction", as `torch.optim.RAdam` has it.
+        learning_rate: Step size >= 0, or a schedule `count -> step size`; the first count is 0.
+        b1: How much of m, the running average of gradients, is kept each step, in [0, 1).
+        b2: How much of v, the running average of squared gradients, is kept each step, in [0, 1).
+        eps: Added to the denominator, >= 0. It shortens the steps where gradients are small.
+        eps_root: Added under the square root, >= 0. The paper has none.
+        threshold: Least rho to use v at, >= 4; 5 (default) in Optax and PyTorch, 4 in the paper.
+        nesterov: True looks one step ahead (Nesterov momentum): m_hat is then that of `nadam`.
+        mu_dtype: Dtype of m in the state, such as "bfloat16". None (default): at least float32.
+        nu_dtype: Dtype of v in the state, always real. None (default): at least float32.
+        moments: How m and v are stored: "full" (default), "bfloat16" or "int8", which take 8, 4 and
+            2 bytes per float32 parameter; or a `Full`, `BFloat16` or `Int8` object.
+        rounding: How a step of a 16-bit parameter is rounded: "nearest" (default), "stochastic" or
+            "compensated". The last two do not lose small steps; `update` then needs `params`.
+        l2: L2 regularization >= 0, or a schedule: adds l2 * theta to the gradient; `update` then
+            needs `params`. None (default): no regularization.
+        eps_placement: Where eps is added: "after_correction" (default) to sqrt(v_hat), or
+            "before_correction" to sqrt(v), as in `torch.optim.RAdam`.
 
     Returns:
         A `GradientTransformation` whose state is an `AdamState`.
-
-    Raises:
-        ValueError: an argument out of range.
-        TypeError: an argument of the wrong type.
 
     Example:
         >>> import functional_adam as fa, jax.numpy as jnp
@@ -113,26 +113,12 @@ def scale_by_radam(
     moments: MomentFormat = "full",
     eps_placement: Placement = "after_correction",
 ) -> GradientTransformation:
-    """RAdam's direction alone, neither scaled nor signed, for `optax.chain`.
+    """RAdam's direction without learning rate and sign, for `optax.chain`.
 
-    Args:
-        b1: see `radam`, as for all arguments below. In [0, 1).
-        b2: in [0, 1).
-        eps: >= 0.
-        eps_root: >= 0.
-        threshold: >= 4.
-        nesterov: True or False.
-        mu_dtype: see `init`; a state that holds another dtype is refused.
-        nu_dtype: see `init`; a state that holds another dtype is refused.
-        moments: see `init`. A state of another format is refused.
-        eps_placement: "after_correction" or "before_correction".
+    Follow it with `optax.scale_by_learning_rate`. The arguments are as in `radam`.
 
     Returns:
         A `GradientTransformation` whose state is an `AdamState`.
-
-    Raises:
-        ValueError: an argument out of range.
-        TypeError: an argument of the wrong type.
 
     Example:
         >>> import functional_adam as fa, jax.numpy as jnp
@@ -140,9 +126,6 @@ def scale_by_radam(
         >>> direction, state = tx.update(jnp.array([5.0]), tx.init(jnp.array([0.0])))
         >>> direction.round(5)
         Array([5.], dtype=float32)
-
-    References:
-        Liu et al. 2020, Algorithm 2.
     """
     return without_rate(
         radam(

@@ -32,32 +32,30 @@ def yogi(
     moments: MomentFormat = "full",
     rounding: ParameterRounding = "nearest",
 ) -> GradientTransformation:
-    """Adam whose v approaches |g|**2 by steps of (1 - b2) |g|**2, whatever the distance.
+    """Adam whose v moves towards |g|**2 by (1 - b2) |g|**2, however far away it is.
 
         m <- b1 m + (1 - b1) g        v <- v - (1 - b2) sign(v - |g|**2) |g|**2
         u = -learning_rate * m_hat / (sqrt(v_hat + eps_root) + eps)
 
-    m and v start at `initial_accumulator_value`, and both are corrected, as in Optax. (The paper
+    As in Optax, m and v start at `initial_accumulator_value`, and both are corrected. (The paper
     corrects neither.)
 
     Args:
-        learning_rate: see `update`, as for all arguments below.
-        b1: in [0, 1).
-        b2: in [0, 1).
-        eps: >= 0.
-        eps_root: >= 0.
-        initial_accumulator_value: >= 0.
-        mu_dtype: see `init`; a state that holds another dtype is refused.
-        nu_dtype: see `init`; a state that holds another dtype is refused.
-        moments: see `init`; not "int8". A state of another format is refused.
-        rounding: see `update`.
+        learning_rate: Step size >= 0, or a schedule `count -> step size`; the first count is 0.
+        b1: How much of m, the running average of gradients, is kept each step, in [0, 1).
+        b2: 1 - b2 is the size of v's steps in units of |g|**2; b2 is in [0, 1).
+        eps: Added to the denominator, >= 0. It shortens the steps where gradients are small.
+        eps_root: Added under the square root, >= 0. The paper has none.
+        initial_accumulator_value: What every element of m and v starts at, >= 0.
+        mu_dtype: Dtype of m in the state, such as "bfloat16". None (default): at least float32.
+        nu_dtype: Dtype of v in the state, always real. None (default): at least float32.
+        moments: How m and v are stored: "full" (default) or "bfloat16", which take 8 and 4 bytes
+            per float32 parameter; or a `Full` or `BFloat16` object. "int8" is refused.
+        rounding: How a step of a 16-bit parameter is rounded: "nearest" (default), "stochastic" or
+            "compensated". The last two do not lose small steps; `update` then needs `params`.
 
     Returns:
         A `GradientTransformation` whose state is an `AdamState`.
-
-    Raises:
-        ValueError: an argument out of range.
-        TypeError: an argument of the wrong type.
 
     Example:
         >>> import functional_adam as fa, jax.numpy as jnp
@@ -99,24 +97,12 @@ def scale_by_yogi(
     nu_dtype: DTypeLike | None = None,
     moments: MomentFormat = "full",
 ) -> GradientTransformation:
-    """Yogi's direction alone, neither scaled nor signed, for `optax.chain`.
+    """Yogi's direction without learning rate and sign, for `optax.chain`.
 
-    Args:
-        b1: see `yogi`, as for all arguments below. In [0, 1).
-        b2: in [0, 1).
-        eps: >= 0.
-        eps_root: >= 0.
-        initial_accumulator_value: >= 0.
-        mu_dtype: see `init`; a state that holds another dtype is refused.
-        nu_dtype: see `init`; a state that holds another dtype is refused.
-        moments: see `init`; not "int8". A state of another format is refused.
+    Follow it with `optax.scale_by_learning_rate`. The arguments are as in `yogi`.
 
     Returns:
         A `GradientTransformation` whose state is an `AdamState`.
-
-    Raises:
-        ValueError: an argument out of range.
-        TypeError: an argument of the wrong type.
 
     Example:
         >>> import functional_adam as fa, jax.numpy as jnp
@@ -124,9 +110,6 @@ def scale_by_yogi(
         >>> direction, state = tx.update(jnp.array([5.0]), tx.init(jnp.array([0.0])))
         >>> direction.round(6)
         Array([1.], dtype=float32)
-
-    References:
-        Zaheer et al. 2018, Algorithm 2.
     """
     return without_rate(
         yogi(
