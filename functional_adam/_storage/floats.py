@@ -33,6 +33,12 @@ def is_nan(x: jax.Array) -> jax.Array:
     return bits_of(jnp.abs(x)) > INFINITE
 
 
+def with_sign(size: jax.Array, of: jax.Array) -> jax.Array:
+    """|size| with the sign of `of`, that of zeros and NaN too: copysign in two integer operations."""
+    sign = np.int32(-(2**31))
+    return from_bits((bits_of(size) & ~sign) | (bits_of(of) & sign))
+
+
 def is_16bit(dtype: Any) -> bool:
     """Whether parameters of this dtype are rounded at all."""
     return dtype in (jnp.bfloat16, jnp.float16)

@@ -174,6 +174,7 @@ class Int8:
     name: ClassVar[str] = "int8"
     is_random: ClassVar[bool] = True
     has_scale: ClassVar[bool] = True
+    reductions: ClassVar[int8.Reductions] = int8.PLAIN
     block_size: int = 128
     chunked: bool = False
 
@@ -224,28 +225,31 @@ class Int8:
         scales, units = int8.unpacked(stored.scale)
         w = int8.root(int8.split(stored.v, blocks), scales)
         m = int8.ratio(int8.split(stored.m, blocks), units) * w
-        return Moments(int8.join(m, shape), int8.join(w * w, shape), {})
+        return Moments(int8.join(m, blocks, shape), int8.join(w * w, blocks, shape), {})
 
     def store(self, new: Moments, old: LeafState, bits: RandomBits, s: Scalars | None) -> LeafState:
         """w and m / w, each on average; without the scalars of a step, a state being converted."""
         new = undifferentiable(new)
-        shape, split = old.v.shape, functools.partial(int8.split, scales=old.scale.shape)
+        shape, blocks = old.v.shape, old.scale.shape
+        split = functools.partial(int8.split, scales=blocks)
         m, v = (split(x.astype(jnp.float32)) for x in (new.m, new.v))
         if s is None:  # an infinite v stops its coordinate, and its code is finite: NaN says so
             m = jnp.where(jnp.isinf(m) | jnp.isinf(v), jnp.nan, m)
-        scales = int8.scale(v, int8.unpacked(old.scale)[0], lasting=s is None)
-        units = int8.unit(m, v, scales)
+        scales = int8.scale(
+            v, int8.unpacked(old.scale)[0], lasting=s is None, reduce=self.reductions
+        )
+        units = int8.unit(m, v, scales, self.reductions)
         w = jnp.sqrt(v)
         r = m / int8.divisor(w, scales)
         r = jnp.where(bits_of(w) == 0, r * 0, r)
         bound = jnp.inf if s is None else largest_ratio(s.b1, s.b2, s.t).astype(jnp.float32)
-        m = int8.join(int8.ratio_code(r, units, bound, split(bits.mu)), shape)
-        v = int8.join(int8.root_code(w, scales, split(bits.nu)), shape)
+        m = int8.join(int8.ratio_code(r, units, bound, split(bits.mu)), blocks, shape)
+        v = int8.join(int8.root_code(w, scales, split(bits.nu)), blocks, shape)
         # Both are so already. But an operation of the leaf's own shape ties codes to moments: XLA
         # lays them out alike on a mesh, also where a device holds no whole number of blocks.
         m = jnp.where(is_nan(new.m.astype(jnp.float32)), jnp.int8(int8.NAN), m)
         v = jnp.where(bits_of(new.v.astype(jnp.float32)) == 0, jnp.uint8(0), v)
-        return old._replace(m=m, v=v, scale=int8.packed(scales, units))
+        return old._replace(m=m, v=v, scale=int8.packed(scales, units, blocks))
 
 
 Format: TypeAlias = Full | BFloat16 | Int8

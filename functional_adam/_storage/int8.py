@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from functional_adam._storage.floats import INFINITE, bits_of, from_bits, is_nan
+from functional_adam._storage.floats import INFINITE, bits_of, from_bits, is_nan, with_sign
 
 # ---- Blocks ----
 
@@ -45,6 +47,8 @@ def block_length(width: int, count: int) -> int:
 def split(x: jax.Array, scales: tuple[int, ...]) -> jax.Array:
     """x as (*scales, length): equal blocks, the last one filled up with zeros.
 
+    A single block takes no axis of its own: (*leading axes, length).
+
     How long the blocks are follows from their number, so that a state says all about itself.
     """
     lead, count = scales[:-1], scales[-1]
@@ -53,14 +57,42 @@ def split(x: jax.Array, scales: tuple[int, ...]) -> jax.Array:
     x = x.reshape(*lead, width)
     if count * length > width:
         x = jnp.pad(x, [(0, 0)] * len(lead) + [(0, count * length - width)])
-    return x.reshape(*scales, length)
+    return x if count == 1 else x.reshape(*scales, length)
 
 
-def join(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+def join(x: jax.Array, scales: tuple[int, ...], shape: tuple[int, ...]) -> jax.Array:
     """The leaf that `split` made x of."""
-    lead = x.ndim - 2
-    width = math.prod(shape[lead:])
-    return x.reshape(*shape[:lead], x.shape[-2] * x.shape[-1])[..., :width].reshape(shape)
+    lead = len(scales) - 1
+    width, filled = math.prod(shape[lead:]), scales[-1] * x.shape[-1]
+    if scales[-1] != 1:
+        x = x.reshape(*shape[:lead], filled)
+    return (x if filled == width else x[..., :width]).reshape(shape)
+
+
+# ---- Reductions ----
+
+
+class Reductions(NamedTuple):
+    """What is made of a block as a whole, in the form that a compiler takes."""
+
+    # Of (..., length) >= 0 the largest of each group: every 32nd element, in blocks that 32 does
+    # not divide every 16th. Vectors' maxima, where one along a block would be of numbers.
+    groups: Callable[[jax.Array], jax.Array]
+    largest: Callable[[jax.Array], jax.Array]  # of (..., groups): (..., 1)
+    number: Callable[[jax.Array], jax.Array]  # of groups where something holds: (..., 1)
+
+
+def _groups(x: jax.Array) -> jax.Array:
+    lanes = math.gcd(x.shape[-1], _GROUPS)
+    x = x.reshape(*x.shape[:-1], x.shape[-1] // lanes, lanes)
+    return jnp.max(x, axis=-2, initial=0)
+
+
+PLAIN = Reductions(
+    groups=_groups,
+    largest=lambda x: jnp.max(x, axis=-1, keepdims=True),
+    number=lambda which: jnp.sum(which, axis=-1, keepdims=True, dtype=jnp.int32),
+)
 
 
 # ---- Scales and units ----
@@ -79,17 +111,21 @@ _COARSE = 20  # octaves of v below the scale where they begin to lie 1/8 apart
 _FEW = 16  # fewer groups than these do not show what is usual
 
 
-def packed(scales: jax.Array, units: jax.Array) -> jax.Array:
-    """Both exponents of each block."""
-    return scales.astype(jnp.uint16) | (units.astype(jnp.uint16) << np.uint16(8))
+def packed(scales: jax.Array, units: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Both exponents of each block, as a state holds them."""
+    return (scales | (units << 8)).astype(jnp.uint16).reshape(shape)
 
 
 def unpacked(both: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(scales, units) of each block."""
-    return (both & np.uint16(255)).astype(jnp.uint8), (both >> np.uint16(8)).astype(jnp.uint8)
+    """(scales, units) of each block, beside blocks (..., length) as `split` makes them."""
+    both = both.astype(jnp.int32)
+    both = both if both.shape[-1] == 1 else both[..., None]
+    return both & 255, both >> 8
 
 
-def scale(v: jax.Array, old: jax.Array, *, lasting: bool = False) -> jax.Array:
+def scale(
+    v: jax.Array, old: jax.Array, *, lasting: bool = False, reduce: Reductions = PLAIN
+) -> jax.Array:
     """The scales of the blocks (..., length) of v, given those of the step before.
 
     A scale follows its block's largest v, but not a spike: that would push the spike's neighbours
@@ -107,21 +143,22 @@ def scale(v: jax.Array, old: jax.Array, *, lasting: bool = False) -> jax.Array:
     soon as an eighth of them rose, and by 4 beyond that. `lasting` says that v comes from a long
     run in another format and holds no spike of today: 20 octaves above the fourth largest then.
     """
-    groups = _exponents(bits_of(v))
-    alive = _number(groups > 0)
+    groups = _exponents(reduce, bits_of(v))
+    alive = reduce.number(groups > 0)
     few = alive < _FEW
-    largest, second, _, fourth = _ranked(groups, 4)
+    largest, second, _, fourth = _ranked(reduce, groups, 4)
     usual = jnp.where(few, jnp.where(second > 0, second, largest), fourth)
     room = _COARSE if lasting else jnp.where(few, _COARSE, _MIDDLE)
-    old = old.astype(jnp.int32)
-    rose = _number(groups > old[..., None] + _RISE)
+    rose = reduce.number(groups > old + _RISE)
     bound = old + jnp.where(few | (rose * 8 < alive), _RISE, _MIDDLE)
-    is_new = jnp.where(few, rose * 8 >= alive, rose * 4 > alive)
+    is_new = jnp.where(few, rose * 8, rose * 4 - 1) >= alive
     bound = jnp.where(is_new, jnp.maximum(bound, usual + room), bound)
-    return jnp.minimum(largest, jnp.minimum(bound, _LARGEST_SCALE)).astype(jnp.uint8)
+    return jnp.minimum(largest, jnp.minimum(bound, _LARGEST_SCALE))
 
 
-def unit(m: jax.Array, v: jax.Array, scales: jax.Array) -> jax.Array:
+def unit(
+    m: jax.Array, v: jax.Array, scales: jax.Array, reduce: Reductions = PLAIN
+) -> jax.Array:
     """The units of the blocks (..., length) of m / `divisor(sqrt(v))`: just beyond the largest.
 
     Bits are a logarithm: half those of v are the root's, and m's less these the quotient's, up to
@@ -131,34 +168,22 @@ def unit(m: jax.Array, v: jax.Array, scales: jax.Array) -> jax.Array:
     known = (size > 0) & (size < INFINITE) & (square > 0) & (square < INFINITE)
     root = jnp.maximum((square >> 1) + np.int32(127 << 22), _top(scales) - _DEEPEST)
     ratio = jnp.where(known, size - root + np.int32((127 << 23) + (1 << 20)), 0)
-    largest = jnp.max(_exponents(ratio), axis=-1)
-    return jnp.where(largest > 0, largest + 1, 0).astype(jnp.uint8)
+    largest = reduce.largest(_exponents(reduce, ratio))
+    return jnp.where(largest > 0, largest + 1, 0) & 255
 
 
-def _exponents(bits: jax.Array) -> jax.Array:
-    """The largest biased exponent of finite numbers in each group of the blocks (..., length).
-
-    A group is every 32nd element, in blocks that 32 does not divide every 16th: maxima of vectors,
-    where one along a block would be of numbers.
-    """
-    lanes = math.gcd(bits.shape[-1], _GROUPS)
-    shape = (*bits.shape[:-1], bits.shape[-1] // lanes, lanes)
-    finite = jnp.where(bits < INFINITE, bits, 0).reshape(shape)
-    return jnp.max(finite, axis=-2, initial=0) >> 23
+def _exponents(reduce: Reductions, bits: jax.Array) -> jax.Array:
+    """The largest biased exponent of finite numbers in each group of the blocks (..., length)."""
+    return reduce.groups(jnp.where((bits > 0) & (bits < INFINITE), bits, 0)) >> 23
 
 
-def _number(which: jax.Array) -> jax.Array:
-    """How many groups."""
-    return jnp.sum(which, axis=-1, dtype=jnp.int32)
-
-
-def _ranked(exponents: jax.Array, count: int) -> list[jax.Array]:
+def _ranked(reduce: Reductions, exponents: jax.Array, count: int) -> list[jax.Array]:
     """The largest of (..., groups), the second largest, and so on; equal ones count one by one."""
-    group = jax.lax.broadcasted_iota(jnp.int32, exponents.shape, exponents.ndim - 1)
+    group = jax.lax.broadcasted_iota(jnp.int32, exponents.shape, exponents.ndim - 1) & (_GROUPS - 1)
     keys = (exponents << _GROUP_BITS) | group
-    ranks = [jnp.max(keys, axis=-1)]
+    ranks = [reduce.largest(keys)]
     while len(ranks) < count:
-        ranks.append(jnp.max(jnp.where(keys < ranks[-1][..., None], keys, 0), axis=-1))
+        ranks.append(reduce.largest(jnp.where(keys < ranks[-1], keys, 0)))
     return [rank >> _GROUP_BITS for rank in ranks]
 
 
@@ -204,7 +229,7 @@ def divisor(w: jax.Array, scales: jax.Array) -> jax.Array:
 
 def _top(scales: jax.Array) -> jax.Array:
     """The bits of the largest code: of sqrt(2**(e + 1 - 127)), or 1.5 for its sqrt(2) = 1.41."""
-    return (scales[..., None].astype(jnp.int32) + 128) << 22
+    return (scales + 128) << 22
 
 
 # ---- Ratios ----
@@ -238,15 +263,14 @@ def ratio_code(
 
     No code stands for more than `bound`, and r beyond the last that does not has that one.
     """
-    units = units.astype(jnp.int32)
     inverse = _power(254 - units)  # 2**127 for blocks of zeros
     within = jnp.minimum(bound, _power(jnp.maximum(units, 1)))  # or the product would overflow
     last = jnp.minimum(jnp.floor(_position(within * inverse)), _CODES)
-    code = jnp.minimum(_position(jnp.abs(r) * inverse[..., None]), last[..., None])
+    code = jnp.minimum(_position(jnp.abs(r) * inverse), last)
     # Beside `_FIXED` there is room for `_POINT` bits after the point; of the result's bits, only
     # the last ones are not `_FIXED`'s. (A conversion would have to check for what cannot be
     # converted, and a sum of more than two is not safe from XLA's fast mathematics.)
-    fixed = bits_of(jnp.copysign(code, r) + _FIXED) - _FIXED_BITS
+    fixed = bits_of(with_sign(code, r) + _FIXED) - _FIXED_BITS
     code = (fixed + (random >> np.uint32(32 - _POINT)).astype(jnp.int32)) >> _POINT
     return jnp.where(is_nan(r), NAN, code).astype(jnp.int8)
 
@@ -262,8 +286,8 @@ def ratio(code: jax.Array, units: jax.Array) -> jax.Array:
     signed = code.astype(jnp.float32)
     size = jnp.abs(signed)
     lines = [size * slope + (value - start * slope) for slope, start, value in _LINES]
-    r = functools.reduce(jnp.maximum, lines) * _power(units.astype(jnp.int32))[..., None]
-    return jnp.where(code == NAN, jnp.nan, jnp.copysign(r, signed))
+    r = functools.reduce(jnp.maximum, lines) * _power(units)
+    return jnp.where(code == NAN, jnp.nan, with_sign(r, signed))
 
 
 def _power(exponents: jax.Array) -> jax.Array:

@@ -13,6 +13,7 @@ from functional_adam._storage.floats import (
     bits_of,
     from_bits,
     is_finite,
+    with_sign,
 )
 from functional_adam._storage.noise import RandomBits, fraction
 
@@ -65,7 +66,7 @@ def _to_grid(x: jax.Array, dtype: np.dtype[Any], further_bits: int, random: jax.
     if not further_bits:
         # A weight with a code may leave the range, as to nearest; not by a carry alone.
         rounded = jnp.minimum(rounded, np.float32(info.max))
-    return jnp.where(is_finite(x), jnp.copysign(rounded, x), x)
+    return jnp.where(is_finite(x), with_sign(rounded, x), x)
 
 
 # ---- Parameters of 16 bits ----
