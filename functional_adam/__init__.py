@@ -20,6 +20,7 @@ from functional_adam._optimizers.radam import radam, scale_by_radam
 from functional_adam._optimizers.yogi import scale_by_yogi, yogi
 from functional_adam._state import AdamState, init
 from functional_adam._storage.formats import BFloat16, Full, Int8
+from functional_adam._take_step import step
 from functional_adam._types import GradientTransformation
 from functional_adam._update import update
 from functional_adam._watch.diagnostics import diagnostics
@@ -66,6 +67,7 @@ __all__ = [
     "scale_by_radam",
     "scale_by_yogi",
     "state_shardings",
+    "step",
     "to_optax",
     "to_state_dict",
     "to_torch",

@@ -13,8 +13,8 @@ from jax.tree_util import keystr
 from functional_adam import _check, _nested, _trees
 from functional_adam._state import AdamState
 from functional_adam._storage.floats import is_16bit
-from functional_adam._storage.rounding import master
-from functional_adam._types import PyTree, arithmetic_dtype
+from functional_adam._storage.rounding import added, as_weak_as, master
+from functional_adam._types import PyTree
 
 
 def apply_updates(params: PyTree, updates: PyTree) -> PyTree:
@@ -147,10 +147,7 @@ def _add(path: str, p: Any, u: Any) -> Any:
             return p
         if u_dtype == p_dtype and np.shape(u) == np.shape(p):
             return p + u
-    dtype = _check.leaf_dtype("params" + path, p)
+    _check.leaf_dtype("params" + path, p)
     p = jnp.asarray(p)
     u = _check.leaf_like("updates" + path, u, p, "params" + path, may_be_real=True)
-    wide = arithmetic_dtype(dtype, u.dtype)
-    total = (p.astype(wide) + u.astype(wide)).astype(dtype)
-    # Only `full_like` hands a weak type on, and only with a scalar: hence one call an element.
-    return jnp.vectorize(jax.lax.full_like)(p, total) if p.weak_type else total
+    return as_weak_as(p, added(p, u))

@@ -28,10 +28,10 @@ def leaf_params(
     gs: list[Any],
     structure: PyTree,
     params: PyTree | None,
-    *,
     strict: bool,
+    applies: bool,
 ) -> list[LeafParam]:
-    """For each leaf its parameter, if it decays or the variant or the rounding needs it."""
+    """For each leaf its parameter, if it decays, or the variant, the rounding or the sum needs it."""
     decays = not is_zero(settings.weight_decay)
     if strict and not decays and settings.mask is not None:
         _masks.broadcast(settings.mask, structure if params is None else params)
@@ -42,11 +42,11 @@ def leaf_params(
         return [LeafParam()] * len(gs)
     thetas = _trees.leaves_like("params", params, structure, "the parameters given to init")
     keep = _masks.broadcast(settings.mask, params) if decays else [False] * len(gs)
-    always = not {"weight_decay"}.issuperset(why)
+    always = applies or not {"weight_decay"}.issuperset(why)
 
     def of_leaf(path: str, mu: Any, g: Any, theta: Any, kept: bool) -> LeafParam:
         if mu is None or g is None:
-            return LeafParam(dtype=getattr(theta, "dtype", None))
+            return LeafParam(theta if applies else None, dtype=getattr(theta, "dtype", None))
         if kept or always:
             value = _check.leaf_like("params" + path, theta, mu, "state.mu" + path)
             return LeafParam(value, kept, value.dtype)

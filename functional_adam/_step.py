@@ -16,11 +16,12 @@ import numpy as np
 from jax.tree_util import keystr
 
 from functional_adam import _check, _trees
-from functional_adam._equations import formulas as F
 from functional_adam._equations.family import Variant
-from functional_adam._equations.numerics import over, times, widened
 from functional_adam._equations.operands import Scalars
 from functional_adam._hints import tree_hints
+from functional_adam._kernels.choice import mode
+from functional_adam._kernels.partition import leaf_step
+from functional_adam._leaf import LeafConfig
 from functional_adam._leaf_params import LeafParam, leaf_params
 from functional_adam._mesh import over_auto_axes
 from functional_adam._scalars import evaluate_schedules, scalars
@@ -28,10 +29,9 @@ from functional_adam._settings import Settings
 from functional_adam._state import AdamState, built_like, check_state, is_adam_state, outside_boxes
 from functional_adam._storage.chunks import in_chunks
 from functional_adam._storage.floats import is_16bit
-from functional_adam._storage.formats import Format
 from functional_adam._storage.leaf_state import LeafState
-from functional_adam._storage.noise import StepNoise, opaque_leaf_keys, random_bits, step_noise
-from functional_adam._storage.rounding import Rounding, master, round_update
+from functional_adam._storage.noise import StepNoise, opaque_leaf_keys, step_noise
+from functional_adam._storage.rounding import Rounding, as_weak_as
 from functional_adam._types import PyTree, arithmetic_dtype, real_dtype, wider
 
 
@@ -43,6 +43,7 @@ class StepContext(NamedTuple):
     noise: StepNoise | None
     keys: dict[str, jax.Array]
     advice: str  # for a gradient of another shape
+    applies: bool = False  # whether parameters are wanted, and not their updates
 
 
 def step(
@@ -52,8 +53,9 @@ def step(
     params: PyTree | None,
     *,
     strict: bool = False,
+    applies: bool = False,
 ) -> tuple[PyTree, AdamState]:
-    """Updates and the next state: the one loop over leaves.
+    """Updates and the next state: the one loop over leaves; with `applies`, parameters and state.
 
     Optax's wrappers pass whatever they have, so that a mask without decay is not looked at. With
     `strict` it is: `update` takes all arguments at once, and whatever is given there was meant.
@@ -72,13 +74,14 @@ def step(
     paths_and_mu, treedef = jax.tree_util.tree_flatten_with_path(state.mu, is_leaf=_trees.is_none)
     gs = _trees.leaves_like("grads", grads, state.mu, "the parameters given to init")
     leaf_states = _leaf_states(settings.variant, state)
-    thetas = leaf_params(settings, paths_and_mu, gs, state.mu, params, strict=strict)
+    thetas = leaf_params(settings, paths_and_mu, gs, state.mu, params, strict, applies)
     count = jnp.asarray(state.count)
     # Without any gradient no step is counted: bias corrections are of the steps that were made.
     if any(g is not None for g in gs) or not jax.tree.leaves(state.mu):
         count = jnp.minimum(count, np.iinfo(np.int32).max - 1) + 1  # stops instead of wrapping
     paths = tuple(keystr(path) for path, _ in paths_and_mu)
-    context = _step_context(settings, count, paths, "" if params is None else tree_hints.ONE_MODEL)
+    advice = "" if params is None else tree_hints.ONE_MODEL
+    context = _step_context(settings, count, paths, advice)._replace(applies=applies)
     stepped = [
         _step_leaf(context, path, g, old, theta)
         for path, g, old, theta in zip(paths, gs, leaf_states, thetas, strict=True)
@@ -140,12 +143,14 @@ def _leaf_states(variant: Variant, state: AdamState) -> list[LeafState]:
 def _step_leaf(
     context: StepContext, path: str, g: Any, stored: LeafState, theta: LeafParam
 ) -> tuple[Any, LeafState]:
-    """(update, what is stored) of one leaf."""
+    """(update or parameter, what is stored) of one leaf."""
     if stored.m is None and g is not None:
         raise ValueError(
             f"grads{path} is an array, but the parameter given to init is None. Put None there, as "
             "equinox.filter(grads, trained) does."
         )
+    if g is None and context.applies:
+        return theta.value, stored
     if g is None:
         return _no_update(context.settings.rounding, stored.m, theta), stored
     settings = context.settings
@@ -160,15 +165,19 @@ def _step_leaf(
     s = context.scalars(real_dtype(arithmetic_dtype(dtype, g.dtype)))
     rounding = settings.rounding if _rounds(settings.rounding, path, stored, theta) else None
     out = g.dtype if theta.dtype is None else wider(g.dtype, theta.dtype)
-    config = LeafConfig(settings.variant, settings.moments, rounding, theta.decays, out)
+    out = out if rounding is None else np.dtype(np.float32)  # lands on the parameter's grid
+    config = LeafConfig(
+        settings.variant, settings.moments, rounding, theta.decays, out, context.applies
+    )
     shared = s, context.noise if config.is_random else None
     key = context.keys[path] if config.is_random else None
-    leaf: Callable[..., Any] = functools.partial(_update_leaf, config)
+    leaf: Callable[..., Any] = functools.partial(leaf_step, config, mode())
     if settings.moments.chunked:
         leaf = functools.partial(in_chunks, leaf)
     if settings.moments.has_scale:
         leaf = over_auto_axes(leaf, (g, stored))
-    return leaf(*shared, key, g, stored, theta.value)
+    new, stored = leaf(*shared, key, g, stored, theta.value)
+    return as_weak_as(theta.value, new) if context.applies else new, stored
 
 
 def _no_update(rounding: Rounding, m: Any, theta: LeafParam) -> Any:
@@ -188,56 +197,3 @@ def _rounds(rounding: Rounding, path: str, stored: LeafState, theta: LeafParam) 
     shape = np.shape(stored.m) if rounding.has_residual else None
     _check.residual(path, stored.residual, theta.dtype, shape)
     return is_16bit(theta.dtype)
-
-
-class LeafConfig(NamedTuple):
-    """What is known of a leaf's step before any number is."""
-
-    variant: Variant
-    moments: Format
-    rounding: Rounding | None
-    decays: bool
-    out: np.dtype[Any]  # of the update
-
-    @property
-    def is_random(self) -> bool:
-        """Whether anything is rounded stochastically."""
-        return self.moments.is_random or self.rounding is not None
-
-
-# Jitted so that leaves of one shape and dtype share one trace: a tree of 1,000 equal leaves is
-# traced once, and an eager update runs a leaf as one fused kernel. XLA inlines the calls.
-@functools.partial(jax.jit, static_argnums=0)
-def _update_leaf(
-    config: LeafConfig,
-    s: Scalars,
-    noise: StepNoise | None,
-    key: Any,
-    g: jax.Array,
-    stored: LeafState,
-    theta: Any,
-) -> tuple[jax.Array, LeafState]:
-    """Load, through the formulas, store, round: (update, what is stored), dtypes as they were."""
-    variant, moments, rounding, decays, out = config
-    random: Any = None if noise is None else random_bits(noise, key, g.shape)
-    wide = functools.partial(widened, s.eps.dtype)
-    x, old = jax.tree.map(wide, (g, moments.load(stored)))
-    weights: Any = _weights(rounding, stored, theta, wide)
-    x, new = variant.update_moments(s, F.coupled_decay(s, x, weights), old)
-    u = -times(s.step_size, over(variant.numerator(s, x, new), variant.denominator(s, new)))
-    if decays:
-        u = F.decoupled_decay(s, u, weights)
-    if variant.rescale_update is not None:
-        u = variant.rescale_update(s, u, weights)
-    stored = moments.store(new, stored, random, s)
-    if rounding is None:
-        return u.astype(out), stored
-    u, residual = round_update(rounding, (weights + u).astype(jnp.float32), theta, random)
-    return u, stored if residual is None else stored._replace(residual=residual)
-
-
-def _weights(rounding: Rounding | None, stored: LeafState, theta: Any, wide: Any) -> Any:
-    """The parameter in the arithmetic's precision, with what its own dtype lacks."""
-    if rounding is None or not rounding.has_residual:
-        return jax.tree.map(wide, theta)
-    return master(theta, stored.residual)

@@ -114,9 +114,14 @@ def _update(
     params: PyTree | None = None,
     **extra_args: Any,
 ) -> tuple[PyTree, AdamState]:
+    refuse_arguments(settings, extra_args)
+    return step(settings, updates, state, params)
+
+
+def refuse_arguments(settings: Settings, extra_args: Mapping[str, Any]) -> None:
+    """Raise for an argument of a factory that is given to its `update`."""
     # Optax hands every member of a chain what any member takes, and a line search hands its
     # `value_fn` arguments of any name.
     if settings.origin is not None and "value_fn" not in extra_args:
         for name in sorted(settings.origin.arguments & extra_args.keys()):
             raise TypeError(argument_hints.extra_argument(settings.origin, name))
-    return step(settings, updates, state, params)

@@ -13,6 +13,7 @@ it needs into an environment of its own.
 from __future__ import annotations
 
 import argparse
+import functools
 import math
 import sys
 import time
@@ -109,12 +110,13 @@ def cases() -> Iterator[Case]:
     }
     for tree, shapes in TREES.items():
         tx = optax.adamw(1e-3)
-        yield Case(f"{tree}, optax", tx.init, stepped(tx, optax.apply_updates), shapes, "float32", True)
+        yield Case(
+            f"{tree}, optax", tx.init, stepped(tx, optax.apply_updates), shapes, "float32", True
+        )
         for name, (dtype, arguments) in ours.items():
             tx = fa.adamw(1e-3, **arguments)
-            yield Case(
-                f"{tree}, {name}", tx.init, stepped(tx, fa.apply_updates), shapes, dtype, True
-            )
+            step = functools.partial(fa.step, tx)
+            yield Case(f"{tree}, {name}", tx.init, step, shapes, dtype, True)
 
 
 def stepped(tx: Any, apply: Callable[[Tree, Tree], Tree]) -> Callable[..., tuple[Tree, Tree]]:

@@ -34,7 +34,7 @@ def is_nan(x: jax.Array) -> jax.Array:
 
 
 def with_sign(size: jax.Array, of: jax.Array) -> jax.Array:
-    """|size| with the sign of `of`, that of zeros and NaN too: copysign in two integer operations."""
+    """|size| with the sign of `of`, also that of a zero or NaN: copysign, in integers alone."""
     sign = np.int32(-(2**31))
     return from_bits((bits_of(size) & ~sign) | (bits_of(of) & sign))
 

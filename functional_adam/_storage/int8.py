@@ -23,7 +23,7 @@ from functional_adam._storage.floats import INFINITE, bits_of, from_bits, is_nan
 
 _LANES = 16
 _GROUP_BITS = 5
-_GROUPS = 1 << _GROUP_BITS
+GROUPS = 1 << _GROUP_BITS
 
 
 def blocks(shape: tuple[int, ...], block_size: int) -> tuple[int, ...]:
@@ -83,7 +83,7 @@ class Reductions(NamedTuple):
 
 
 def _groups(x: jax.Array) -> jax.Array:
-    lanes = math.gcd(x.shape[-1], _GROUPS)
+    lanes = math.gcd(x.shape[-1], GROUPS)
     x = x.reshape(*x.shape[:-1], x.shape[-1] // lanes, lanes)
     return jnp.max(x, axis=-2, initial=0)
 
@@ -156,9 +156,7 @@ def scale(
     return jnp.minimum(largest, jnp.minimum(bound, _LARGEST_SCALE))
 
 
-def unit(
-    m: jax.Array, v: jax.Array, scales: jax.Array, reduce: Reductions = PLAIN
-) -> jax.Array:
+def unit(m: jax.Array, v: jax.Array, scales: jax.Array, reduce: Reductions = PLAIN) -> jax.Array:
     """The units of the blocks (..., length) of m / `divisor(sqrt(v))`: just beyond the largest.
 
     Bits are a logarithm: half those of v are the root's, and m's less these the quotient's, up to
@@ -179,7 +177,7 @@ def _exponents(reduce: Reductions, bits: jax.Array) -> jax.Array:
 
 def _ranked(reduce: Reductions, exponents: jax.Array, count: int) -> list[jax.Array]:
     """The largest of (..., groups), the second largest, and so on; equal ones count one by one."""
-    group = jax.lax.broadcasted_iota(jnp.int32, exponents.shape, exponents.ndim - 1) & (_GROUPS - 1)
+    group = jax.lax.broadcasted_iota(jnp.int32, exponents.shape, exponents.ndim - 1) & (GROUPS - 1)
     keys = (exponents << _GROUP_BITS) | group
     ranks = [reduce.largest(keys)]
     while len(ranks) < count:

@@ -16,6 +16,7 @@ from functional_adam._storage.floats import (
     with_sign,
 )
 from functional_adam._storage.noise import RandomBits, fraction
+from functional_adam._types import arithmetic_dtype
 
 T = TypeVar("T")
 
@@ -127,6 +128,18 @@ def round_update(
     # Whole, but below a power of two, whose own unit is twice that of x. By other bits than above.
     code = jnp.clip(jnp.floor(missing + fraction(random.theta)), -128, 127)
     return u, jnp.where(is_finite(missing), code, 0).astype(jnp.int8)
+
+
+def added(theta: jax.Array, u: jax.Array) -> jax.Array:
+    """theta + u in the wider of both dtypes, rounded once to that of theta."""
+    wide = arithmetic_dtype(theta.dtype, u.dtype)
+    return (theta.astype(wide) + u.astype(wide)).astype(theta.dtype)
+
+
+def as_weak_as(theta: jax.Array, total: jax.Array) -> jax.Array:
+    """`total`, of the weak type of theta."""
+    # Only `full_like` hands a weak type on, and only with a scalar: hence one call an element.
+    return jnp.vectorize(jax.lax.full_like)(theta, total) if theta.weak_type else total
 
 
 @jax.jit

@@ -64,9 +64,7 @@ def devices(target: str) -> list[Any]:
     from jax.experimental import topologies
 
     if target in TOPOLOGIES:
-        described = topologies.get_topology_desc(
-            platform="tpu", topology_name=TOPOLOGIES[target]
-        )
+        described = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[target])
     else:
         # Without hosts x … x GPUs as `topology` the plugin refuses.
         described = topologies.get_topology_desc(

@@ -1,0 +1,127 @@
+"""Which form of a leaf's step a program gets: by the platform that it is lowered for.
+
+The choice is the lowering rule of a JAX primitive, so that nobody traces a kernel for a platform
+that a program does not run on, and `jax.export` for several platforms has the form of each.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import Primitive
+from jax.interpreters import mlir
+
+from functional_adam._kernels import gpu, tpu
+from functional_adam._kernels.tiles import Part, tiles
+from functional_adam._leaf import LeafConfig, update_leaf
+from functional_adam._storage.leaf_state import LeafState
+
+SWITCH = "FUNCTIONAL_ADAM_KERNELS"
+Mode = Literal["on", "off", "interpret gpu", "interpret tpu"]
+MODES: tuple[Mode, ...] = ("on", "off", "interpret gpu", "interpret tpu")
+
+
+def mode() -> Mode:
+    """What the environment says when a step is traced; the last two are for tests."""
+    given = os.environ.get(SWITCH, "on")
+    for known in MODES:
+        if given == known:
+            return known
+    raise ValueError(f'{SWITCH} must be "on" or "off"; got {given!r}.')
+
+
+class Plan(NamedTuple):
+    """What is known of a part's step before any number is."""
+
+    config: LeafConfig
+    shape: tuple[int, ...]  # of the whole leaf
+    mode: Mode
+
+
+def step_part(plan: Plan, part: Part) -> tuple[Any, LeafState]:
+    """(update or parameter, what is stored) of a part, in the form that the platform has."""
+    if plan.mode.startswith("interpret"):
+        form = {"gpu": gpu, "tpu": tpu}[plan.mode.split()[1]]
+        return _kernel(form, plan, part, interpret=True)
+    operands, tree = jax.tree.flatten(part)
+    new = _one_pass.bind(*operands, plan=plan, tree=tree)
+    return jax.tree.unflatten(jax.tree.structure((part.g, part.stored)), new)
+
+
+# ---- The forms ----
+
+
+def _plain(plan: Plan, part: Part) -> tuple[Any, LeafState]:
+    s, noise, key = part.scalars
+    if part.starts is not None:
+        key = key + _origin(plan, part) + _shifts(plan, part)
+    return update_leaf(plan.config, s, noise, key, part.g, part.stored, part.theta)
+
+
+def _kernel(form: Any, plan: Plan, part: Part, *, interpret: bool = False) -> tuple[Any, LeafState]:
+    """The kernel of a platform, or the plain form for a leaf that it does not take."""
+    found = tiles(part.g.shape, part.stored.scale.shape, plan.shape)
+    if found is None or not form.takes(found):
+        return _plain(plan, part)
+    origin = _origin(plan, part)
+    return form.one_pass(plan.config, found, origin, part, interpret=interpret)
+
+
+def _distances(shape: tuple[int, ...]) -> list[np.uint32]:
+    """How many elements lie between neighbours along each axis, modulo 2**32."""
+    after = [int(np.prod(shape[axis + 1 :], dtype=object)) for axis in range(len(shape))]
+    return [np.uint32(n % 2**32) for n in after]
+
+
+def _origin(plan: Plan, part: Part) -> Any:
+    """Where the first element of a part stands in the leaf."""
+    starts = part.starts or ()
+    pairs = zip(starts, _distances(plan.shape), strict=part.starts is not None)
+    return sum((start * distance for start, distance in pairs), np.uint32(0))
+
+
+def _shifts(plan: Plan, part: Part) -> Any:
+    """How much farther the elements of a part are from its first one in the leaf than in it."""
+    shape = part.g.shape
+    shifts = jnp.zeros(shape, jnp.uint32)
+    pairs = zip(_distances(plan.shape), _distances(shape), strict=True)
+    for axis, (in_leaf, in_part) in enumerate(pairs):
+        along = jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
+        shifts += along * np.uint32((int(in_leaf) - int(in_part)) % 2**32)
+    return shifts
+
+
+# ---- The primitive ----
+
+_one_pass = Primitive("functional_adam_one_pass")
+_one_pass.multiple_results = True
+
+
+@_one_pass.def_abstract_eval
+def _result_types(*operands: Any, plan: Plan, tree: Any) -> list[Any]:
+    """The update or the parameter, then what is stored, of the types that it had."""
+    part = jax.tree.unflatten(tree, operands)
+    dtype = part.theta.dtype if plan.config.applies else plan.config.out
+    results = [part.g.update(dtype=dtype), *jax.tree.leaves(part.stored)]
+    # Inside `jax.shard_map`, results differ over the mesh axes that any operand differs over.
+    axes = frozenset[str]().union(*(getattr(x, "vma", ()) for x in operands))
+    changes = {"weak_type": False} | ({"vma": axes} if axes else {})
+    return [x.update(**changes) for x in results]
+
+
+def _lowered(form: Any) -> Any:
+    def flat(*operands: Any, plan: Plan, tree: Any) -> list[Any]:
+        return jax.tree.leaves(form(plan, jax.tree.unflatten(tree, operands)))
+
+    return mlir.lower_fun(flat, multiple_results=True)
+
+
+mlir.register_lowering(_one_pass, _lowered(_plain))
+for _platform, _form in (("cuda", gpu), ("tpu", tpu)):
+    kernel = functools.partial(_kernel, _form)
+    mlir.register_lowering(_one_pass, _lowered(kernel), platform=_platform)

@@ -1,0 +1,92 @@
+"""One pass over a leaf on a GPU: `update_leaf` on some blocks at a time, compiled by Triton."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton
+
+from functional_adam._kernels.tiles import Part, Tiles, packed
+from functional_adam._leaf import LeafConfig, update_leaf
+from functional_adam._storage.leaf_state import LeafState
+
+_BLOCKS = 16  # of a program; with 128 elements in each, 4 elements a thread and operand
+_WARPS = 4
+
+
+def takes(tiles: Tiles) -> bool:
+    """Whether there is a kernel for such a leaf: Triton has vectors of powers of two alone."""
+    return tiles.length & (tiles.length - 1) == 0
+
+
+def one_pass(
+    config: LeafConfig, tiles: Tiles, origin: Any, part: Part, *, interpret: bool = False
+) -> tuple[jax.Array, LeafState]:
+    """`update_leaf` of a part of a leaf whose first element stands at `origin` of the whole."""
+    scalars, g, stored, theta, _ = part
+    blocks = tiles.planes * tiles.rows * tiles.blocks
+    together = min(_BLOCKS, 1 << (blocks.bit_length() - 1))
+    given = packed((scalars, origin))
+    arrays, tree = jax.tree.flatten((g, stored, theta))
+    arrays = [x.reshape(blocks, -1) for x in arrays]
+    out_dtype = theta.dtype if config.applies else config.out
+
+    def kernel(floats: Any, words: Any, *references: Any) -> None:
+        inputs, outputs = references[: len(arrays)], references[len(arrays) :]
+        (s, noise, key), start = given.unpacked(floats, words)
+        first = pl.program_id(0) * together
+        # The last program goes back to where it has all of its blocks; what another has done, it
+        # reads and does not write.
+        begin = jnp.minimum(first, blocks - together)
+        rows = pl.ds(begin, together)
+        mine = jax.lax.broadcasted_iota(jnp.int32, (together, 1), 0) + begin >= first
+        g, stored, theta = jax.tree.unflatten(tree, [x[rows, :] for x in inputs])
+        key = key + start + _starts(tiles, begin, together)
+        new = update_leaf(config, s, noise, key, g, stored, theta)
+        for reference, x in zip(outputs, jax.tree.leaves(new), strict=True):
+            triton.store(reference.at[rows, :], x, mask=jnp.broadcast_to(mine, x.shape))
+
+    outputs = [jax.ShapeDtypeStruct(arrays[0].shape, out_dtype)]
+    outputs += [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in arrays[1 : 1 + tree_size(stored)]]
+    aliases = {3 + i: 1 + i for i in range(tree_size(stored))}
+    if config.applies:
+        aliases[2 + len(arrays) - 1] = 0
+    everywhere = pl.BlockSpec(memory_space=pl.ANY)
+    new = pl.pallas_call(
+        kernel,
+        grid=(pl.cdiv(blocks, together),),
+        in_specs=[everywhere] * (2 + len(arrays)),
+        out_specs=[everywhere] * len(outputs),
+        out_shape=outputs,
+        input_output_aliases=aliases,
+        compiler_params=triton.CompilerParams(num_warps=_WARPS),
+        interpret=interpret,
+        name="adam",
+    )(given.floats, given.words, *arrays)
+    like = jax.tree.leaves((g, stored))
+    return jax.tree.unflatten(
+        jax.tree.structure((g, stored)),
+        [x.reshape(y.shape) for x, y in zip(new, like, strict=True)],
+    )
+
+
+def tree_size(tree: Any) -> int:
+    """The number of arrays in a tree."""
+    return len(jax.tree.leaves(tree))
+
+
+def _starts(tiles: Tiles, begin: Any, together: int) -> Any:
+    """Where blocks stand in the whole leaf, less what `update_leaf` adds for their rows here."""
+    if tiles.is_contiguous:
+        return begin.astype(jnp.uint32) * np.uint32(tiles.length)
+    row = jax.lax.broadcasted_iota(jnp.uint32, (together, 1), 0)
+    block = begin.astype(jnp.uint32) + row
+    u32 = np.uint32
+    in_row, line = block % u32(tiles.blocks), block // u32(tiles.blocks)
+    in_plane, plane = line % u32(tiles.rows), line // u32(tiles.rows)
+    start = plane * u32(tiles.plane_distance % 2**32) + in_plane * u32(tiles.row_distance % 2**32)
+    return start + (in_row - row) * u32(tiles.length)

@@ -1,0 +1,158 @@
+"""The step of a leaf that is divided over a mesh: each device takes the blocks that it has.
+
+XLA divides its own operations, but not a kernel: without these rules it would gather the leaf.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.custom_batching import custom_vmap
+from jax.experimental.custom_partitioning import (
+    ArrayMapping,
+    CompoundFactor,
+    SdyShardingRule,
+    custom_partitioning,
+)
+from jax.sharding import NamedSharding, PartitionSpec
+
+from functional_adam import _mesh
+from functional_adam._kernels.choice import Mode, Plan, step_part
+from functional_adam._kernels.tiles import Part
+from functional_adam._leaf import LeafConfig, update_leaf
+from functional_adam._storage.leaf_state import LeafState
+from functional_adam._storage.rounding import undifferentiable
+
+
+# Jitted so that leaves of one shape and dtype share one trace: a tree of 1,000 equal leaves is
+# traced once, and an eager update runs a leaf as one fused kernel. XLA inlines the calls.
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def leaf_step(
+    config: LeafConfig,
+    mode: Mode,
+    s: Any,
+    noise: Any,
+    key: Any,
+    g: jax.Array,
+    stored: LeafState,
+    theta: Any,
+) -> tuple[jax.Array, LeafState]:
+    """`update_leaf`, in one pass over memory where a platform has a kernel for it."""
+    if mode == "off" or not _may_have_kernel(config, s, stored):
+        return update_leaf(config, s, noise, key, g, stored, theta)
+    # A residual that is not a code for each element says of which dtype a parameter was, no more.
+    has_codes = config.rounding is not None and config.rounding.has_residual
+    aside, stored = stored.residual, stored if has_codes else stored._replace(residual=None)
+    part = Part((s, noise, key), g, stored, theta)
+    operands, tree = jax.tree.flatten(undifferentiable(part))
+    new = _divisible(Plan(config, g.shape, mode), tree)(*operands)
+    out, stored = jax.tree.unflatten(jax.tree.structure((g, stored)), new)
+    return out, stored if has_codes else stored._replace(residual=aside)
+
+
+def _may_have_kernel(config: LeafConfig, s: Any, stored: LeafState) -> bool:
+    """XLA makes one pass of everything but codes; what sums over a leaf needs two."""
+    has_codes = stored.scale is not None and not config.moments.chunked
+    return has_codes and not config.variant.whole_leaf and s.eps.dtype == np.float32
+
+
+@functools.cache
+def _divisible(plan: Plan, tree: Any) -> Callable[..., list[jax.Array]]:
+    """`step_part` of a whole leaf on the flat operands of a `Part` of structure `tree`."""
+
+    def whole(*operands: Any) -> list[jax.Array]:
+        return jax.tree.leaves(step_part(plan, jax.tree.unflatten(tree, operands)))
+
+    def mapped(size: int, is_mapped: list[bool], *operands: Any) -> Any:
+        """Under `jax.vmap` XLA's form: a kernel's tiles are of one leaf."""
+        del size
+        axes = [0 if this else None for this in is_mapped]
+
+        def plain(*operands: Any) -> list[jax.Array]:
+            part = jax.tree.unflatten(tree, operands)
+            return jax.tree.leaves(
+                update_leaf(plan.config, *part.scalars, part.g, part.stored, part.theta)
+            )
+
+        new = jax.vmap(plain, in_axes=axes)(*operands)
+        return new, [True] * len(new)
+
+    run = custom_partitioning(whole)
+    run.def_partition(
+        functools.partial(_partition, plan, tree),
+        functools.partial(_infer, tree),
+        sharding_rule=functools.partial(_rule, tree),
+    )
+    divisible = custom_vmap(run)
+    divisible.def_vmap(mapped)
+    return divisible
+
+
+# ---- Rules ----
+
+
+def _partition(plan: Plan, tree: Any, mesh: Any, operands: Any, results: Any) -> Any:
+    """The function for a part, and how its operands and results are divided."""
+    del results
+    part = jax.tree.unflatten(tree, operands)
+    leaf, scale = _shardings(mesh, part.stored)
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    stored = jax.tree.map(lambda _: leaf, part.stored)._replace(scale=scale)
+    scalars = jax.tree.map(lambda _: everywhere, part.scalars)
+    given = Part(scalars, leaf, stored, None if part.theta is None else leaf)
+
+    def step(*operands: Any) -> list[jax.Array]:
+        part = jax.tree.unflatten(tree, operands)
+        axes = _mesh.dimensions(leaf, part.g.ndim)
+        pairs = zip(axes, part.g.shape, strict=True)
+        starts = tuple(_index(names) * np.uint32(size) for names, size in pairs)
+        return jax.tree.leaves(step_part(plan, part._replace(starts=starts)))
+
+    return mesh, step, jax.tree.leaves((leaf, stored)), jax.tree.leaves(given)
+
+
+def _infer(tree: Any, mesh: Any, operands: Any, results: Any) -> Any:
+    """How results are divided: as the first moment is."""
+    del results
+    stored = jax.tree.unflatten(tree, operands).stored
+    leaf, scale = _shardings(mesh, stored)
+    return jax.tree.leaves((leaf, jax.tree.map(lambda _: leaf, stored)._replace(scale=scale)))
+
+
+def _shardings(mesh: Any, stored: Any) -> tuple[NamedSharding, NamedSharding]:
+    """How a leaf and its scales are divided: as the first moment is, but only between blocks."""
+    given = stored.m.sharding
+    spec = given.spec if isinstance(given, NamedSharding) else PartitionSpec()
+    given = NamedSharding(mesh, spec)
+    scale: Any = _mesh.scale_sharding(given, stored.m.shape, stored.scale.shape)
+    axes = _mesh.dimensions(scale, stored.scale.ndim)
+    axes += [()] * (stored.m.ndim - stored.scale.ndim)
+    return _mesh.divided(given, axes), scale
+
+
+def _index(axes: tuple[str, ...]) -> Any:
+    return jax.lax.axis_index(axes).astype(jnp.uint32) if axes else np.uint32(0)
+
+
+def _rule(tree: Any, mesh: Any, operands: Any, results: Any) -> SdyShardingRule:
+    """For Shardy: leading axes are divided as they are, the axis along blocks between these."""
+    del mesh, results
+    shapes = [jax.ShapeDtypeStruct(x.shape, np.int8) for x in operands]
+    part = jax.tree.unflatten(tree, shapes)
+    (*_, blocks), lead = part.stored.scale.shape, part.stored.scale.ndim - 1
+    names: list[Any] = [f"axis{n}" for n in range(part.g.ndim)]
+    sizes = {}
+    if part.g.ndim == lead + 1 and blocks > 1 and part.g.shape[-1] % blocks == 0:
+        names[-1] = CompoundFactor("block", "element")
+        sizes = {"element": part.g.shape[-1] // blocks}
+    leaf, scale = ArrayMapping(*names), ArrayMapping(*names[:lead], "block")
+    stored = jax.tree.map(lambda _: leaf, part.stored)._replace(scale=scale)
+    scalars = jax.tree.map(lambda _: ArrayMapping(), part.scalars)
+    given = Part(scalars, leaf, stored, None if part.theta is None else leaf)
+    flat = functools.partial(jax.tree.leaves, is_leaf=lambda x: isinstance(x, ArrayMapping))
+    return SdyShardingRule(tuple(flat(given)), tuple(flat((leaf, stored))), **sizes)

@@ -1,0 +1,102 @@
+"""A leaf as a kernel sees it: whole blocks in rows, rows in planes, and where each element stands.
+
+The random bits of an element depend on its place in the whole leaf. Of a leaf that is divided over
+a mesh a kernel has a part, which is why the distances of rows and planes are those of the whole.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from functional_adam._storage.int8 import block_length
+from functional_adam._storage.leaf_state import LeafState
+
+
+class Part(NamedTuple):
+    """A leaf, or the part of it that a device has: the operands of its step."""
+
+    scalars: Any  # (s, noise, key)
+    g: Any
+    stored: LeafState
+    theta: Any
+    starts: Any = None  # where the part begins along each axis of the leaf, as uint32
+
+
+class Tiles(NamedTuple):
+    """The shape of a part of a leaf, (planes, rows, blocks * length)."""
+
+    planes: int
+    rows: int
+    blocks: int  # in a row
+    length: int  # of a block
+    row_distance: int  # in elements of the whole leaf
+    plane_distance: int
+
+    @property
+    def width(self) -> int:
+        """The elements of a row."""
+        return self.blocks * self.length
+
+    @property
+    def is_contiguous(self) -> bool:
+        """Whether the part is all that stands between its first and its last element."""
+        return (self.rows == 1 or self.row_distance == self.width) and (
+            self.planes == 1 or self.plane_distance == self.rows * self.row_distance
+        )
+
+
+def tiles(
+    part: tuple[int, ...], scales: tuple[int, ...], whole: tuple[int, ...] | None = None
+) -> Tiles | None:
+    """The tiles of a part of a leaf of shape `whole`; None where its blocks are not all full.
+
+    None too for a part of which more than two leading axes would have distances of their own.
+    """
+    whole = part if whole is None else whole
+    lead = len(scales) - 1
+    width = math.prod(part[lead:])
+    length = block_length(width, scales[-1])
+    if not math.prod(part) or length * scales[-1] != width:
+        return None
+    row = math.prod(whole[lead:])
+    planes, rows = part[: lead - 1] if lead else (), part[lead - 1] if lead else 1
+    if len(planes) > 1 and planes[1:] != whole[1 : lead - 1]:
+        return None
+    plane = row * (whole[lead - 1] if lead else 1)
+    return Tiles(math.prod(planes), rows, scales[-1], length, row, plane)
+
+
+class Packed(NamedTuple):
+    """The scalars of a step as two vectors, which is how a kernel takes them."""
+
+    floats: jax.Array
+    words: jax.Array  # uint32
+    tree: Any
+    dtypes: tuple[Any, ...]
+
+    def unpacked(self, floats: Any, words: Any) -> Any:
+        """The tree again, of scalars read from references to the vectors."""
+        places = {np.dtype(np.float32): iter(range(self.floats.size))}
+        others = iter(range(self.words.size))
+        leaves = []
+        for dtype in self.dtypes:
+            if dtype in places:
+                leaves.append(floats[next(places[dtype])])
+            else:
+                word = words[next(others)].astype(jnp.uint32)
+                leaves.append(word != 0 if dtype == np.bool_ else word.astype(dtype))
+        return jax.tree.unflatten(self.tree, leaves)
+
+
+def packed(scalars: Any) -> Packed:
+    """float32 scalars, and integers and booleans, side by side."""
+    leaves, tree = jax.tree.flatten(scalars)
+    leaves = [jnp.asarray(x) for x in leaves]
+    floats = [x for x in leaves if x.dtype == jnp.float32]
+    words = [x.astype(jnp.uint32) for x in leaves if x.dtype != jnp.float32]
+    return Packed(jnp.stack(floats), jnp.stack(words), tree, tuple(x.dtype for x in leaves))

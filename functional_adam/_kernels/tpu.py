@@ -1,0 +1,149 @@
+"""One pass over a leaf on a TPU: `update_leaf` on a column of blocks at a time, by Mosaic."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu
+
+from functional_adam._kernels.tiles import Part, Tiles, packed
+from functional_adam._leaf import LeafConfig, update_leaf
+from functional_adam._storage import int8
+from functional_adam._storage.floats import bits_of, from_bits
+from functional_adam._storage.formats import Int8
+from functional_adam._storage.leaf_state import LeafState
+
+_TILE = 2**16  # elements that are brought into the chip's memory at once
+_ROWS = 32  # of a tile of 8-bit numbers
+_BLOCKS = 128  # of a row in a tile: the scales of a tile are a tile themselves
+
+# ---- Blocks along lanes ----
+
+# A TPU's vectors are 8 rows of 128 lanes. Along lanes it has maxima and sums of floats only, and no
+# reshape: the maximum of a group stands in each of its lanes. Bits of floats >= 0 are in order.
+
+
+def _groups(x: jax.Array) -> jax.Array:
+    x, distance = from_bits(x), x.shape[-1] // 2
+    while distance >= int8.GROUPS:
+        x = jnp.maximum(x, tpu.roll(x, distance, x.ndim - 1))
+        distance //= 2
+    return bits_of(x)
+
+
+def _largest(x: jax.Array) -> jax.Array:
+    return jnp.max(x.astype(jnp.float32), axis=-1, keepdims=True).astype(jnp.int32)
+
+
+def _number(which: jax.Array) -> jax.Array:
+    lanes = jnp.sum(which.astype(jnp.float32), axis=-1, keepdims=True).astype(jnp.int32)
+    return lanes >> (which.shape[-1] // int8.GROUPS).bit_length() - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class _OnLanes(Int8):
+    """`Int8`, its blocks along lanes: the same numbers."""
+
+    reductions: ClassVar[int8.Reductions] = int8.Reductions(_groups, _largest, _number)
+
+
+# ---- The kernel ----
+
+
+def takes(tiles: Tiles) -> bool:
+    """Whether there is a kernel for such a leaf: blocks are whole vectors."""
+    return tiles.length % 128 == 0 and tiles.length & (tiles.length - 1) == 0
+
+
+def one_pass(
+    config: LeafConfig, tiles: Tiles, origin: Any, part: Part, *, interpret: bool = False
+) -> tuple[jax.Array, LeafState]:
+    """`update_leaf` of a part of a leaf whose first element stands at `origin` of the whole."""
+    scalars, g, stored, theta, _ = part
+    config = config._replace(moments=_OnLanes(tiles.length))
+    tiles = _folded(tiles)
+    blocks = tiles.blocks if tiles.blocks < 2 * _BLOCKS else _BLOCKS
+    rows = min(tiles.rows, max(_ROWS, _TILE // (blocks * tiles.length) // _ROWS * _ROWS))
+    given = packed((scalars, origin))
+    whole, tree = jax.tree.flatten((g, stored, theta))
+    arrays = [x.reshape(tiles.planes, tiles.rows, -1) for x in whole]
+
+    def kernel(floats: Any, words: Any, *references: Any) -> None:
+        (s, noise, key), start = given.unpacked(floats, words)
+        inputs = jax.tree.unflatten(tree, references[: len(arrays)])
+        plane, row, column = (pl.program_id(axis).astype(jnp.uint32) for axis in range(3))
+        start = start + plane * np.uint32(tiles.plane_distance % 2**32)
+        start = start + row * np.uint32(rows * tiles.row_distance % 2**32)
+        start = start + column * np.uint32(blocks * tiles.length)
+        step = functools.partial(update_leaf, config, s, noise)
+        _block_by_block(step, tiles, key + start, inputs, references[len(arrays) :])
+
+    def spec(x: jax.Array) -> pl.BlockSpec:
+        return pl.BlockSpec((None, rows, blocks * x.shape[-1] // tiles.blocks), lambda *at: at)
+
+    scalars_spec = pl.BlockSpec(memory_space=tpu.SMEM)
+    out_dtype = theta.dtype if config.applies else config.out
+    count = len(jax.tree.leaves(stored))
+    outputs = [jax.ShapeDtypeStruct(arrays[0].shape, out_dtype)]
+    outputs += [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in arrays[1 : 1 + count]]
+    aliases = {3 + i: 1 + i for i in range(count)}
+    if config.applies:
+        aliases[2 + len(arrays) - 1] = 0
+    new = pl.pallas_call(
+        kernel,
+        grid=(tiles.planes, pl.cdiv(tiles.rows, rows), pl.cdiv(tiles.blocks, blocks)),
+        in_specs=[scalars_spec, scalars_spec, *map(spec, arrays)],
+        out_specs=[spec(x) for x in arrays[: 1 + count]],
+        out_shape=outputs,
+        input_output_aliases=aliases,
+        interpret=interpret,
+        name="adam",
+    )(given.floats, jax.lax.bitcast_convert_type(given.words, jnp.int32), *arrays)
+    like, tree = jax.tree.flatten((g, stored))
+    return jax.tree.unflatten(tree, [x.reshape(y.shape) for x, y in zip(new, like, strict=True)])
+
+
+def _folded(tiles: Tiles) -> Tiles:
+    """A single row as several: a tile has 8 rows or more, whether they are filled or not."""
+    if tiles.rows > 1 or not tiles.is_contiguous:
+        return tiles
+    blocks = max(k for k in range(1, min(tiles.blocks, _BLOCKS) + 1) if tiles.blocks % k == 0)
+    width = blocks * tiles.length
+    return Tiles(1, tiles.planes * tiles.blocks // blocks, blocks, tiles.length, width, 0)
+
+
+def _block_by_block(step: Any, tiles: Tiles, key: Any, inputs: Any, outputs: Any) -> None:
+    """Step for step the blocks of a tile: rows of one column at once."""
+    g, stored, theta = inputs
+    out, stored_out = jax.tree.unflatten(jax.tree.structure((g, stored)), outputs)
+    scales = stored.scale[...].astype(jnp.int32)
+    rows, blocks = scales.shape
+    column = jax.lax.broadcasted_iota(jnp.int32, scales.shape, 1)
+    # `update_leaf` counts the elements of what it gets; these are the distances of whole rows.
+    row = jax.lax.broadcasted_iota(jnp.uint32, (rows, 1), 0)
+    row = row * np.uint32((tiles.row_distance - tiles.length) % 2**32)
+
+    def one(j: Any, new_scales: jax.Array) -> jax.Array:
+        at = pl.ds(pl.multiple_of(j * tiles.length, tiles.length), tiles.length)
+        here = column == j
+        scale = jnp.sum(jnp.where(here, scales, 0).astype(jnp.float32), axis=1, keepdims=True)
+        old = jax.tree.map(lambda x: x[:, at], stored._replace(scale=None))
+        old = old._replace(scale=scale.astype(jnp.int32))
+        start = key + row + (j * tiles.length).astype(jnp.uint32)
+        weight = None if theta is None else theta[:, at]
+        new = step(start, g[:, at], old, weight)
+        scale = new[1].scale.astype(jnp.int32)
+        targets = jax.tree.leaves((out, stored_out._replace(scale=None)))
+        values = jax.tree.leaves((new[0], new[1]._replace(scale=None)))
+        for target, x in zip(targets, values, strict=True):
+            target[:, at] = x
+        return jnp.where(here, scale, new_scales)
+
+    new_scales = jax.lax.fori_loop(0, blocks, one, jnp.zeros_like(scales))
+    stored_out.scale[...] = new_scales.astype(jnp.uint16)
