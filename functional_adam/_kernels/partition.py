@@ -113,7 +113,7 @@ def _partition(plan: Plan, tree: Any, mesh: Any, operands: Any, results: Any) ->
         starts = tuple(_index(names) * np.uint32(size) for names, size in pairs)
         return jax.tree.leaves(step_part(plan, part._replace(starts=starts)))
 
-    return mesh, step, jax.tree.leaves((leaf, stored)), jax.tree.leaves(given)
+    return mesh, step, jax.tree.leaves((leaf, stored)), tuple(jax.tree.leaves(given))
 
 
 def _infer(tree: Any, mesh: Any, operands: Any, results: Any) -> Any:
