@@ -112,6 +112,7 @@ MEMBERS = [  # those first by which others are represented: see `each_rule` and 
 MEMBERS = {member.key: member for member in MEMBERS}
 EXTRA = {"amsgrad": ("nu_max", "v"), "ademamix": ("mu_slow", "m")}
 
+
 # Scoped to the module, so that pytest runs all tests of a member in a row, and a worker finds what
 # it has compiled.
 def members(number):

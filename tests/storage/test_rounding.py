@@ -19,6 +19,16 @@ from functional_adam._storage import rounding as R
 pytestmark = pytest.mark.usefixtures("strict")
 
 
+def pairs(names, first, second):
+    """The product of two choices, of which the short suite takes each choice once."""
+    quick = set(zip(first, second, strict=True))
+    cases = itertools.product(first, second)
+    slow = pytest.mark.slow
+    return pytest.mark.parametrize(
+        names, [pytest.param(*case, marks=() if case in quick else slow) for case in cases]
+    )
+
+
 @pytest.fixture
 def standard():
     """Standard promotion after all: Optax adds what differs in dtype."""
@@ -102,8 +112,7 @@ COUNTS, ELEMENTS = 50_000, 128
 STREAM_ERRORS = {"nu": lambda _: 1e-3, "theta": lambda p: 5 * np.sqrt(p * (1 - p) / COUNTS)}
 
 
-@pytest.mark.parametrize("stream", STREAM_ERRORS)
-@pytest.mark.parametrize("name", SHORT)
+@pairs(("name", "stream"), SHORT, STREAM_ERRORS)
 def test_the_mean_over_many_counts_is_the_number(name, stream):
     grid = every(name)
     at = np.searchsorted(grid.astype(np.float64), [0.37, 3e-3, 700.0])
@@ -167,7 +176,9 @@ def test_the_draws_differ():
         assert (a == b).mean() < 0.01
 
 
-@pytest.mark.parametrize("key", [0, 1, 0xDEADBEEF])
+@pytest.mark.parametrize(
+    "key", [pytest.param(k, marks=pytest.mark.slow) for k in (0, 1)] + [0xDEADBEEF]
+)
 def test_all_streams_of_a_step_are_uniform_and_unrelated(key):
     shape = 64, 1024
     phases = flat(
@@ -293,8 +304,7 @@ def moderate(theta, seed):
     return np.float32(signs * 2.0 ** rng.uniform(-3, 3, theta.size))
 
 
-@pytest.mark.parametrize("name", SHORT)
-@pytest.mark.parametrize("rounding", ["stochastic", "compensated"])
+@pairs(("rounding", "name"), ["stochastic", "compensated"], SHORT)
 def test_an_update_lands_exactly_on_the_grid_beside_its_goal(rounding, name, standard):
     theta = every(name)
     grads = moderate(theta, 32)
@@ -399,8 +409,7 @@ def trained(rounding, name="bfloat16", up=False):
     return np.float64(theta), np.float64(params), params, state, rate * STEPS
 
 
-@pytest.mark.parametrize("up", [False, True])
-@pytest.mark.parametrize("name", SHORT)
+@pairs(("up", "name"), [False, True], SHORT)
 def test_steps_far_below_half_a_unit_add_up_in_compensated_weights(name, up):
     start, _, params, state, way = trained("compensated", name, up)
     moved = (start - np.float64(fa.master_params(params, state))) * (-1 if up else 1)
@@ -448,9 +457,15 @@ def test_other_parameters_take_the_plain_step():
             assert (kept.shape, kept.dtype) == ((), jnp.bfloat16)
 
 
-@pytest.mark.parametrize(("now", "at_init"), [("float32", "bfloat16"), ("bfloat16", "float32")])
-@pytest.mark.parametrize("moments", ["full", "int8"])
-@pytest.mark.parametrize("rounding", ["stochastic", "compensated"])
+@pytest.mark.parametrize(
+    ("now", "at_init", "moments", "rounding"),
+    [
+        ("float32", "bfloat16", "full", "stochastic"),
+        ("float32", "bfloat16", "int8", "compensated"),
+        ("bfloat16", "float32", "full", "compensated"),
+        ("bfloat16", "float32", "int8", "stochastic"),
+    ],
+)
 def test_a_parameter_that_has_changed_its_dtype_is_refused(rounding, moments, now, at_init):
     tx = fa.adamw(0.01, b1=0.7, weight_decay=0.2, rounding=rounding, moments=moments)
     params = {"a": jnp.ones(3, jnp.float16), "b": jnp.ones(5, at_init)}
@@ -602,8 +617,7 @@ def test_apply_if_finite_refuses_short_gradients_as_updates_are_wider(standard):
         outer.update(theta, state, theta)
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-@pytest.mark.parametrize("sign", [1, -1])
+@pairs(("dtype", "sign"), [jnp.bfloat16, jnp.float16], [1, -1])
 def test_compensated_weights_do_not_drift_where_a_code_would_be_128(dtype, sign):
     # Steps of half the weight's spacing, so that half-way points are met all the time. Clipped to
     # 127 there, weights sank by half a code in 256 steps: 15 standard errors here.
