@@ -3,6 +3,8 @@
 import pytest
 from modes import switched
 
+pytest.register_assert_rewrite("family_members")
+
 
 @pytest.fixture
 def x64():

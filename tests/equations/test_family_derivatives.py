@@ -54,8 +54,8 @@ def gradient(w, t):
 
     d**2 (1 + 0.3 d) k + sin(t + 2 d), summed, where d is the way from the target.
     """
-    d, k = w - TARGET, jnp.array([1.0, 2, 3, 4, 5, 0, 0], w.dtype)
-    return (2 * d + 0.9 * d**2) * k + 2 * jnp.cos(t + 2 * d) * (k > 0)
+    d, k = w - jnp.asarray(TARGET, w.dtype), jnp.array([1, 2, 3, 4, 5, 0, 0], w.dtype)
+    return (2 * d + 0.9 * d**2) * k + 2 * jnp.cos(t + 2 * d) * jnp.sign(k)
 
 
 @functools.cache
