@@ -109,6 +109,11 @@ QUICK = {
     *("adamax", "radam, 0.9999", "radam, Nesterov", "adabelief", "yogi", "adopt"),
     *("ademamix, schedules", "cautious"),
 }
+# Their equations are those of others, with other numbers or an option less.
+REPEATED = {
+    *("nadam, Dozat", "amsgrad", "adamaxw", "radam", "radam, 0.9999"),
+    *("yogi", "ademamix", "adopt"),
+}
 FLOAT32 = [
     *(pytest.param(name, 256, id=name) for name in CASES if name in QUICK),
     *(pytest.param(name, SIZE, id=f"{name}, all coordinates", marks=slow) for name in CASES),
@@ -157,7 +162,8 @@ def test_float32_error_of_a_variants_step(name, size):
     off = (error > 60).any(axis=0)
     assert off.sum() <= UNDECIDED.get(name, 0) * size / SIZE, f"{off.sum()} coordinates"
     by_step = np.sqrt((error[:, ~off] ** 2).mean(axis=1))
-    assert by_step.max() <= 4, f"rms {by_step.max():.2f} u at t = {by_step.argmax() + 1}"
+    most = 4 if size == SIZE else 4.5  # fewer coordinates average out less
+    assert by_step.max() <= most, f"rms {by_step.max():.2f} u at t = {by_step.argmax() + 1}"
     nesterov = rule == "nadam" or hyper.get("nesterov")
     assert error[:, ~off].max() <= (60 if nesterov else 40), f"max {error[:, ~off].max():.1f} u"
     found = moments(state)
@@ -185,7 +191,9 @@ def test_float32_error_of_a_lamb_step(size):
     assert error.max() <= 40
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=slow if name in REPEATED else ()) for name in CASES]
+)
 def test_float64_trajectory_with_training(name, x64):
     factory, rule, hyper = CASES[name]
     grads = gradients(400, 32).astype(np.float64) * np.pi
