@@ -40,10 +40,11 @@ VARIANTS = {
     "ademamix": (fa.ademamix, {"b3": 0.97, "alpha": 3.0, "weight_decay": 0.1}, {}),
     "cautious": (lambda **h: fa.cautious(fa.adamw(**h)), {"weight_decay": 0.3}, {}),
 }
-# What these have is in others as well: decay, or an option left out.
+# What these have is in others as well, or has no rule of its own for its derivative.
 SLOW = {
-    *("adam, no eps_root", "adam, l2", "adamw", "nadam", "nadamw"),
-    *("adamax", "amsgrad, before", "radam", "adopt, Nesterov"),
+    *("adam, no eps_root", "adam, l2", "adamw", "adamw, independent", "nadam", "nadamw"),
+    *("adamax", "amsgrad, before", "radam", "adabelief", "yogi", "adopt, Nesterov"),
+    *("ademamix", "cautious"),
 }
 TARGET = np.linspace(-1, 1.4, 7)
 START = np.cos(np.arange(7.0) * 1.3)
