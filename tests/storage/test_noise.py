@@ -123,6 +123,25 @@ def test_no_two_things_that_one_step_rounds_share_their_bits():
             assert abs(correlation(x, y)) < 5, (a, b)
 
 
+def test_both_codes_of_an_8_bit_step_are_rounded_by_bits_of_their_own():
+    first, second = np.random.default_rng(43).standard_normal((2, 128, 128)).astype(np.float32)
+    params, tx = jnp.zeros((128, 128)), fa.adam(3e-3, b1=0.83, b2=0.97, moments="int8")
+
+    def decoded(state):  # m and sqrt(v)
+        full = fa.convert_moments(state, params, moments="full")
+        return np.float64(full.mu), np.sqrt(np.float64(full.nu))
+
+    # The second step: after the first all ratios are the largest that there can be.
+    _, state = tx.update(first, tx.init(params))
+    m, w = decoded(state)
+    m, w = 0.83 * m + 0.17 * second, np.sqrt(0.97 * w**2 + 0.03 * np.float64(second) ** 2)
+    m_found, w_found = decoded(tx.update(second, state)[1])
+    ratio_is_up, root_is_up = np.abs(m_found) / w_found > np.abs(m) / w, w_found > w
+    assert 0.2 < ratio_is_up.mean() < 0.8
+    assert 0.2 < root_is_up.mean() < 0.8
+    assert abs(correlation(ratio_is_up, root_is_up)) < 5
+
+
 def test_a_conversion_rounds_by_other_bits_than_the_step_before_it():
     # By the same, what the step rounded up would be rounded up again. All are half-way points.
     n, path = 2**14, "['w']"
