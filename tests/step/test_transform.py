@@ -184,6 +184,7 @@ def test_vmap_over_one_hyperparameter_among_numbers(name):
         )
 
 
+@slow
 def test_gradients_through_updates_are_finite_and_right(x64):
     target = jnp.array([1.0, -0.5, 0.0, 0.0])
     mask = jnp.array([1.0, 1.0, 0.0, 0.0])  # the loss never touches two coordinates
@@ -217,7 +218,7 @@ def test_gradients_through_updates_are_finite_and_right(x64):
         np.testing.assert_allclose(slopes[1][name], central, rtol=1e-6, atol=1e-8)
 
 
-@pytest.mark.parametrize("name", ["b1", "b2"])
+@pytest.mark.parametrize("name", [pytest.param("b1", marks=slow), "b2"])
 def test_the_gradient_is_right_at_a_decay_rate_of_zero(x64, name):
     grads, params = jax.tree.map(jnp.float64, tree_gradients(4))
     size = lambda x: sum((leaf**2).sum() for leaf in jax.tree.leaves(x))  # noqa: E731
