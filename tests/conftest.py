@@ -3,6 +3,8 @@
 import pytest
 from modes import switched
 
+pytest.register_assert_rewrite("family_members", "format_runs", "step_runs")
+
 
 @pytest.fixture
 def x64():

@@ -19,8 +19,13 @@ from functional_adam import _scalars
 from functional_adam._storage import int8
 
 HYPER = dict(learning_rate=0.03, b1=0.85, b2=0.97, eps=1e-6, weight_decay=0.2)
-ROUNDINGS = ("nearest", "stochastic", "compensated")
-MODES = [(moments, r) for moments in ("full", "bfloat16", "int8") for r in ROUNDINGS]
+# Each format and each rounding; what skips a step sees leaves alone.
+MODES = [
+    ("full", "nearest"),
+    ("bfloat16", "stochastic"),
+    ("int8", "compensated"),
+    ("full", "compensated"),
+]
 every_mode = pytest.mark.parametrize(("moments", "rounding"), MODES)
 SHAPES = {"a": (3, 150), "b": (5,)}  # a block of 128 and a part of one in each row
 BAD_PLACE = (1, 140)  # of "a"
@@ -56,11 +61,12 @@ def spoiled(grads, value, place=BAD_PLACE):
     return {**grads, "a": grads["a"].at[place].set(value)}
 
 
+MOST = 4  # bad steps in a row that are skipped
+
+
 @functools.cache
-def transformation(moments, rounding, max_consecutive_errors=4):
-    return optax.apply_if_finite(
-        fa.adamw(**HYPER, moments=moments, rounding=rounding), max_consecutive_errors
-    )
+def transformation(moments, rounding):
+    return optax.apply_if_finite(fa.adamw(**HYPER, moments=moments, rounding=rounding), MOST)
 
 
 def one_step(tx, params, state, grads):
@@ -118,21 +124,22 @@ def test_a_bad_step_leaves_no_trace(moments, rounding, plan):
     assert jitted(tx)._cache_size() == 1
 
 
-@pytest.mark.parametrize(("moments", "rounding"), MODES[::4])
+@pytest.mark.parametrize(("moments", "rounding"), [("bfloat16", "compensated")])
 def test_a_bad_step_leaves_no_trace_within_a_scan(moments, rounding):
     tx, plan = transformation(moments, rounding), PLANS["first, middle and last"]
-    rows = list(stream(rounding, plan))
+    rows = list(stream(rounding, plan))[:8]  # of which four are bad
 
     @jax.jit
-    def walked(params, state, grads):
+    def four_steps(params, state, grads):
         body = lambda kept, g: (one_step(tx, *kept, g), None)  # noqa: E731
         return jax.lax.scan(body, (params, state), grads)[0]
 
     def end(grads):
         params = numbers(0, dtype_of(rounding))
-        params, state = walked(
-            params, tx.init(params), jax.tree.map(lambda *g: jnp.stack(g), *grads)
-        )
+        state = tx.init(params)
+        for i in range(0, len(grads), 4):
+            four = jax.tree.map(lambda *g: jnp.stack(g), *grads[i : i + 4])
+            params, state = four_steps(params, state, four)
         return params, state.inner_state
 
     assert_same_bits(end([g for _, g in rows]), end([g for bad, g in rows if not bad]))
@@ -141,7 +148,9 @@ def test_a_bad_step_leaves_no_trace_within_a_scan(moments, rounding):
 MEMBERS, ILL = 3, 1
 
 
-@every_mode
+@pytest.mark.parametrize(
+    ("moments", "rounding"), [("full", "nearest"), ("bfloat16", "compensated")]
+)
 def test_a_member_with_bad_steps_touches_no_other_and_loses_just_these(moments, rounding):
     tx, dtype = transformation(moments, rounding), dtype_of(rounding)
     plan = {2: np.nan, 3: np.inf, 5: -np.inf, STEPS - 1: np.nan}
@@ -168,18 +177,18 @@ def test_a_member_with_bad_steps_touches_no_other_and_loses_just_these(moments, 
     assert_same_bits(of(ILL, *found), of(ILL, *without))
 
 
-@every_mode
+@pytest.mark.parametrize(("moments", "rounding"), MODES[:3])
 def test_after_too_many_bad_steps_optax_lets_the_next_one_through(moments, rounding):
-    tx = transformation(moments, rounding, 2)
+    tx = transformation(moments, rounding)
     params = numbers(0, dtype_of(rounding))
     state, grads = tx.init(params), numbers(1, dtype_of(rounding))
     params, state = jitted(tx)(params, state, grads)
-    for _ in range(2):
+    for _ in range(MOST):
         before = params, state.inner_state
         params, state = jitted(tx)(params, state, spoiled(grads, np.nan))
         assert_same_bits((params, state.inner_state), before)
     params, state = jitted(tx)(params, state, spoiled(grads, np.nan))
-    assert (state.inner_state.count, state.notfinite_count) == (2, 3)
+    assert (state.inner_state.count, state.notfinite_count) == (2, MOST + 1)
     # Now it is in the state, in this element alone, and no good gradient takes it out again.
     for _ in range(2):
         full = fa.convert_moments(state.inner_state, params, moments="full")
@@ -198,11 +207,21 @@ def test_after_too_many_bad_steps_optax_lets_the_next_one_through(moments, round
 
 @functools.cache
 def recipe():
-    """What the page's code defines: `scaled_step`, `loss` and their numbers."""
+    """What the page's code defines: `scaled_step`, `loss` and their numbers.
+
+    `test_docs` runs the page; the training at its end is left out here.
+    """
     namespace = {}
     for code in blocks(ROOT / "docs" / "precision.md", "python"):
-        exec(compile(code, "precision.md", "exec"), namespace)
+        definitions, _, _ = code.partition("\nwanted = ")
+        exec(compile(definitions, "precision.md", "exec"), namespace)
     return namespace
+
+
+@functools.cache
+def magnified(loss, factor):
+    """One function for one loss, so that it is compiled once."""
+    return lambda *args: factor * loss(*args)
 
 
 def in_float32(params, *batch):
@@ -212,7 +231,7 @@ def in_float32(params, *batch):
 def trained(tx, loss, params, scale, steps, patience, magnify=1.0):
     """Parameters, state and scale after every step; `magnify` multiplies the loss."""
     page, state = recipe(), tx.init(params)
-    total = lambda *args: magnify * loss(*args)  # noqa: E731
+    total = magnified(loss, magnify)
     rows, good = [], jnp.int32(0)
     scale = jnp.float32(scale)
     for _ in range(steps):
@@ -223,6 +242,7 @@ def trained(tx, loss, params, scale, steps, patience, magnify=1.0):
     return rows
 
 
+@functools.cache
 def of_float16(learning_rate=3e-4, **options):
     hyper = HYPER | {"learning_rate": learning_rate, "eps": 1e-10}
     return optax.apply_if_finite(fa.adamw(**hyper, **options), 40)
@@ -282,10 +302,8 @@ def test_what_eps_and_clipping_see_are_gradients_without_the_scale():
 @pytest.mark.parametrize(
     ("dtype", "options"),
     [
-        ("float32", {}),
         ("float32", {"moments": "int8"}),
         ("float16", {"rounding": "compensated"}),
-        ("float16", {"rounding": "compensated", "moments": "int8"}),
     ],
 )
 def test_scaled_float16_follows_float32_where_unscaled_stands_still(dtype, options):

@@ -14,6 +14,7 @@ from chex import assert_max_traces, clear_trace_counter
 import functional_adam as fa
 
 pytestmark = pytest.mark.usefixtures("strict")
+slow = pytest.mark.slow
 
 HYPER = dict(learning_rate=3e-3, b1=0.83, b2=0.97, eps=1e-5, eps_root=1e-6, weight_decay=0.3)
 
@@ -158,8 +159,21 @@ SWEEP = {
 }
 
 
-@pytest.mark.parametrize("name", SWEEP)
-def test_vmap_over_each_hyperparameter(name):
+def test_vmap_over_each_hyperparameter():
+    """One batch: in each row one hyperparameter is another; in the last all are."""
+    grads, params = tree_gradients()
+    rows = [HYPER | {name: value} for name, values in SWEEP.items() for value in values]
+    rows.append({name: 0.9 * value for name, value in HYPER.items()})
+    batch = {name: jnp.array([row[name] for row in rows], jnp.float32) for name in HYPER}
+    result = jax.jit(jax.vmap(lambda hyper: train(grads, params, **hyper)))(batch)
+    for i in range(len(rows)):
+        member = jax.tree.map(lambda x, i=i: x[i], result)
+        hyper = {name: values[i] for name, values in batch.items()}
+        assert_follows(*member, reference_run(grads, params, **hyper), 1e-5)
+
+
+@pytest.mark.parametrize("name", ["b2", *(pytest.param(n, marks=slow) for n in SWEEP if n != "b2")])
+def test_vmap_over_one_hyperparameter_among_numbers(name):
     grads, params = tree_gradients()
     sweep = jax.jit(jax.vmap(lambda x: train(grads, params, **HYPER | {name: x})))
     result = sweep(jnp.array(SWEEP[name], jnp.float32))
@@ -170,16 +184,7 @@ def test_vmap_over_each_hyperparameter(name):
         )
 
 
-def test_vmap_over_all_hyperparameters_at_once():
-    grads, params = tree_gradients()
-    values = [HYPER, {k: v * 0.9 for k, v in HYPER.items()}]
-    stacked = {k: jnp.array([v[k] for v in values], jnp.float32) for k in HYPER}
-    result = jax.jit(jax.vmap(lambda h: train(grads, params, **h)))(stacked)
-    for i, hyper in enumerate(values):
-        member = jax.tree.map(lambda x, i=i: x[i], result)
-        assert_follows(*member, reference_run(grads, params, **hyper), 1e-5)
-
-
+@slow
 def test_gradients_through_updates_are_finite_and_right(x64):
     target = jnp.array([1.0, -0.5, 0.0, 0.0])
     mask = jnp.array([1.0, 1.0, 0.0, 0.0])  # the loss never touches two coordinates
@@ -187,6 +192,7 @@ def test_gradients_through_updates_are_finite_and_right(x64):
     def loss(theta):
         return (mask * (jnp.sin(theta) - target) ** 2).sum()
 
+    @jax.jit
     def unrolled(theta, hyper):
         state = fa.init(theta)
         for _ in range(5):
@@ -197,7 +203,7 @@ def test_gradients_through_updates_are_finite_and_right(x64):
     theta = jnp.array([0.3, 0.2, 0.1, 0.0])
     hyper = {k: jnp.float64(v) for k, v in HYPER.items()}
     hyper |= {"eps_root": jnp.float64(0), "eps": jnp.float64(3e-3)}
-    slopes = jax.grad(unrolled, argnums=(0, 1))(theta, hyper)
+    slopes = jax.jit(jax.grad(unrolled, argnums=(0, 1)))(theta, hyper)
     assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(slopes))
 
     h = 1e-6
@@ -212,14 +218,14 @@ def test_gradients_through_updates_are_finite_and_right(x64):
         np.testing.assert_allclose(slopes[1][name], central, rtol=1e-6, atol=1e-8)
 
 
-@pytest.mark.parametrize("name", ["b1", "b2"])
+@pytest.mark.parametrize("name", [pytest.param("b1", marks=slow), "b2"])
 def test_the_gradient_is_right_at_a_decay_rate_of_zero(x64, name):
     grads, params = jax.tree.map(jnp.float64, tree_gradients(4))
     size = lambda x: sum((leaf**2).sum() for leaf in jax.tree.leaves(x))  # noqa: E731
     objective = lambda b: size(train(grads, params, **HYPER | {name: b})[0])  # noqa: E731
-    slope = jax.grad(objective)(jnp.float64(0))
-    ahead = (objective(jnp.float64(1e-9)) - objective(jnp.float64(0))) / 1e-9
-    np.testing.assert_allclose(slope, ahead, rtol=1e-4)
+    both = jax.jit(jax.value_and_grad(objective))
+    (here, slope), (ahead, _) = both(jnp.float64(0)), both(jnp.float64(1e-9))
+    np.testing.assert_allclose(slope, (ahead - here) / 1e-9, rtol=1e-4)
 
 
 # Contract -------------------------------------------------------------------------------------
@@ -255,7 +261,13 @@ def test_types_are_those_of_init_for_complex_leaves(x64, kind, grad_dtype, param
     check_types(kind, grad_dtype, param_dtype)
 
 
-def check_types(kind, grad_dtype, param_dtype):
+@pytest.mark.parametrize("kind", SCALARS)
+def test_types_are_those_of_init_when_run(x64, kind):
+    for evaluate in (lambda f, *args: f(*args), lambda f, *args: jax.jit(f)(*args)):
+        check_types(kind, jnp.bfloat16, jnp.float32, evaluate)
+
+
+def check_types(kind, grad_dtype, param_dtype, evaluate=jax.eval_shape):
     hyper = {name: SCALARS[kind](value) for name, value in HYPER.items()}
     if kind == "jax 16":  # decay rates of so few bits are refused
         hyper |= {name: jnp.float32(HYPER[name]) for name in ("b1", "b2")}
@@ -265,12 +277,11 @@ def check_types(kind, grad_dtype, param_dtype):
     state = tx.init(params)
     with jax.numpy_dtype_promotion("standard"):
         wider = jnp.promote_types(grad_dtype, param_dtype)
-    for update in (tx.update, jax.jit(tx.update)):
-        updates, after = update(grads, state, params)
-        assert avals(after) == avals(state)
-        assert all(u.dtype == wider for u in jax.tree.leaves(updates))
-        assert avals(fa.apply_updates(params, updates)) == avals(params)
-        assert jax.tree.structure(after) == jax.tree.structure(state)
+    updates, after = evaluate(tx.update, grads, state, params)
+    assert avals(after) == avals(state)
+    assert all(u.dtype == wider for u in jax.tree.leaves(updates))
+    assert avals(evaluate(fa.apply_updates, params, updates)) == avals(params)
+    assert jax.tree.structure(after) == jax.tree.structure(state)
 
 
 def test_one_compilation_over_many_steps():
@@ -391,6 +402,7 @@ print("as it should be")
 """
 
 
+@slow
 def test_sharded_parameters_keep_their_mesh_and_need_one_compilation():
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
     done = subprocess.run(

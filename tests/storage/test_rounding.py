@@ -1,7 +1,6 @@
 """Rounding to 16 bits: on average right, exactly on the grid, and what is left out kept."""
 
 import functools
-import itertools
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +10,7 @@ import optax
 import pytest
 import reference
 from modes import switched
+from short_floats import SHORT, enclosing, every, pairs, step, stochastic
 
 import functional_adam as fa
 from functional_adam._storage import noise as N
@@ -26,32 +26,8 @@ def standard():
         yield
 
 
-SHORT = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 RANDOM = np.random.default_rng(30).integers(0, 2**32, 4, dtype=np.uint32)
 BITS = [np.uint32(0), np.uint32(2**32 - 1), *RANDOM]
-
-
-def every(name):
-    """All finite numbers of a dtype, in order, without the subnormals that XLA's CPU flushes."""
-    infinity = {"bfloat16": 0x7F80, "float16": 0x7C00}[name]
-    patterns = np.arange(infinity, dtype=np.uint16)
-    x = np.concatenate([patterns[:0:-1] | np.uint16(2**15), patterns]).view(SHORT[name])
-    wide = np.abs(x.astype(np.float64))
-    return x[(wide >= 2.0**-126) | (wide == 0)]
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def stochastic(x, name, random):
-    random = jnp.broadcast_to(random, x.shape)
-    return R.stochastic(x, np.dtype(SHORT[name]), random)
-
-
-def enclosing(grid, x):
-    """The numbers of an ordered grid at or below and at or above x, or its ends."""
-    grid, x = grid.astype(np.float64), np.asarray(x, np.float64)
-    above = grid[np.searchsorted(grid, x).clip(0, len(grid) - 1)]
-    below = grid[(np.searchsorted(grid, x, side="right") - 1).clip(0)]
-    return below, above
 
 
 # One number ---------------------------------------------------------------------------------------
@@ -102,8 +78,7 @@ COUNTS, ELEMENTS = 50_000, 128
 STREAM_ERRORS = {"nu": lambda _: 1e-3, "theta": lambda p: 5 * np.sqrt(p * (1 - p) / COUNTS)}
 
 
-@pytest.mark.parametrize("stream", STREAM_ERRORS)
-@pytest.mark.parametrize("name", SHORT)
+@pairs(("name", "stream"), SHORT, STREAM_ERRORS)
 def test_the_mean_over_many_counts_is_the_number(name, stream):
     grid = every(name)
     at = np.searchsorted(grid.astype(np.float64), [0.37, 3e-3, 700.0])
@@ -126,161 +101,6 @@ def test_the_mean_over_many_counts_is_the_number(name, stream):
     assert (error < np.ravel(most) / ELEMENTS**0.5 + 6e-5).all()
 
 
-# Bits ---------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("bits", "salt"), [(6, 1), (3, 2), (6, 3), (6, 0x9C3E5A11)])
-def test_every_window_of_counts_takes_each_part_of_the_interval_once(bits, salt):
-    windows = 500
-    counts = jnp.arange(windows << bits, dtype=jnp.uint32)
-    drawn = np.asarray(jax.jit(lambda t: N._shuffled(t, bits, salt))(counts))
-    parts = (drawn >> np.uint32(32 - bits)).reshape(windows, -1)
-    np.testing.assert_array_equal(np.sort(parts, axis=1), np.tile(np.arange(2**bits), (windows, 1)))
-    orders = {tuple(row) for row in parts}
-    assert len(orders) > 0.4 * windows  # shuffled anew
-    # And what follows the part is the window's own, anywhere.
-    offsets = (drawn & np.uint32(2 ** (32 - bits) - 1)).reshape(windows, -1)
-    assert (offsets == offsets[:, :1]).all()
-    assert abs(offsets[:, 0].mean() / 2 ** (32 - bits) - 0.5) < 0.05
-
-
-MORE = "mu_slow", "mu_slower"
-
-
-def flat(streams):
-    """{name: bits} of a StepNoise or of RandomBits, those in `extra` included."""
-    found = streams._asdict()
-    return {name: np.asarray(x) for name, x in (found | found.pop("extra")).items()}
-
-
-def correlation(a, b):
-    """In standard errors of that of unrelated numbers."""
-    return np.corrcoef(np.float64(a).ravel(), np.float64(b).ravel())[0, 1] * np.sqrt(a.size)
-
-
-def test_the_draws_differ():
-    drawn = flat(jax.jit(jax.vmap(lambda t: N.step_noise(t, MORE)))(jnp.arange(1, 1000)))
-    assert list(drawn) == ["nu", "mu", "code", "theta", *MORE]
-    for a, b in itertools.combinations(drawn.values(), 2):
-        assert a.dtype == b.dtype == np.uint32
-        assert abs(correlation(a, b)) < 4
-        assert (a == b).mean() < 0.01
-
-
-@pytest.mark.parametrize("key", [0, 1, 0xDEADBEEF])
-def test_all_streams_of_a_step_are_uniform_and_unrelated(key):
-    shape = 64, 1024
-    phases = flat(
-        jax.jit(lambda key: N.random_bits(N.step_noise(jnp.int32(9), MORE), key, shape))(
-            jnp.uint32(key)
-        )
-    )
-    phases = {name: x / 2.0**32 for name, x in phases.items()}
-    for x in phases.values():
-        expected = x.size / 256
-        seen = np.bincount((x * 256).astype(int).ravel(), minlength=256)
-        assert ((seen - expected) ** 2 / expected).sum() < 255 + 6 * np.sqrt(2 * 255)
-        for lag in (1, 2, 3, 16, 128, 1024):
-            flattened = x.ravel()
-            assert abs(correlation(flattened[:-lag], flattened[lag:])) < 6
-        assert len(np.unique(x)) > 0.999 * x.size
-    for a, b in itertools.combinations(phases.values(), 2):
-        assert abs(correlation(a, b)) < 6
-
-
-def test_a_parameters_bits_of_one_step_tell_nothing_of_the_next():
-    steps, n = 1024, 1024
-    of_step = jax.jit(jax.vmap(lambda t: N.random_bits(N.step_noise(t), 5, (n,)).theta))
-    drawn = np.asarray(of_step(jnp.arange(1, steps + 1)))
-    x = drawn / 2.0**32
-    z = (x - x.mean()) / x.std()
-    for table in (z, z.T):  # any two steps over the elements, any two elements over the steps
-        off = (table @ table.T / n**0.5)[np.triu_indices(n, 1)]
-        assert abs(off.std() - 1) < 0.02
-        assert np.abs(off).max() < 6.5
-    for lag in (1, 2, 3, 8, 64, 128):  # windows would give -1/64 of a variance, 16 errors
-        assert abs(correlation(z[:-lag], z[lag:])) < 5
-
-
-def directions(tx, g, theta, b3=None):
-    """Of all that the first step rounds, where it was rounded away from 0."""
-    u, state = step(tx, np.float32(g), theta)
-    params, g = fa.apply_updates(theta, u), np.float64(np.float32(g))
-    if state.residual.dtype == jnp.int8:
-        params = fa.master_params(params, state)
-    mix = 0 if b3 is None else 3 * (1 - b3)
-    goal = np.float64(theta) - 3e-3 * (1 + mix) * g / (np.abs(g) + 1e-3)
-    rounded = {"mu": (state.mu, 0.17 * g), "nu": (state.nu, 0.03 * g * g), "theta": (params, goal)}
-    if b3 is not None:
-        rounded["mu_slow"] = state.extra["mu_slow"], (1 - b3) * g
-    return {name: np.abs(np.float64(x)) > np.abs(exact) for name, (x, exact) in rounded.items()}
-
-
-def test_no_two_things_that_one_step_rounds_share_their_bits():
-    # Where two share theirs, both are rounded up together more often than not: 0.3 of a variance,
-    # 40 standard errors.
-    n, hyper = 2**14, dict(b1=0.83, b2=0.97, eps=1e-3, moments="bfloat16")
-    g, short = np.random.default_rng(38).standard_normal(n), SHORT["bfloat16"]
-    theta = np.random.default_rng(39).uniform(1, 1.9, n).astype(short)
-    adam = functools.partial(fa.adam, 3e-3, **hyper)
-    for found in (
-        directions(
-            fa.ademamix(3e-3, b3=0.97, alpha=3.0, **hyper, rounding="stochastic"), g, theta, 0.97
-        ),
-        directions(adam(rounding="compensated"), g, theta),
-        directions(adam(rounding="compensated"), np.abs(g) * 1e-4, np.ones(n, short)),
-    ):
-        for (a, x), (b, y) in itertools.combinations(found.items(), 2):
-            assert 0.2 < x.mean() < 0.8, a
-            assert abs(correlation(x, y)) < 5, (a, b)
-
-
-def test_a_conversion_rounds_by_other_bits_than_the_step_before_it():
-    # By the same, what the step rounded up would be rounded up again. All are half-way points.
-    n, path = 2**14, "['w']"
-    x = np.full(n, 1 + 2.0**-8, np.float32)
-    state = fa.init({"w": jnp.zeros(n)})._replace(
-        count=jnp.int32(7), mu={"w": jnp.asarray(x)}, nu={"w": jnp.asarray(x)}
-    )
-    random = N.random_bits(N.step_noise(jnp.int32(7)), N.leaf_key(path), (n,))
-    found = fa.convert_moments(state, {"w": jnp.zeros(n)}, moments="bfloat16")
-    for stored, own in ((found.mu, random.mu), (found.nu, random.nu)):
-        of_step = np.float32(stochastic(x, "bfloat16", own)) > x
-        assert abs(correlation(np.float32(stored["w"]) > x, of_step)) < 5
-
-
-def test_the_bits_of_an_element_are_those_of_its_place_in_the_leaf():
-    drawn, key = N.step_noise(jnp.int32(7), MORE), jnp.uint32(99)
-    line, folded = (flat(N.random_bits(drawn, key, shape)) for shape in ((60,), (3, 4, 5)))
-    for name, x in line.items():
-        np.testing.assert_array_equal(x, np.ravel(folded[name]))
-
-
-def test_a_fraction_is_strictly_inside_the_unit_interval():
-    x = np.concatenate([[0, 2**32 - 1], np.arange(0, 2**32, 65_537)]).astype(np.uint32)
-    got = np.float64(jax.jit(N.fraction)(jnp.asarray(x)))
-    assert got.min() >= 2.0**-15
-    assert got.max() <= 1 - 2.0**-15
-    assert np.abs(got - x / 2.0**32).max() <= 2.0**-14
-
-
-@pytest.mark.parametrize("maximum", ["after_correction", "before_correction"])
-def test_a_maximum_is_rounded_down_and_therefore_never_above_what_it_is_of(maximum):
-    # Rounded up now and then, it would keep that for good, step after step.
-    rng, grid = np.random.default_rng(42), every("bfloat16").astype(np.float64)
-    g, v, v_max = (rng.uniform(1, 2, 2000) for _ in "gvm")
-    v, v_max = v.astype(SHORT["bfloat16"]), v_max.astype(SHORT["bfloat16"])
-    tx = fa.amsgrad(b2=0.83, moments="bfloat16", maximum=maximum)
-    state = tx.init(jnp.zeros(2000))._replace(
-        count=jnp.int32(2), nu=jnp.asarray(v), extra={"nu_max": jnp.asarray(v_max)}
-    )
-    _, state = jax.jit(tx.update)(jnp.asarray(g, jnp.float32), state)
-    new = 0.83 * v.astype(np.float64) + 0.17 * np.float64(np.float32(g)) ** 2
-    new /= 1 - 0.83**3 if maximum == "after_correction" else 1
-    wanted, _ = enclosing(grid, np.maximum(new, v_max.astype(np.float64)))
-    np.testing.assert_array_equal(np.float64(state.extra["nu_max"]), wanted)
-
-
 # Landing ------------------------------------------------------------------------------------------
 
 LEARNING_RATE = 3e-3
@@ -293,8 +113,7 @@ def moderate(theta, seed):
     return np.float32(signs * 2.0 ** rng.uniform(-3, 3, theta.size))
 
 
-@pytest.mark.parametrize("name", SHORT)
-@pytest.mark.parametrize("rounding", ["stochastic", "compensated"])
+@pairs(("rounding", "name"), ["stochastic", "compensated"], SHORT)
 def test_an_update_lands_exactly_on_the_grid_beside_its_goal(rounding, name, standard):
     theta = every(name)
     grads = moderate(theta, 32)
@@ -317,11 +136,6 @@ def test_an_update_lands_exactly_on_the_grid_beside_its_goal(rounding, name, sta
         low, _ = enclosing(theta, (goal - slack).clip(first, last))
         _, high = enclosing(theta, (goal + slack).clip(first, last))
         assert ((low <= got) & (got <= high)).all()
-
-
-def step(tx, grads, theta, state=None):
-    theta = jnp.asarray(theta)
-    return jax.jit(tx.update)(jnp.asarray(grads), state or tx.init(theta), theta)
 
 
 @pytest.mark.parametrize("name", SHORT)
@@ -399,8 +213,7 @@ def trained(rounding, name="bfloat16", up=False):
     return np.float64(theta), np.float64(params), params, state, rate * STEPS
 
 
-@pytest.mark.parametrize("up", [False, True])
-@pytest.mark.parametrize("name", SHORT)
+@pairs(("up", "name"), [False, True], SHORT)
 def test_steps_far_below_half_a_unit_add_up_in_compensated_weights(name, up):
     start, _, params, state, way = trained("compensated", name, up)
     moved = (start - np.float64(fa.master_params(params, state))) * (-1 if up else 1)
@@ -448,9 +261,15 @@ def test_other_parameters_take_the_plain_step():
             assert (kept.shape, kept.dtype) == ((), jnp.bfloat16)
 
 
-@pytest.mark.parametrize(("now", "at_init"), [("float32", "bfloat16"), ("bfloat16", "float32")])
-@pytest.mark.parametrize("moments", ["full", "int8"])
-@pytest.mark.parametrize("rounding", ["stochastic", "compensated"])
+@pytest.mark.parametrize(
+    ("now", "at_init", "moments", "rounding"),
+    [
+        ("float32", "bfloat16", "full", "stochastic"),
+        ("float32", "bfloat16", "int8", "compensated"),
+        ("bfloat16", "float32", "full", "compensated"),
+        ("bfloat16", "float32", "bfloat16", "stochastic"),
+    ],
+)
 def test_a_parameter_that_has_changed_its_dtype_is_refused(rounding, moments, now, at_init):
     tx = fa.adamw(0.01, b1=0.7, weight_decay=0.2, rounding=rounding, moments=moments)
     params = {"a": jnp.ones(3, jnp.float16), "b": jnp.ones(5, at_init)}
@@ -570,11 +389,13 @@ def wrapped(kind, tx):
     return optax.apply_if_finite(tx, 3)
 
 
-@pytest.mark.parametrize("kind", ["MultiSteps", "apply_if_finite"])
-def test_wrappers_that_add_or_select_updates_keep_them_on_the_grid(kind, standard):
+@pytest.mark.parametrize(
+    ("kind", "moments"), [("MultiSteps", "int8"), ("apply_if_finite", "bfloat16")]
+)
+def test_wrappers_that_add_or_select_updates_keep_them_on_the_grid(kind, moments, standard):
     rng = np.random.default_rng(37)
     start = jnp.asarray(rng.standard_normal((2, 128)), jnp.bfloat16)
-    tx = fa.adamw(LEARNING_RATE, b1=0.7, weight_decay=0.1, moments="int8", rounding="compensated")
+    tx = fa.adamw(LEARNING_RATE, b1=0.7, weight_decay=0.1, moments=moments, rounding="compensated")
     outer = wrapped(kind, tx)
     params, state, update = start, outer.init(start), jax.jit(outer.update)
     grads = rng.standard_normal((6, 2, 128)).astype(np.float32)
@@ -602,8 +423,7 @@ def test_apply_if_finite_refuses_short_gradients_as_updates_are_wider(standard):
         outer.update(theta, state, theta)
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-@pytest.mark.parametrize("sign", [1, -1])
+@pairs(("dtype", "sign"), [jnp.bfloat16, jnp.float16], [1, -1])
 def test_compensated_weights_do_not_drift_where_a_code_would_be_128(dtype, sign):
     # Steps of half the weight's spacing, so that half-way points are met all the time. Clipped to
     # 127 there, weights sank by half a code in 256 steps: 15 standard errors here.
