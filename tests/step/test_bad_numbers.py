@@ -363,7 +363,7 @@ def test_an_ordinary_step_makes_no_infinity_on_its_way(traced):
 
 def test_codes_of_zeros_make_no_infinity_on_their_way():
     # All of an int8 step, operation by operation, takes ten seconds; this is what overflowed.
-    r, units = jnp.zeros((2, 16)), jnp.asarray([0, 127], jnp.uint8)
+    r, units = jnp.zeros((2, 16)), jnp.asarray([[0], [127]], jnp.int32)
     with switched("jax_debug_infs", True), jax.disable_jit():
         code = int8.ratio_code(r, units, jnp.float32(7.3), jnp.full((2, 16), 5, jnp.uint32))
         np.testing.assert_array_equal(int8.ratio(code, units), r)
