@@ -14,6 +14,13 @@ def x64():
 
 
 @pytest.fixture
+def unoptimized():
+    """XLA leaves most optimizations out, and compiles in half the time."""
+    with switched("jax_disable_most_optimizations", True):
+        yield
+
+
+@pytest.fixture
 def strict():
     """Strict dtype promotion: mixing dtypes raises."""
     with switched("jax_numpy_dtype_promotion", "strict"):

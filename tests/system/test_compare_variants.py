@@ -12,6 +12,8 @@ from running import adam, assert_png, example, rows_of, run, run_here
 
 import functional_adam as fa
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 
 def test_every_variant_is_compared():
     others = {"init", "update", "apply_updates", "adamaxw", "nadamw"}  # the last two: see adamw

@@ -56,7 +56,7 @@ def test_the_derivative_through_training_is_that_of_adam_in_numpy():
 
     point, h = np.array([np.log(0.03), 0.8]), 1e-4
     loss = functools.partial(module.held_out_loss, train, held_out, 9)
-    found, slopes = jax.value_and_grad(loss)(module.Hyper(*jnp.array(point)))
+    found, slopes = jax.jit(jax.value_and_grad(loss))(module.Hyper(*jnp.array(point)))
     np.testing.assert_allclose(found, plain(*point), rtol=1e-9)
     for slope, way in zip(slopes, h * np.eye(2), strict=True):
         difference = (plain(*(point + way)) - plain(*(point - way))) / (2 * h)

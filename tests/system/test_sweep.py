@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from running import adam, assert_png, example, rows_of, run, run_here, status_of
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 
 def regression(module):
     """Softmax regression on two epochs of digits: start, chunks, and the gradient in NumPy."""

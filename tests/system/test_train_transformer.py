@@ -6,8 +6,7 @@ import re
 
 import numpy as np
 import pytest
-from running import assert_png, example, rows_of, run_here
-
+from running import assert_png, example, rows_of, run, run_here
 
 COUNT = 55_520  # of parameters, 32 wide
 
@@ -58,7 +57,7 @@ def check_small_memory(folder, way, **bytes_each):
 
 
 def test_small_memory_trains(tmp_path):
-    check_small_memory(tmp_path, run_here, everything=(2, 2, 1))
+    check_small_memory(tmp_path, run_here, float32=(4, 8, 0))
 
 
 @pytest.mark.slow
