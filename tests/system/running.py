@@ -52,10 +52,11 @@ def called(script, *args, cwd):
             signal.signal(signal.SIGINT, before)
 
 
-def exit_of(script, *args, cwd):
-    """Run a script in this process, which has imported JAX; return what it exits with."""
+def exit_of(script, *args, cwd, module=None):
+    """Run a script or module in this process, which has imported JAX; return its exit status."""
+    start = runpy.run_module if module else runpy.run_path
     with called(Path(script), *args, cwd=cwd), pytest.raises(SystemExit) as stopped:
-        runpy.run_path(str(script), run_name="__main__")
+        start(module or str(script), run_name="__main__")
     return stopped.value.code
 
 
