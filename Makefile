@@ -5,7 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # What pip installs is pinned; nothing is installed again until these files change.
 CONSTRAINTS := constraints/tests.txt
-PIP := PIP_CONSTRAINT=$(CONSTRAINTS) $(BIN)/pip install --quiet --disable-pip-version-check
+# A third of pip's time would go into compiling; Python compiles what it imports by itself.
+PIP := PIP_CONSTRAINT=$(CONSTRAINTS) $(BIN)/pip install --quiet --disable-pip-version-check --no-compile
 PYTEST := JAX_PLATFORMS=cpu $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
