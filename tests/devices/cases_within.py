@@ -25,7 +25,6 @@ from sharded import (
 
 import functional_adam as fa
 
-
 # ---- shard_map and training ----
 
 

@@ -8,19 +8,18 @@ import sys
 import pytest
 
 HERE = pathlib.Path(__file__).parent
-# Two processes, so that two cores share the work. The first compares bits of different programs and
-# reads what the compiler made, hence compiles as users do; of the second compiling is all the time.
-PARTS = {
-    "updates": (("updates", "costs"), "0"),
-    "the rest": (("placement", "within", "flax"), "1"),
-}
+DEVICES = "--xla_force_host_platform_device_count=8"
+# Compiling is most of the time, and with the older emitters and few optimizations takes a fourth.
+QUICK = f"{DEVICES} --xla_cpu_use_fusion_emitters=false --xla_llvm_disable_expensive_passes=true"
+# Two processes, so that two cores share the work.
+PARTS = {"updates": ("updates", "costs"), "the rest": ("placement", "within", "flax")}
 
 
-def run_cases(names, *options, quickly="0"):
+def run_cases(names, *options, quick=False):
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": quickly,
+        "XLA_FLAGS": QUICK if quick else DEVICES,
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": str(int(quick)),
     }
     options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", *options]
     done = subprocess.run(
@@ -37,19 +36,19 @@ def run_cases(names, *options, quickly="0"):
 
 def test_every_case_is_run():
     found = {path.stem.removeprefix("cases_") for path in HERE.glob("cases_*.py")}
-    assert found == {name for names, _ in PARTS.values() for name in names}
+    assert found == {name for names in PARTS.values() for name in names}
 
 
 @pytest.mark.parametrize("part", PARTS)
 def test_on_8_devices(part):
-    names, quickly = PARTS[part]
-    run_cases(names, quickly=quickly)
+    run_cases(PARTS[part], quick=True)
+
+
+def test_updates_compiled_as_for_users_on_8_devices():
+    run_cases(["updates"], "-k", "2x4-Explicit or small_parts or any_parts and full")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", PARTS)
-def test_more_on_8_devices(part):
-    names, _ = PARTS[part]
-    run_cases(names, "-m", "slow")
-    if part == "the rest":  # compiled as for users, too
-        run_cases(names)
+def test_everything_compiled_as_for_users_on_8_devices(part):
+    run_cases(PARTS[part], "-m", "")

@@ -209,6 +209,7 @@ def test_optax_is_never_imported_at_run_time():
     code = (
         "import sys; sys.modules['optax'] = None\n"  # any import of it now raises
         "import functional_adam as fa, jax.numpy as jnp\n"
+        "import functional_adam._watch.selfcheck\n"
         "tx, p = fa.adamw(0.03), jnp.array([1.5])\n"
         "fa.apply_updates(p, tx.update(p, tx.init(p), p)[0])\n"
     )
