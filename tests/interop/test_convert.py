@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import reference
 from int8_tables import ratio_table, root_table
+from quick import quick_jit
 
 import functional_adam as fa
 
@@ -28,7 +29,7 @@ def gradients(steps):
     }
 
 
-@functools.partial(jax.jit, static_argnames="moments")
+@functools.partial(quick_jit, static_argnames="moments")
 def converted(state, moments, params=PARAMS):
     return fa.convert_moments(state, params, moments=moments)
 
@@ -41,7 +42,7 @@ def after(steps, rounding="nearest"):
     def body(state, g):
         return tx.update(g, state, PARAMS)[1], None
 
-    run = jax.jit(lambda s, g: jax.lax.scan(body, s, g)[0])
+    run = quick_jit(lambda s, g: jax.lax.scan(body, s, g)[0])
     return run(tx.init(PARAMS), jax.tree.map(jnp.asarray, gradients(steps)))
 
 
@@ -185,7 +186,7 @@ def test_a_run_goes_on_close_to_the_one_in_float32(moments, most):
         return state, u["w"]
 
     rest = jnp.asarray(grads[50:])  # `after` saw the others
-    _, updates = jax.jit(lambda s, g: jax.lax.scan(body, s, g))(state, rest)
+    _, updates = quick_jit(lambda s, g: jax.lax.scan(body, s, g))(state, rest)
     error = np.float64(updates) - truth
     for part in (error[:5], error):
         assert np.sqrt(np.mean(part**2)) <= most * np.sqrt(np.mean(truth**2))
@@ -218,7 +219,7 @@ def test_small_columns_leave_the_large_ones_their_moments():
     full, grads, truth = columns()
     tx = fa.adam(b1=B1, b2=B2, moments="int8")
     state = converted(full, "int8", full.mu)
-    run = jax.jit(lambda s, g: jax.lax.scan(lambda s, g: tx.update(g, s)[::-1], s, g)[1])
+    run = quick_jit(lambda s, g: jax.lax.scan(lambda s, g: tx.update(g, s)[::-1], s, g)[1])
     updates = run(state, jax.tree.map(jnp.asarray, grads))
     v = converted(state, "full", full.mu).nu
     for name, u in truth.items():

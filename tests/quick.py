@@ -1,0 +1,30 @@
+"""`jax.jit` that compiles several times sooner, for tests in which compiling is most of the time.
+
+The older emitters and no optimization: what users get is compiled otherwise, and may round products
+and sums otherwise. Tests that count roundings, bits or costs take `jax.jit`.
+"""
+
+import functools
+
+import jax
+
+OPTIONS = {
+    "xla_backend_optimization_level": 0,
+    "xla_cpu_use_fusion_emitters": False,
+    "xla_llvm_disable_expensive_passes": True,
+}
+
+
+def known():
+    """`OPTIONS` as far as this version of XLA has them."""
+    options = {}
+    for name, value in OPTIONS.items():
+        try:
+            jax.jit(lambda x: x + 1, compiler_options={name: value})(1.0)
+        except Exception:
+            continue
+        options[name] = value
+    return options
+
+
+quick_jit = functools.partial(jax.jit, compiler_options=known())
