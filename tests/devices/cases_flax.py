@@ -57,7 +57,10 @@ class Boxed(nnx.Module):
 
 
 SLOW = pytest.mark.slow
-KINDS = [("bfloat16 stochastic", "Auto"), ("int8 compensated", "Explicit" if EXPLICIT else "Auto")]
+KINDS = [
+    ("bfloat16 stochastic", "Auto", "eager"),
+    ("int8 compensated", "Explicit" if EXPLICIT else "Auto", "jitted"),
+]
 WAYS = ("get_sharding", "get_partition_spec", "state_shardings")
 LINEN = [
     ("full stochastic", "get_sharding"),
@@ -65,8 +68,8 @@ LINEN = [
     ("int8 compensated", "state_shardings"),
 ]
 # All formats and roundings; each of the other choices meets every format.
-MORE_KINDS = [(mode, "Auto") for mode in MODES] + [
-    (mode, "Explicit")
+MORE_KINDS = [(mode, "Auto", "eager") for mode in MODES] + [
+    (mode, "Explicit", "eager")
     for mode in ("full compensated", "bfloat16 stochastic", "int8 compensated", "int8 nearest")
     if EXPLICIT
 ]
@@ -78,8 +81,8 @@ def and_slow(cases, more):
     return [*cases, *(pytest.param(*case, marks=SLOW) for case in more if case not in cases)]
 
 
-@pytest.mark.parametrize(("mode", "kind"), and_slow(KINDS, MORE_KINDS))
-def test_nnx_recipe(mode, kind):
+@pytest.mark.parametrize(("mode", "kind", "first"), and_slow(KINDS, MORE_KINDS))
+def test_nnx_recipe(mode, kind, first):
     tx = MODES[mode]
     wanted, _ = without_boxes(tx)
     with jax.set_mesh(mesh_of("2x4", kind)):
@@ -89,8 +92,8 @@ def test_nnx_recipe(mode, kind):
         def step(model, optimizer):
             optimizer.update(model, nnx.grad(lambda model: model())(model))
 
-        step(model, optimizer)
         jitted = nnx.jit(step)
+        (step if first == "eager" else jitted)(model, optimizer)
         for _ in range(2):
             jitted(model, optimizer)
         state = nnx.as_pure(optimizer.opt_state)
