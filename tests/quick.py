@@ -27,4 +27,9 @@ def known():
     return options
 
 
-quick_jit = functools.partial(jax.jit, compiler_options=known())
+KNOWN, JIT = known(), jax.jit
+
+
+@functools.wraps(jax.jit)
+def quick_jit(*args, **options):
+    return JIT(*args, compiler_options=KNOWN, **options)

@@ -24,6 +24,7 @@ LEAVES = {  # shape, where it lies, where its scales are to lie
     "a column": ((4096, 1), P("model"), P("model")),
     "two axes in one": ((4096, 3), P(("data", "model")), P(("data", "model"))),
     "three axes": ((64, 64, 16), P("data", "model"), P("data", "model")),
+    "two of merged axes": ((8, 64, 16), P(None, "data", "model"), P()),
     "a block in pieces": ((64,), P("model"), P()),
     "a number": ((), P(), P()),
 }
@@ -124,6 +125,7 @@ ZERO = [  # shape, where it lies, where a moment is to lie: in full, and in int8
     ((4, 512), P("model"), P("model", "data"), P("model", "data")),  # 4 are divided already
     ((3, 256), P(), P(None, "data"), P(None, "data")),
     ((3, 250), P(), P(None, "data"), P()),  # would cut a block
+    ((3, 4, 16), P(), P(None, "data"), P()),  # a block is of both last axes, each half of it none
     ((3, 5), P(), P(), P()),
     ((), P(), P(), P()),
     ((0, 8), P(), P(), P()),

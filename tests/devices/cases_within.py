@@ -128,6 +128,8 @@ WITHIN = {
     "not ours": optax.adam(1e-3),
     "trace": optax.chain(optax.trace(0.9), INT8),
     "ema": optax.chain(INT8, optax.ema(0.9)),
+    # Of "a" it keeps a row and a column, which have its path and not its shape.
+    "factored": optax.chain(optax.scale_by_factored_rms(min_dim_size_to_factor=8), INT8),
     "schedule_free": optax.contrib.schedule_free(fa.adam(b1=0.0, moments="int8"), 0.1),
 }
 # Of "a": mu, nu and scales; a third moment of ademamix; what else has its path and its shape.

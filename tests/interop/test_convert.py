@@ -148,6 +148,17 @@ def test_to_bfloat16_is_to_a_neighbour_and_back_is_exact():
             assert abs(error.mean()) < 2.0**-7 * 6 * 0.4 / np.sqrt(a.size)
 
 
+def test_it_rounds_by_other_bits_than_the_step_before():
+    grads = {"w": jnp.asarray(gradients(1)["w"][0])}
+    _, full = fa.update(grads, fa.init(grads), b1=B1, b2=B2)
+    fresh = fa.init(grads, moments="bfloat16")
+    _, stepped = fa.update(grads, fresh, b1=B1, b2=B2, moments="bfloat16")
+    found = converted(full, "bfloat16", grads)
+    # Of two independent roundings, up with a chance p, 2 p (1 - p) differ: a third, on average.
+    for a, b in ((found.mu, stepped.mu), (found.nu, stepped.nu)):
+        assert 0.25 < np.mean(np.float32(a["w"]) != np.float32(b["w"])) < 0.42
+
+
 def test_full_with_dtypes_of_its_own():
     short = converted(after(50), fa.Full(mu_dtype="bfloat16"))
     assert (short.mu["w"].dtype, short.nu["w"].dtype) == (jnp.bfloat16, jnp.float32)
@@ -282,6 +293,16 @@ def test_amsgrads_tree_goes_along_in_bfloat16_and_not_in_8_bits():
     assert int(after_one.count) == 6
     with pytest.raises(ValueError, match=r"cannot keep the trees \['nu_max'\]"):
         fa.convert_moments(state, grads[0], moments="int8")
+
+
+def test_a_slow_mean_goes_along_like_mu_and_a_maximum_like_nu():
+    params, small_mu = {"w": jnp.linspace(-1, 2, 6)}, fa.Full(mu_dtype="bfloat16")
+    for tx, name in ((fa.ademamix(b1=B1, b2=B2), "mu_slow"), (fa.amsgrad(b1=B1, b2=B2), "nu_max")):
+        _, state = tx.update(params, tx.init(params), params)
+        found = converted(state, small_mu, params)
+        like = found.mu if name == "mu_slow" else found.nu
+        assert found.extra[name]["w"].dtype == like["w"].dtype
+    assert (found.mu["w"].dtype, found.nu["w"].dtype) == (jnp.bfloat16, jnp.float32)
 
 
 def test_none_leaves_and_scalars_pass():

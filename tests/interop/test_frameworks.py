@@ -26,6 +26,7 @@ from flax.training.train_state import TrainState
 from modes import switched
 from numpyro.infer import SVI, Trace_ELBO
 from numpyro.infer.autoguide import AutoNormal
+from quick import quick_jit
 from sklearn.linear_model import LogisticRegression
 
 import functional_adam as fa
@@ -51,6 +52,13 @@ FALLS = {
     "optimistix_minimise": 6,
     "optax_wrappers": 3,
 }
+
+
+@pytest.fixture(autouse=True)
+def quickly_compiled(request, monkeypatch):
+    """Compiling is most of the time, in the recipes and in the frameworks; slow tests take it."""
+    if not request.node.get_closest_marker("slow"):
+        monkeypatch.setattr(jax, "jit", quick_jit)
 
 
 def recipe(name):
@@ -355,9 +363,11 @@ def test_optimistix_passes_arguments_that_adam_ignores_and_others_need():
 @pytest.fixture(scope="module")
 def wrapped():
     """{recipe: (losses, parameters, state)}, over fewer steps than the script's."""
-    module = recipe("optax_wrappers")
-    module.STEPS = STEPS
-    return module.train()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "jit", quick_jit)
+        module = recipe("optax_wrappers")
+        patch.setattr(module, "STEPS", STEPS)
+        return module.train()
 
 
 @pytest.fixture(scope="module")
