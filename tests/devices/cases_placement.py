@@ -24,7 +24,6 @@ LEAVES = {  # shape, where it lies, where its scales are to lie
     "a column": ((4096, 1), P("model"), P("model")),
     "two axes in one": ((4096, 3), P(("data", "model")), P(("data", "model"))),
     "three axes": ((64, 64, 16), P("data", "model"), P("data", "model")),
-    "two of merged axes": ((8, 64, 16), P(None, "data", "model"), P()),
     "a block in pieces": ((64,), P("model"), P()),
     "a number": ((), P(), P()),
 }
@@ -56,6 +55,13 @@ def test_an_eager_init_is_placed_as_an_update_is(group):
     after = step(*step(params, state, params), params)
     assert lies_as(after[1], jax.tree.map(lambda x: x.sharding, state))
     assert step._cache_size() == 1
+
+
+def test_scales_lie_everywhere_where_an_inner_one_of_merged_axes_is_divided():
+    place = NamedSharding(mesh_of("2x4"), P(None, "data", "model"))
+    params = jax.device_put(jnp.ones((8, 64, 16)), place)  # 8 blocks of 64 x 16
+    assert INT8.init(params).nu_scale.sharding.spec == P()
+    assert fa.state_shardings(INT8, params).nu_scale.spec == P()
 
 
 def test_jitting_init_needs_to_be_told_where():
