@@ -15,6 +15,7 @@ import optax
 import pytest
 from flax import linen, nnx, serialization
 from flax.training.train_state import TrainState
+from quick import quick_jit
 
 import functional_adam as fa
 
@@ -155,7 +156,8 @@ def equinox():
 
 
 @pytest.mark.parametrize("loop", [plain_jax, flax_linen, flax_nnx, equinox])
-def test_ten_lines_train(loop):
+def test_ten_lines_train(loop, monkeypatch):
+    monkeypatch.setattr(jax, "jit", quick_jit)
     first, last = loop()
     assert last < first / 2
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import reference
 from int8_tables import ratio_table, root_table
+from quick import quick_jit
 
 import functional_adam as fa
 
@@ -28,7 +29,7 @@ def gradients(steps):
     }
 
 
-@functools.partial(jax.jit, static_argnames="moments")
+@functools.partial(quick_jit, static_argnames="moments")
 def converted(state, moments, params=PARAMS):
     return fa.convert_moments(state, params, moments=moments)
 
@@ -41,7 +42,7 @@ def after(steps, rounding="nearest"):
     def body(state, g):
         return tx.update(g, state, PARAMS)[1], None
 
-    run = jax.jit(lambda s, g: jax.lax.scan(body, s, g)[0])
+    run = quick_jit(lambda s, g: jax.lax.scan(body, s, g)[0])
     return run(tx.init(PARAMS), jax.tree.map(jnp.asarray, gradients(steps)))
 
 
@@ -147,6 +148,17 @@ def test_to_bfloat16_is_to_a_neighbour_and_back_is_exact():
             assert abs(error.mean()) < 2.0**-7 * 6 * 0.4 / np.sqrt(a.size)
 
 
+def test_it_rounds_by_other_bits_than_the_step_before():
+    grads = {"w": jnp.asarray(gradients(1)["w"][0])}
+    _, full = fa.update(grads, fa.init(grads), b1=B1, b2=B2)
+    fresh = fa.init(grads, moments="bfloat16")
+    _, stepped = fa.update(grads, fresh, b1=B1, b2=B2, moments="bfloat16")
+    found = converted(full, "bfloat16", grads)
+    # Of two independent roundings, up with a chance p, 2 p (1 - p) differ: a third, on average.
+    for a, b in ((found.mu, stepped.mu), (found.nu, stepped.nu)):
+        assert 0.25 < np.mean(np.float32(a["w"]) != np.float32(b["w"])) < 0.42
+
+
 def test_full_with_dtypes_of_its_own():
     short = converted(after(50), fa.Full(mu_dtype="bfloat16"))
     assert (short.mu["w"].dtype, short.nu["w"].dtype) == (jnp.bfloat16, jnp.float32)
@@ -185,7 +197,7 @@ def test_a_run_goes_on_close_to_the_one_in_float32(moments, most):
         return state, u["w"]
 
     rest = jnp.asarray(grads[50:])  # `after` saw the others
-    _, updates = jax.jit(lambda s, g: jax.lax.scan(body, s, g))(state, rest)
+    _, updates = quick_jit(lambda s, g: jax.lax.scan(body, s, g))(state, rest)
     error = np.float64(updates) - truth
     for part in (error[:5], error):
         assert np.sqrt(np.mean(part**2)) <= most * np.sqrt(np.mean(truth**2))
@@ -218,7 +230,7 @@ def test_small_columns_leave_the_large_ones_their_moments():
     full, grads, truth = columns()
     tx = fa.adam(b1=B1, b2=B2, moments="int8")
     state = converted(full, "int8", full.mu)
-    run = jax.jit(lambda s, g: jax.lax.scan(lambda s, g: tx.update(g, s)[::-1], s, g)[1])
+    run = quick_jit(lambda s, g: jax.lax.scan(lambda s, g: tx.update(g, s)[::-1], s, g)[1])
     updates = run(state, jax.tree.map(jnp.asarray, grads))
     v = converted(state, "full", full.mu).nu
     for name, u in truth.items():
@@ -281,6 +293,16 @@ def test_amsgrads_tree_goes_along_in_bfloat16_and_not_in_8_bits():
     assert int(after_one.count) == 6
     with pytest.raises(ValueError, match=r"cannot keep the trees \['nu_max'\]"):
         fa.convert_moments(state, grads[0], moments="int8")
+
+
+def test_a_slow_mean_goes_along_like_mu_and_a_maximum_like_nu():
+    params, small_mu = {"w": jnp.linspace(-1, 2, 6)}, fa.Full(mu_dtype="bfloat16")
+    for tx, name in ((fa.ademamix(b1=B1, b2=B2), "mu_slow"), (fa.amsgrad(b1=B1, b2=B2), "nu_max")):
+        _, state = tx.update(params, tx.init(params), params)
+        found = converted(state, small_mu, params)
+        like = found.mu if name == "mu_slow" else found.nu
+        assert found.extra[name]["w"].dtype == like["w"].dtype
+    assert (found.mu["w"].dtype, found.nu["w"].dtype) == (jnp.bfloat16, jnp.float32)
 
 
 def test_none_leaves_and_scalars_pass():

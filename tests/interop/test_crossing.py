@@ -13,6 +13,7 @@ import numpy as np
 import optax
 import pytest
 import record_crossing
+from quick import quick_jit
 from record_crossing import CASES, DTYPES, HALF, ROWS, STEPS, handed_back, run_ours, taken_over
 from record_torch import tolerances
 
@@ -586,7 +587,7 @@ def runner(tx):
         updates, state = tx.update(g, state, params)
         return (optax.apply_updates(params, updates), state), updates
 
-    return jax.jit(lambda params, state, grads: jax.lax.scan(step, (params, state), grads))
+    return quick_jit(lambda params, state, grads: jax.lax.scan(step, (params, state), grads))
 
 
 def middle_of(name, state):

@@ -26,6 +26,7 @@ from flax.training.train_state import TrainState
 from modes import switched
 from numpyro.infer import SVI, Trace_ELBO
 from numpyro.infer.autoguide import AutoNormal
+from quick import quick_jit
 from sklearn.linear_model import LogisticRegression
 
 import functional_adam as fa
@@ -51,6 +52,13 @@ FALLS = {
     "optimistix_minimise": 6,
     "optax_wrappers": 3,
 }
+
+
+@pytest.fixture(autouse=True)
+def quickly_compiled(request, monkeypatch):
+    """Compiling is most of the time, in the recipes and in the frameworks; slow tests take it."""
+    if not request.node.get_closest_marker("slow"):
+        monkeypatch.setattr(jax, "jit", quick_jit)
 
 
 def recipe(name):
@@ -116,7 +124,11 @@ def test_every_recipe_is_tested():
     assert {path.stem for path in RECIPES.glob("*.py")} == {*FALLS, "command"}
 
 
-@pytest.mark.parametrize("name", FALLS)
+def slow(names):
+    return [pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+@pytest.mark.parametrize("name", ["flax_nnx", *slow(name for name in FALLS if name != "flax_nnx")])
 def test_a_script_prints_its_losses(name, capsys, monkeypatch):
     monkeypatch.syspath_prepend(RECIPES)  # as Python does for a script
     monkeypatch.setattr(sys, "argv", [f"{name}.py"])
@@ -285,6 +297,7 @@ def test_numpyro_svi():
     assert_trained_like_reference(state, params)
 
 
+@pytest.mark.slow
 def test_numpyro_finds_the_exact_posterior():
     module = recipe("numpyro_svi")
     result = module.train(fa.adam(optax.cosine_decay_schedule(0.05, 1500)), 1500)
@@ -314,6 +327,7 @@ def test_optimistix_minimise():
     assert_trained_like_reference(solution.state.opt_state, solution.value)
 
 
+@pytest.mark.slow
 def test_optimistix_finds_the_minimum():
     module = recipe("optimistix_minimise")
     _, last, solution = module.train(fa.adam(0.1), 2000, rtol=1e-7, atol=1e-7)
@@ -348,7 +362,17 @@ def test_optimistix_passes_arguments_that_adam_ignores_and_others_need():
 
 @pytest.fixture(scope="module")
 def wrapped():
-    """{recipe: (losses, parameters, state)}: float32, float64, and float64 with Optax's Adam."""
+    """{recipe: (losses, parameters, state)}, over fewer steps than the script's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "jit", quick_jit)
+        module = recipe("optax_wrappers")
+        patch.setattr(module, "STEPS", STEPS)
+        return module.train()
+
+
+@pytest.fixture(scope="module")
+def in_full():
+    """The same three times in full: float32, float64, and float64 with Optax's Adam."""
     ours, theirs = recipe("optax_wrappers"), recipe("optax_wrappers")
     theirs.fa = optax
     narrow = ours.train()
@@ -356,30 +380,45 @@ def wrapped():
         return narrow, ours.train(), theirs.train()
 
 
-WRAPPERS = {  # the count of each AdamState inside, of 200 calls
-    "chain": [200],
-    "partition": [200, 200],
-    "masked": [200],
-    "multi_steps": [50],
-    "apply_if_finite": [199],
-    "inject_hyperparams": [200],
-    "schedule_free": [200],
-    "reduce_on_plateau": [200],
-    "sam": [200],
-    "sam_transparent": [100],
+WRAPPERS = {  # the counts of each AdamState inside, of 60 calls and of 200
+    "chain": [(60, 200)],
+    "partition": [(60, 200), (60, 200)],
+    "masked": [(60, 200)],
+    "multi_steps": [(15, 50)],
+    "apply_if_finite": [(59, 199)],
+    "inject_hyperparams": [(60, 200)],
+    "schedule_free": [(60, 200)],
+    "reduce_on_plateau": [(60, 200)],
+    "sam": [(60, 200)],
+    "sam_transparent": [(30, 100)],
 }
 
 
+def adams_in(state):
+    is_adam = lambda x: isinstance(x, fa.AdamState)  # noqa: E731
+    return list(filter(is_adam, jax.tree.leaves(state, is_leaf=is_adam)))
+
+
+def test_every_wrapper_is_tested(wrapped):
+    assert wrapped.keys() == WRAPPERS.keys()
+
+
 @pytest.mark.parametrize("name", WRAPPERS)
-def test_wrapped_adam_trains_like_optaxs(name, wrapped):
+def test_wrapped_adam_trains(name, wrapped):
+    losses, _, state = wrapped[name]
+    assert losses[-1] < losses[0] / 1.4
+    assert [int(x.count) for x in adams_in(state)] == [short for short, _ in WRAPPERS[name]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_wrapped_adam_trains_like_optaxs(name, in_full):
     (losses, params, state), (wide_losses, wide, _), (their_losses, theirs, their_state) = (
-        runs[name] for runs in wrapped
+        runs[name] for runs in in_full
     )
     assert losses[-1] < losses[0] / 3
-    is_adam = lambda x: isinstance(x, fa.AdamState)  # noqa: E731
-    leaves = jax.tree.leaves(state, is_leaf=is_adam)
-    assert [int(x.count) for x in filter(is_adam, leaves)] == WRAPPERS[name]
-    assert not any(map(is_adam, jax.tree.leaves(their_state, is_leaf=is_adam)))
+    assert [int(x.count) for x in adams_in(state)] == [long for _, long in WRAPPERS[name]]
+    assert not adams_in(their_state)
 
     np.testing.assert_allclose(wide_losses, their_losses, rtol=0, atol=1e-10)
     np.testing.assert_allclose(losses, their_losses, rtol=0, atol=1e-4)
@@ -388,12 +427,7 @@ def test_wrapped_adam_trains_like_optaxs(name, wrapped):
         np.testing.assert_allclose(narrow, b, rtol=0, atol=1e-3)
 
 
-def test_every_wrapper_is_tested(wrapped):
-    assert wrapped[0].keys() == WRAPPERS.keys()
-
-
-def test_each_wrapper_did_its_work(wrapped):
-    runs = wrapped[0]
+def assert_each_wrapper_did_its_work(runs, steps):
     start = recipe("optax_wrappers").init_params()
     for name in start["hidden"]:
         np.testing.assert_array_equal(
@@ -402,7 +436,19 @@ def test_each_wrapper_did_its_work(wrapped):
     losses, _, state = runs["apply_if_finite"]
     assert np.flatnonzero(np.isnan(losses)).tolist() == [50]
     assert int(state.total_notfinite) == 1
-    schedule = optax.cosine_decay_schedule(1e-2, 200)
+    schedule = optax.cosine_decay_schedule(1e-2, steps)
     rate = runs["inject_hyperparams"][2].hyperparams["learning_rate"]
-    np.testing.assert_allclose(rate, schedule(199), rtol=1e-6)
-    np.testing.assert_allclose(runs["reduce_on_plateau"][2][1].scale, 0.1, rtol=1e-6)
+    np.testing.assert_allclose(rate, schedule(steps - 1), rtol=1e-6)
+    return runs["reduce_on_plateau"][2][1].scale
+
+
+def test_each_wrapper_did_its_work(wrapped):
+    # Plateaus halve the rate, until a tenth is left.
+    scale = assert_each_wrapper_did_its_work(wrapped, STEPS)
+    assert scale in (0.5, 0.25, 0.125, np.float32(0.1))
+
+
+@pytest.mark.slow
+def test_each_wrapper_did_its_work_in_full(in_full):
+    scale = assert_each_wrapper_did_its_work(in_full[0], 200)
+    np.testing.assert_allclose(scale, 0.1, rtol=1e-6)

@@ -19,6 +19,7 @@ import optax
 import pytest
 import reference
 from modes import switched
+from quick import quick_jit
 
 import functional_adam as fa
 
@@ -27,6 +28,7 @@ RATES = {"b1": 0.83, "b2": 0.971, "eps": 0.02, "eps_root": 0.003}
 ADAM = {"learning_rate": 0.013, **RATES}
 ADAMW = {**ADAM, "weight_decay": 0.07}
 OTHER_ADAM = {"learning_rate": 0.04, "b1": 0.7, "b2": 0.93, "eps": 0.005, "eps_root": 0.01}
+SLOW = pytest.mark.slow
 KEEP = {"bias": False, "layers": [True, {"scale": True}]}
 
 
@@ -67,23 +69,30 @@ class Run(NamedTuple):
     states: list
 
 
-def run(tx, params, grads, extra_args=None, change_state=lambda t, state: state) -> Run:
+class Stepper:
+    """A jitted step, which knows how often it was traced."""
+
+    def __init__(self, tx):
+        self.traces = 0
+
+        def step(grads, state, params, extra):
+            self.traces += 1
+            updates, state = tx.update(grads, state, params, **extra)
+            return updates, state, optax.apply_updates(params, updates)
+
+        self.step = quick_jit(step)
+
+
+def run(tx, params, grads, extra_args=None, change_state=lambda t, state: state, step=None) -> Run:
     """A jitted step for each of `grads`; asserts that they share one trace."""
-    traces = []
-
-    @jax.jit
-    def step(grads, state, params, extra):
-        traces.append(None)
-        updates, state = tx.update(grads, state, params, **extra)
-        return updates, state, optax.apply_updates(params, updates)
-
+    step = step or Stepper(tx)
     params = jax.tree.map(jnp.asarray, params)
     state, rows = tx.init(params), []
     for t, g in enumerate(grads):
         extra = {name: values[t] for name, values in (extra_args or {}).items()}
-        updates, state, params = step(g, change_state(t, state), params, extra)
+        updates, state, params = step.step(g, change_state(t, state), params, extra)
         rows.append((updates, params, state))
-    assert len(traces) == 1, "the step was traced again"
+    assert step.traces == 1, "the step was traced again"
     return Run(*map(list, zip(*rows, strict=True)))
 
 
@@ -209,6 +218,7 @@ def test_optax_is_never_imported_at_run_time():
     code = (
         "import sys; sys.modules['optax'] = None\n"  # any import of it now raises
         "import functional_adam as fa, jax.numpy as jnp\n"
+        "import functional_adam._watch.selfcheck\n"
         "tx, p = fa.adamw(0.03), jnp.array([1.5])\n"
         "fa.apply_updates(p, tx.update(p, tx.init(p), p)[0])\n"
     )
@@ -232,7 +242,7 @@ def test_updates_have_the_wider_dtype(params_dtype, grads_dtype):
         (adam, params, wider),
         (adamw, params, wider),
     ):
-        updates, _ = tx.update(grads, tx.init(params), given)
+        updates, _ = jax.eval_shape(tx.update, grads, tx.init(params), given)
         assert {u.dtype for u in jax.tree.leaves(updates)} == {dtype}
 
 
@@ -322,7 +332,10 @@ def test_scale_by_adam_then_decay_then_learning_rate_is_adamw(nesterov):
         assert_follows(run(tx, PARAMS, GRADS), truth)
 
 
-@pytest.mark.parametrize("name", ["adam", "adamw", "scale_by_adam"])
+@pytest.mark.parametrize(
+    "name",
+    ["adamw", pytest.param("adam", marks=SLOW), pytest.param("scale_by_adam", marks=SLOW)],
+)
 def test_nesterov_in_float64_equals_optaxs(name):
     hyperparameters = {"adam": ADAM, "adamw": ADAMW, "scale_by_adam": RATES}[name]
     with switched("jax_enable_x64", True):
@@ -465,38 +478,42 @@ def test_inject_hyperparams_into_scale_by_adam():
     assert_follows(run(tx, PARAMS, GRADS), oracle(GRADS, PARAMS, **rounded(ADAM)))
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("learning_rate", 0.031),
-        ("b1", 0.55),
-        ("b2", 0.89),
-        ("eps", 0.3),
-        ("eps_root", 0.07),
-        ("weight_decay", 1.3),
-    ],
-)
-def test_inject_hyperparams_changed_between_steps(name, value):
+CHANGED = {
+    "learning_rate": 0.031,
+    "b1": 0.55,
+    "b2": 0.89,
+    "eps": 0.3,
+    "eps_root": 0.07,
+    "weight_decay": 1.3,
+}
+
+
+def test_inject_hyperparams_changed_between_steps():
+    start, changed = rounded(ADAMW), rounded(CHANGED)
+    unchanged = oracle(GRADS, PARAMS, **start).updates
+    ours_tx = optax.inject_hyperparams(fa.adamw)(**start)
+    theirs_tx = optax.inject_hyperparams(optax.adamw)(**start)
+    our_step, their_step = Stepper(ours_tx), Stepper(theirs_tx)
     when = 4
+    for name, value in changed.items():
 
-    def change(t, state):
-        if t == when:
-            state.hyperparams[name] = jnp.asarray(value, state.hyperparams[name].dtype)
-        return state
+        def change(t, state, name=name, value=value):
+            if t == when:
+                state.hyperparams[name] = jnp.asarray(value, state.hyperparams[name].dtype)
+            return state
 
-    start, (value,) = rounded(ADAMW), rounded({name: value}).values()
-    ours = run(optax.inject_hyperparams(fa.adamw)(**start), PARAMS, GRADS, change_state=change)
-    with switched("jax_enable_x64", True):
-        params, *grads = (jax.tree.map(np.float64, tree) for tree in (PARAMS, *GRADS))
-        optaxs = optax.inject_hyperparams(optax.adamw)(**start)
-        theirs = run(optaxs, params, grads, change_state=change)
-    for t in range(STEPS):
-        assert_close(ours.updates[t], theirs.updates[t], 0.013)
-        for moment in "mu", "nu":
-            assert_close(*(optax.tree.get(r.states[t], moment) for r in (ours, theirs)))
-    unchanged = row(oracle(GRADS, PARAMS, **start).updates, when)
-    difference = jax.tree.map(lambda u, v: np.abs(u - v).max(), ours.updates[when], unchanged)
-    assert min(jax.tree.leaves(difference)) > 1e-3 * ADAM["learning_rate"]
+        ours = run(ours_tx, PARAMS, GRADS, change_state=change, step=our_step)
+        with switched("jax_enable_x64", True):
+            params, *grads = (jax.tree.map(np.float64, tree) for tree in (PARAMS, *GRADS))
+            theirs = run(theirs_tx, params, grads, change_state=change, step=their_step)
+        for t in range(STEPS):
+            assert_close(ours.updates[t], theirs.updates[t], 0.013)
+            for moment in "mu", "nu":
+                assert_close(*(optax.tree.get(r.states[t], moment) for r in (ours, theirs)))
+        moved = jax.tree.map(
+            lambda u, v: np.abs(u - v).max(), ours.updates[when], row(unchanged, when)
+        )
+        assert min(jax.tree.leaves(moved)) > 1e-3 * ADAM["learning_rate"], name
 
 
 def test_inject_hyperparams_with_schedules():
@@ -652,16 +669,22 @@ def _spoil(tree, value):
     return {**tree, "layers": [jnp.asarray(matrix).at[1, 2].set(value), rest]}
 
 
-@pytest.mark.usefixtures("either_precision")
+# Both precisions, and every dtype, once; the other pairs in `make test-all`.
+FINITE = [
+    ("x32", "bfloat16", "bfloat16"),
+    ("x32", "float16", "float16"),
+    ("x64", "float32", "float32"),
+    ("x64", "bfloat16", "float32"),
+]
+FINITE += [
+    pytest.param("x64" if x == "x32" else "x32", *dtypes, marks=SLOW) for x, *dtypes in FINITE
+]
+
+
 @pytest.mark.parametrize(
-    ("params_dtype", "grads_dtype"),
-    [
-        ("float32", "float32"),
-        ("bfloat16", "bfloat16"),
-        ("float16", "float16"),
-        ("bfloat16", "float32"),
-    ],
+    ("either_precision", "params_dtype", "grads_dtype"), FINITE, indirect=["either_precision"]
 )
+@pytest.mark.usefixtures("either_precision")
 def test_apply_if_finite_leaves_the_state_untouched(params_dtype, grads_dtype):
     params = jax.tree.map(lambda x: jnp.asarray(x, params_dtype), PARAMS)
     grads = [jax.tree.map(lambda x: jnp.asarray(x, grads_dtype), g) for g in GRADS[:5]]
@@ -689,7 +712,9 @@ BRANCHING = {
 }
 
 
-@pytest.mark.parametrize("library", [optax, fa], ids=["optax", "ours"])
+@pytest.mark.parametrize(
+    "library", [pytest.param(optax, id="optax", marks=SLOW), pytest.param(fa, id="ours")]
+)
 @pytest.mark.parametrize("wrapper", BRANCHING)
 def test_gradients_of_fewer_bits_are_cast_outside_of_wrappers_that_branch(wrapper, library):
     # Their other branch gives back gradients or zeros in the gradients' dtype.
@@ -729,8 +754,17 @@ def test_conditionally_mask_skips_steps():
             assert_equal(steps.updates[t], jax.tree.map(np.zeros_like, PARAMS))
 
 
+@pytest.mark.parametrize(
+    ("either_precision", "dtype"),
+    [
+        ("x32", "bfloat16"),
+        ("x64", "float32"),
+        pytest.param("x32", "float32", marks=SLOW),
+        pytest.param("x64", "bfloat16", marks=SLOW),
+    ],
+    indirect=["either_precision"],
+)
 @pytest.mark.usefixtures("either_precision")
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_nested_wrappers_are_a_valid_scan_carry(dtype):
     make = optax.inject_hyperparams(fa.adamw, static_args=("mask",), hyperparam_dtype=jnp.float32)
     tx = optax.chain(optax.clip(1.1), make(**ADAMW, mask=keep_all_but_bias))
@@ -738,7 +772,7 @@ def test_nested_wrappers_are_a_valid_scan_carry(dtype):
     tx = optax.MultiSteps(tx, every_k_schedule=3)
     grads = [jax.tree.map(lambda x: jnp.asarray(x, dtype), g) for g in GRADS]
 
-    @jax.jit
+    @quick_jit
     def train(params, state, grads):
         def body(carry, g):
             params, state = carry
@@ -822,7 +856,7 @@ def test_schedule_free_converges():
     loss = lambda p: 0.5 * (curvature * (p - target) ** 2).sum()  # noqa: E731
     tx = optax.contrib.schedule_free(fa.adam(0.1, b1=0.0, b2=0.97), learning_rate=0.1, b1=0.9)
 
-    @jax.jit
+    @quick_jit
     def train(params):
         def body(carry, _):
             params, state = carry
@@ -851,7 +885,7 @@ def test_sharpness_aware_minimisation(opaque_mode):
         opaque_mode=opaque_mode,
     )
 
-    @jax.jit
+    @quick_jit
     def step(params, state):
         extra = {"grad_fn": lambda p, i: gradient(p)} if opaque_mode else {}
         updates, state = tx.update(gradient(params), state, params, **extra)
