@@ -1,7 +1,7 @@
 """Gradients that are NaN or infinite: what `optax.apply_if_finite` keeps out, and what not.
 
 A skipped step must leave no trace: neither in parameters nor in the state, whose random bits go by
-its count. Skipped steps on 8 devices are in `sharded_cases.py`.
+its count. Skipped steps on 8 devices are in `cases_within.py`.
 """
 
 import functools
