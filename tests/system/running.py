@@ -55,6 +55,7 @@ def called(script, *args, cwd):
 def exit_of(script, *args, cwd, module=None):
     """Run a script or module in this process, which has imported JAX; return its exit status."""
     start = runpy.run_module if module else runpy.run_path
+    sys.modules.pop(f"{module}.__main__", None)  # runpy warns of a module imported before
     with called(Path(script), *args, cwd=cwd), pytest.raises(SystemExit) as stopped:
         start(module or str(script), run_name="__main__")
     return stopped.value.code
