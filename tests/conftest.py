@@ -3,7 +3,7 @@
 import pytest
 from modes import switched
 
-pytest.register_assert_rewrite("family_members", "format_runs", "step_runs")
+pytest.register_assert_rewrite("family_members", "format_runs", "optax_runs", "step_runs")
 
 
 @pytest.fixture

@@ -67,7 +67,7 @@ if [ "${1:-}" = here ]; then
     run here "$VENV"
 fi
 leg oldest 3.11
-leg newest 3.13 equations interop/test_optax.py
+leg newest 3.13 equations interop/test_optax_*.py
 if [ "${1:-}" = here ]; then
     printf '\n| leg | Python | jax | chex | result |\n| --- | --- | --- | --- | --- |\n'
     cat "$results"
