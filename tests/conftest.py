@@ -3,7 +3,9 @@
 import pytest
 from modes import switched
 
-pytest.register_assert_rewrite("family_members", "format_runs", "optax_runs", "step_runs")
+pytest.register_assert_rewrite(
+    "crossings", "family_members", "format_runs", "optax_runs", "state_dict_stores", "step_runs"
+)
 
 
 @pytest.fixture
