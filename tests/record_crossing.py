@@ -2,7 +2,7 @@
 
     python tests/record_crossing.py   # write the recording (needs torch)
 
-`test_crossing.py` uses all of this module, what needs torch only where there is torch.
+`test_crossing_*.py` use all of this module, what needs torch only where there is torch.
 
 What is recorded. Of 400 steps the `state_dict()` after the 200th and the last, as torch returns
 them, and the parameters after the 200th and some later ones. As in `record_torch.py`, the float32
