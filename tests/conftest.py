@@ -27,3 +27,10 @@ def strict():
     """Strict dtype promotion: mixing dtypes raises."""
     with switched("jax_numpy_dtype_promotion", "strict"):
         yield
+
+
+@pytest.fixture
+def standard():
+    """Standard promotion after all: Optax adds what differs in dtype."""
+    with switched("jax_numpy_dtype_promotion", "standard"):
+        yield
