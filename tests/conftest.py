@@ -1,10 +1,17 @@
-"""Fixtures that switch JAX's global modes for one test, and back."""
+"""Fixtures that switch JAX's global modes, or its compiler, for one test, and back."""
 
+import jax
 import pytest
 from modes import switched
 
 pytest.register_assert_rewrite(
-    "crossings", "family_members", "format_runs", "optax_runs", "state_dict_stores", "step_runs"
+    "crossings",
+    "family_members",
+    "format_runs",
+    "optax_runs",
+    "recipes",
+    "state_dict_stores",
+    "step_runs",
 )
 
 
@@ -34,3 +41,12 @@ def standard():
     """Standard promotion after all: Optax adds what differs in dtype."""
     with switched("jax_numpy_dtype_promotion", "standard"):
         yield
+
+
+@pytest.fixture
+def quickly_compiled(request, monkeypatch):
+    """Compile several times sooner; slow tests take the time."""
+    from quick import quick_jit  # compiles to see what XLA knows, so only where it is needed
+
+    if not request.node.get_closest_marker("slow"):
+        monkeypatch.setattr(jax, "jit", quick_jit)
