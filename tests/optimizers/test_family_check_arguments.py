@@ -1,6 +1,6 @@
 """Every refusal of the family's own arguments: what raises, and what it says.
 
-`test_check` has those of `adam`, `adamw` and `update`; here each factory must refuse what its
+`test_check_*.py` have those of `adam`, `adamw` and `update`; here each factory must refuse what its
 signature lets in, in words that name the argument, what was given and what would be right.
 """
 
