@@ -6,6 +6,7 @@ from modes import switched
 
 pytest.register_assert_rewrite(
     "crossings",
+    "extended",
     "family_members",
     "format_runs",
     "optax_runs",
