@@ -11,6 +11,7 @@ pytest.register_assert_rewrite(
     "format_runs",
     "optax_runs",
     "recipes",
+    "same_bits",
     "state_dict_stores",
     "step_runs",
 )
