@@ -14,6 +14,7 @@ pytest.register_assert_rewrite(
     "same_bits",
     "state_dict_stores",
     "step_runs",
+    "watched",
 )
 
 

@@ -8,20 +8,9 @@ import numpy as np
 import optax
 import pytest
 from quick import quick_jit
+from watched import B1, B2, EPS, HYPER, RATE, assert_close, expected, flat, numbers, watch
 
 import functional_adam as fa
-
-RATE, B1, B2, EPS = 0.03, 0.85, 0.97, 0.05
-HYPER = dict(b1=B1, b2=B2, eps=EPS)
-SHAPES = {"a": (7, 150), "b": (5,), "c": ()}
-
-
-def numbers(seed, dtype=np.float32):
-    rng = np.random.default_rng(seed)
-    return {
-        name: jnp.asarray(0.05 * rng.normal(size=s) * np.exp(rng.normal(size=s)), dtype)
-        for name, s in SHAPES.items()
-    }
 
 
 def after(tx, steps=6, dtype=np.float32):
@@ -32,37 +21,6 @@ def after(tx, steps=6, dtype=np.float32):
         updates, state = step(numbers(1 + i, dtype), state, params)
         params = fa.apply_updates(params, updates)
     return updates, state, params
-
-
-def watch(updates, state, params, **options):
-    """`fa.diagnostics`, compiled: one operation after the other takes longer."""
-    return quick_jit(functools.partial(fa.diagnostics, **options))(updates, state, params)
-
-
-def flat(tree):
-    return np.concatenate([np.ravel(np.asarray(x, np.float64)) for x in jax.tree.leaves(tree)])
-
-
-def expected(updates, params, m, v, t):
-    v_hat = flat(v) / (1 - B2**t)
-    direction = flat(m) / (1 - B1**t) / (np.sqrt(v_hat) + EPS)
-    u, theta = (np.linalg.norm(flat(x)) for x in (updates, params))
-    return {
-        "count": t,
-        "update_norm": u,
-        "param_norm": theta,
-        "update_to_param": u / theta,
-        "direction_rms": np.sqrt(np.mean(direction**2)),
-        "below_eps": np.mean(np.sqrt(v_hat) < EPS),
-    }
-
-
-def assert_close(found, wanted, rtol=2e-6):
-    assert found.keys() == wanted.keys()  # `jit` sorts them
-    for name, value in found.items():
-        assert value.shape == ()
-        assert value.dtype == (jnp.int32 if name == "count" else jnp.float32)
-        np.testing.assert_allclose(value, wanted[name], rtol=rtol, err_msg=name)
 
 
 def test_every_number_is_what_it_is_said_to_be():
@@ -205,69 +163,6 @@ def test_it_is_vmapped_over_members():
     watched = quick_jit(jax.vmap(member))(rates)
     np.testing.assert_array_equal(watched["learning_rate"], rates)
     np.testing.assert_allclose(watched["update_norm"][1] / watched["update_norm"][0], 30, rtol=1e-5)
-
-
-def test_the_state_is_found_inside_every_wrapper():
-    """One Adam under the wrappers in turn, its gradients unchanged by them: the same numbers."""
-    params, grads = numbers(0), numbers(3)
-    adam = fa.adam(RATE, **HYPER)
-    plain = adam.update(grads, adam.init(params), params)
-    wanted = watch(*plain, params, **HYPER)
-    for tx in (
-        optax.named_chain(("first", optax.identity()), ("second", adam)),
-        optax.masked(adam, True),
-        optax.MultiSteps(adam, 1).gradient_transformation(),
-        optax.partition({"all": adam}, "all"),
-    ):
-        found = tx.update(grads, tx.init(params), params)
-        assert_close(watch(*found, params, **HYPER), wanted)
-
-
-def test_the_state_is_found_in_the_opt_state_of_nnx():
-    nnx = pytest.importorskip("flax.nnx")
-
-    class Model(nnx.Module):
-        def __init__(self):
-            for name, x in numbers(0).items():
-                setattr(self, name, nnx.Param(x))
-
-    model, adam = Model(), fa.adam(RATE, **HYPER)
-    optimizer = nnx.Optimizer(model, adam, wrt=nnx.Param)
-    grads = jax.tree.map(lambda p: 0.3 * p, nnx.state(model, nnx.Param))
-    optimizer.update(model, grads)
-    params = numbers(0)
-    updates, state = adam.update(jax.tree.map(lambda p: 0.3 * p, params), adam.init(params), params)
-    params = fa.apply_updates(params, updates)
-    boxed = nnx.state(model, nnx.Param)
-    found = fa.diagnostics(boxed, optimizer.opt_state, boxed, **HYPER)
-    assert_close(found, fa.diagnostics(params, state, params, **HYPER))
-
-
-LABELS = {"a": "decayed", "b": "rest", "c": "decayed"}
-
-
-def partitioned(params, **others):
-    """Updates and the state of a partition in which `decayed` decays."""
-    tx = optax.partition({"decayed": fa.adamw(RATE, **HYPER, weight_decay=0.3), **others}, LABELS)
-    return tx.update(numbers(3), tx.init(params), params)
-
-
-def test_a_group_of_a_partition_has_the_norms_of_its_own_leaves():
-    params = numbers(0)
-    updates, state = partitioned(params, rest=fa.adam(7 * RATE, **HYPER))
-    for label, names in (("decayed", "ac"), ("rest", "b")):
-        inner = state.inner_states[label]
-        held = inner.inner_state
-        mine = [{k: x[k] for k in names} for x in (updates, params, held.mu, held.nu)]
-        assert_close(watch(updates, inner, params, **HYPER), expected(*mine, 1))
-
-
-def test_a_partition_with_one_adam_in_it_needs_no_choice():
-    params = numbers(0)
-    updates, state = partitioned(params, rest=optax.sgd(0.1))
-    watched = fa.diagnostics(updates, state, params, **HYPER)
-    mine = {k: params[k] for k in "ac"}
-    np.testing.assert_allclose(watched["param_norm"], np.linalg.norm(flat(mine)), rtol=1e-6)
 
 
 def test_nothing_is_zero_and_not_nan():
