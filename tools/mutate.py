@@ -120,6 +120,7 @@ def copied(root: pathlib.Path, to: pathlib.Path) -> pathlib.Path:
 def environment(copy: pathlib.Path, room: str) -> dict[str, str]:
     """In which Python imports the copy, and leaves no compiled file of an earlier mistake there."""
     mine = {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1", "JAX_PLATFORMS": "cpu"}
+    mine["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # they take a third of a short run
     return os.environ | mine | (EIGHT_DEVICES if room == "devices" else {})
 
 

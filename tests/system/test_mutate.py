@@ -138,7 +138,6 @@ def small(tmp_path, monkeypatch):
     subprocess.run(["git", "init", "--quiet"], cwd=tmp_path, check=True)
     monkeypatch.setattr(mutate, "ROOT", tmp_path)
     monkeypatch.setattr(mutate, "mutations", functools.partial(mutate.mutations, folder))
-    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # which takes most of the time
     mutate.check_control.cache_clear()
     yield tmp_path
     mutate.check_control.cache_clear()
