@@ -476,7 +476,7 @@ def test_weights_that_go_to_and_fro_do_not_drift(rounding, allowed):
 
 
 # Codes that a master weight may be away from its parameter; a half-way point is 128.
-CODES = np.array([-127.3, -64.0, -1 / 256, 0.0, 0.3, 64.5, 126.9, 127.6])
+CODES = np.array([-127.3, -64.0, -20.3, -1 / 256, 0.0, 0.3, 64.5, 126.9, 127.6])
 
 
 @functools.partial(jax.jit, static_argnums=1)
