@@ -43,7 +43,7 @@ class Mutation:
     file: str
     old: str
     new: str
-    tests: tuple[str, ...] = ()  # within tests/; none: the whole room
+    tests: tuple[str, ...] = ()  # see `located`; none: the whole room
 
     @property
     def path(self) -> str:
@@ -53,7 +53,7 @@ class Mutation:
     @property
     def narrow(self) -> tuple[str, ...]:
         """What runs first."""
-        return tuple(f"tests/{test}" for test in self.tests) or self.whole
+        return tuple(found for test in self.tests for found in located(test)) or self.whole
 
     @property
     def whole(self) -> tuple[str, ...]:
@@ -69,6 +69,18 @@ class Mutation:
     def __str__(self) -> str:
         """Room and name."""
         return f"{self.room}/{self.name}"
+
+
+def located(test: str) -> list[str]:
+    """A path within tests/, or `room::test_name` in whichever files of the room have it."""
+    room, _, name = test.partition("::")
+    if not name:
+        return [f"tests/{test}"]
+    files = sorted((ROOT / "tests" / room).glob("*.py"))
+    found = [file for file in files if f"def {name}(" in file.read_text()]
+    if not found:
+        raise SystemExit(f"tests/{room} has no {name}")
+    return [f"{file.relative_to(ROOT)}::{name}" for file in found]
 
 
 class Result:

@@ -45,10 +45,11 @@ def test_each_text_occurs_once_and_what_replaces_it_is_python(room):
 
 @pytest.mark.parametrize("room", sorted(ROOMS))
 def test_its_tests_exist(room):
-    for test in dict.fromkeys(test for mutation in of(room) for test in mutation.narrow):
-        path, _, name = test.partition("::")
-        assert (ROOT / path).exists(), test
-        assert not name or f"def {name.partition('[')[0]}(" in (ROOT / path).read_text(), test
+    for mutation in of(room):
+        paths = {test.partition("::")[0] for test in mutation.narrow}  # raises for an unknown name
+        assert all((ROOT / path).exists() for path in paths), str(mutation)
+        # One room alone runs on eight devices.
+        assert room == "devices" or not any("devices" in path for path in paths), str(mutation)
 
 
 def test_an_old_text_must_occur_once():
@@ -103,7 +104,7 @@ tests = ["step/test_double.py"]
 file = "__init__.py"
 old = "x / 2"
 new = "x / 4"
-tests = ["step/test_double.py::test_double"]
+tests = ["step::test_double"]
 
 [slow]
 file = "__init__.py"
