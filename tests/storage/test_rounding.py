@@ -287,6 +287,14 @@ def test_a_parameter_that_has_changed_its_dtype_is_refused(rounding, moments, no
     assert state.count == 1
 
 
+def test_one_kind_of_16_bits_in_place_of_the_other_is_refused_where_the_state_tells_them():
+    tx = fa.adam(0.01, b1=0.7, rounding="stochastic")
+    params = {"a": jnp.ones(3, jnp.bfloat16)}
+    state, other = tx.init(params), {"a": jnp.ones(3, jnp.float16)}
+    with pytest.raises(ValueError, match=r"params\['a'\] is float16 now; it was bfloat16 at init"):
+        tx.update(other, state, other)
+
+
 def test_a_bare_addition_is_found_out(standard):
     eqx = pytest.importorskip("equinox")  # adds so: float32 and bfloat16 make a float32 parameter
     for rounding in ("stochastic", "compensated"):
