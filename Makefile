@@ -50,8 +50,8 @@ bench: $(VENV)/test ## time and size against Optax (and torch, if installed)
 peers: $(VENV)/test ## repeat the recorded comparison with PyTorch, live; needs torch in .venv
 	$(BIN)/python tests/record_torch.py --check
 
-mutate: $(VENV)/test ## make one mistake at a time in a copy, and see whether the tests notice: hours
-	$(BIN)/python tools/mutate.py
+mutate: $(VENV)/test ## make one mistake at a time in a copy, and see whether the tests notice: half an hour on 2 cores
+	$(BIN)/python tools/mutate.py --jobs 2
 
 figures: $(VENV)/test ## draw every picture of docs/ again: a quarter of an hour on 2 cores
 	JAX_PLATFORMS=cpu $(BIN)/python tools/figures/why_exact.py --output docs/why_exact.png
