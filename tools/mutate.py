@@ -167,7 +167,7 @@ def tested(copy: pathlib.Path, room: str, tests: Iterable[str], slow: bool) -> R
     except subprocess.TimeoutExpired:
         return Result("ERROR", f"still running after {LIMIT} s")
     lines = done.stdout.splitlines()
-    if done.returncode == 0:
+    if done.returncode in (0, 5):  # all passed, or all are slow and none ran
         return Result("SURVIVED", lines[-1] if lines else "")
     failed = [line for line in lines if line.startswith(("FAILED ", "ERROR "))]
     if done.returncode == 1 and failed:
