@@ -18,6 +18,7 @@ import dataclasses
 import functools
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -25,6 +26,7 @@ import tempfile
 import time
 import tomllib
 from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 LISTS = ROOT / "tools" / "mutations"
@@ -57,8 +59,9 @@ class Mutation:
 
     @property
     def whole(self) -> tuple[str, ...]:
-        """The tests of its room."""
-        return (f"tests/{self.room}",)
+        """Its room, and those that the named tests are in."""
+        rooms = (self.room, *(re.split("::|/", test)[0] for test in self.tests))
+        return tuple(f"tests/{room}" for room in dict.fromkeys(rooms))
 
     def applied(self, text: str) -> str:
         """`text` of the file with the mistake in it."""
@@ -83,11 +86,11 @@ def located(test: str) -> list[str]:
     return [f"{file.relative_to(ROOT)}::{name}" for file in found]
 
 
-class Result:
-    """What became of one mutation."""
+class Result(NamedTuple):
+    """What became of a run."""
 
-    def __init__(self, verdict: str, said: str) -> None:
-        self.verdict, self.said = verdict, said
+    verdict: str  # "killed", "SURVIVED" or "ERROR"
+    said: str  # the test that failed, or pytest's words
 
 
 def mutations(folder: pathlib.Path = LISTS) -> list[Mutation]:
