@@ -175,6 +175,10 @@ TARGETS = {
         SAVED._replace(mu={"a": jnp.zeros((3, 1)), "b": jnp.zeros(3)}),
         r"target\.mu\['a'\] has shape \(3, 1\), but flat holds shape \(3,\)",
     ),
+    "length": (
+        SAVED._replace(mu={"a": jnp.zeros(4), "b": jnp.zeros(3)}),
+        r"target\.mu\['a'\] has shape \(4,\), but flat holds shape \(3,\)",
+    ),
     "missing": (
         SAVED._replace(nu={"a": jnp.zeros(3, jnp.bfloat16), "b": jnp.zeros(3)}),
         r"target\.nu\['b'\] is not in flat, which holds \.count, .*, \.\.\.\. Pass",

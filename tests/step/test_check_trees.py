@@ -194,6 +194,9 @@ def test_a_state_of_another_dtype_than_asked_for_is_refused(name):
     tx = fa.adam(**{f"{name}_dtype": "bfloat16"})
     with pytest.raises(ValueError, match=rf"^state.{name}\['a'\] is float32, but {name}_dtype=bfl"):
         tx.update({"a": X}, fa.init({"a": X}))
+    short = fa.init({"a": X}, **{f"{name}_dtype": "bfloat16"})
+    with pytest.raises(ValueError, match=rf"^state.{name}\['a'\] is bfloat16, but {name}_dtype=f"):
+        fa.adam(**{f"{name}_dtype": "float32"}).update({"a": X}, short)
 
 
 def test_an_error_leaves_the_state_as_it_was():

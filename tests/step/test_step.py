@@ -126,6 +126,15 @@ def test_float64_parameters_keep_float64_moments_under_float32_gradients(x64):
     np.testing.assert_allclose(after.mu, 1 - 0.83, rtol=1e-15)
 
 
+def test_float64_gradients_are_averaged_and_divided_in_float64_over_float32_moments(x64):
+    g = jnp.array([0.3, -7e-4, 12.7], jnp.float64)
+    settings = dict(b1=0.83, b2=0.971, eps=1e-3, mu_dtype="float32", nu_dtype="float32")
+    tx = fa.adam(0.013, **settings)
+    u, after = tx.update(g, tx.init(g))
+    assert after.mu.dtype == after.nu.dtype == jnp.float32
+    np.testing.assert_allclose(u, -0.013 * g / (abs(g) + 1e-3), rtol=1e-13)
+
+
 def complex_gradients(steps=300, size=40):
     rng = np.random.default_rng(6)
     parts = rng.standard_normal((2, steps, size)).astype(np.float32)

@@ -54,16 +54,20 @@ def test_the_factories_are_update_with_arguments_bound():
     g = jax.tree.map(lambda x: x[0], grads)
     no_decay = {k: v for k, v in HYPER.items() if k != "weight_decay"}
     direction = {k: v for k, v in no_decay.items() if k != "learning_rate"}
+    coupled = no_decay | {"l2": 0.21, "eps_placement": "before_correction"}
+    alone = HYPER | {"mask": {"w": True, "b": False}, "independent_weight_decay": True}
     for tx, hyper, factor in [
         (fa.adamw(**HYPER), HYPER, 1),
+        (fa.adam(**coupled), coupled, 1),
+        (fa.adamw(**alone), alone, 1),
         (fa.adam(**no_decay, nesterov=True), no_decay | {"nesterov": True}, 1),
         (fa.scale_by_adam(**direction), direction | {"learning_rate": 1.0}, -1),
     ]:
         state = fa.init(params)
         plain = fa.update(g, state, params, **hyper)
         bound = tx.update(g, tx.init(params), params)
-        np.testing.assert_array_equal(bound[0]["w"], factor * plain[0]["w"])
-        jax.tree.map(np.testing.assert_array_equal, bound[1], plain[1])
+        scaled = jax.tree.map(lambda u, factor=factor: factor * u, plain[0])
+        jax.tree.map(np.testing.assert_array_equal, bound, (scaled, plain[1]))
 
 
 def test_positional_arguments_are_those_of_the_signature():

@@ -145,6 +145,14 @@ def test_a_parameter_that_has_changed_its_dtype_is_refused(rounding, moments, no
     assert state.count == 1
 
 
+def test_one_kind_of_16_bits_in_place_of_the_other_is_refused_where_the_state_tells_them():
+    tx = fa.adam(0.01, b1=0.7, rounding="stochastic")
+    params = {"a": jnp.ones(3, jnp.bfloat16)}
+    state, other = tx.init(params), {"a": jnp.ones(3, jnp.float16)}
+    with pytest.raises(ValueError, match=r"params\['a'\] is float16 now; it was bfloat16 at init"):
+        tx.update(other, state, other)
+
+
 def test_a_bare_addition_is_found_out(standard):
     eqx = pytest.importorskip("equinox")  # adds so: float32 and bfloat16 make a float32 parameter
     for rounding in ("stochastic", "compensated"):
@@ -193,7 +201,7 @@ def test_the_error_of_a_parameter_that_jumps_is_not_carried_over():
 # Codes of a master weight -------------------------------------------------------------------------
 
 # Codes that a master weight may be away from its parameter; a half-way point is 128.
-CODES = np.array([-127.3, -64.0, -1 / 256, 0.0, 0.3, 64.5, 126.9, 127.6])
+CODES = np.array([-127.3, -64.0, -20.3, -1 / 256, 0.0, 0.3, 64.5, 126.9, 127.6])
 
 
 @functools.partial(jax.jit, static_argnums=1)
