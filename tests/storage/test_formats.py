@@ -239,7 +239,7 @@ def test_bytes_a_parameter():
     assert 2 < bytes_each(conv_net(), moments="int8") <= 2.1
     sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
     try:
-        gpt2 = pytest.importorskip("step").gpt2()
+        gpt2 = pytest.importorskip("entrants").gpt2()
     finally:
         sys.path.pop(0)
     assert 2 < bytes_each(gpt2, moments="int8") <= 2.1
