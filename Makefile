@@ -5,11 +5,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 # What pip installs is pinned; nothing is installed again until these files change.
 CONSTRAINTS := constraints/tests.txt
-PIP := PIP_CONSTRAINT=$(CONSTRAINTS) $(BIN)/pip install --quiet --disable-pip-version-check
+# A third of pip's time would go into compiling; Python compiles what it imports by itself.
+PIP := PIP_CONSTRAINT=$(CONSTRAINTS) $(BIN)/pip install --quiet --disable-pip-version-check --no-compile
 PYTEST := JAX_PLATFORMS=cpu $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check lint types tests tests-all legs bench peers figures versions dist dist-check docs docs-check clean
+.PHONY: help demo test test-all check lint types tests tests-all legs bench peers mutate figures versions dist dist-check docs docs-check clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 20
@@ -48,6 +49,9 @@ bench: $(VENV)/test ## time and size against Optax (and torch, if installed)
 
 peers: $(VENV)/test ## repeat the recorded comparison with PyTorch, live; needs torch in .venv
 	$(BIN)/python tests/record_torch.py --check
+
+mutate: $(VENV)/test ## make one mistake at a time in a copy, and see whether the tests notice: half an hour on 2 cores
+	$(BIN)/python tools/mutate.py --jobs 2
 
 figures: $(VENV)/test ## draw every picture of docs/ again: a quarter of an hour on 2 cores
 	JAX_PLATFORMS=cpu $(BIN)/python tools/figures/why_exact.py --output docs/why_exact.png

@@ -21,19 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from entrants import HYPERPARAMETERS, TREES, Entrant, Pair, pair_of
 from rich.console import Console
 from rich.progress import Progress
-from step import (
-    HYPERPARAMETERS,
-    TREES,
-    Entrant,
-    Pair,
-    machine,
-    memory_row,
-    pair_of,
-    show,
-    step_rows,
-)
+from step import machine, memory_row, show, step_rows
 
 import functional_adam as fa
 

@@ -23,7 +23,6 @@ XLA's own count.
 from __future__ import annotations
 
 import argparse
-import functools
 import gc
 import importlib.util
 import itertools
@@ -40,178 +39,26 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
+from entrants import (
+    CEILINGS,
+    CONTROL,
+    OPTAX,
+    OURS,
+    PAIRS,
+    TREES,
+    Pair,
+    abstract,
+    entrant,
+    held,
+    jitted_step,
+    size,
+    steppers,
+)
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-import functional_adam as fa
-
-OURS, OPTAX, CONTROL = "functional_adam", "optax", "optax again"
-HYPERPARAMETERS = {"learning_rate": 3e-4, "b1": 0.87, "b2": 0.993, "eps": 1e-7}
 HAS_TORCH = importlib.util.find_spec("torch") is not None
-Shapes = dict[str, tuple[int, ...]]
-
-
-# ---- Trees ----
-
-
-def mlp() -> Shapes:
-    layers = enumerate(itertools.pairwise((784, 256, 256, 10)))
-    return {f"{i}.{k}": s for i, (m, n) in layers for k, s in (("w", (m, n)), ("b", (n,)))}
-
-
-def gpt2(width: int = 768, blocks: int = 12) -> Shapes:
-    """GPT-2 small: 148 leaves, 124 million parameters."""
-    block = {"ln1.g": (width,), "ln1.b": (width,), "ln2.g": (width,), "ln2.b": (width,)}
-    for name, rows, columns in (("qkv", 1, 3), ("proj", 1, 1), ("fc", 1, 4), ("out", 4, 1)):
-        block |= {f"{name}.w": (rows * width, columns * width), f"{name}.b": (columns * width,)}
-    tree = {"wte": (50_257, width), "wpe": (1024, width), "ln.g": (width,), "ln.b": (width,)}
-    return tree | {f"h{i}.{name}": shape for i in range(blocks) for name, shape in block.items()}
-
-
-TREES: dict[str, Shapes] = {
-    "mlp": mlp(),
-    "leaf20": {"w": (2**20,)},
-    "leaf24": {"w": (2**24,)},
-    "gpt2": gpt2(),
-    "leaves1000": {f"{i:03}": (100,) for i in range(1000)},
-}
-CEILINGS = {"leaves1000": 1.10}
-COMPILE_CEILING = 1.10
-
-
-def size(tree: str) -> int:
-    return sum(int(np.prod(shape)) for shape in TREES[tree].values())
-
-
-def abstract(tree: str) -> dict[str, jax.ShapeDtypeStruct]:
-    return {k: jax.ShapeDtypeStruct(shape, jnp.float32) for k, shape in TREES[tree].items()}
-
-
-def normal(tree: str, seed: int) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(seed)
-    return {k: rng.standard_normal(shape, dtype=np.float32) for k, shape in TREES[tree].items()}
-
-
-# ---- Optimizers, as functions that make n steps and return when they are done ----
-
-
-class Entrant(NamedTuple):
-    library: Any  # whose `apply_updates` goes with it
-    make: Callable[[], Any]  # a new transformation every time
-
-
-class Pair(NamedTuple):
-    ours: Entrant
-    theirs: Entrant
-    against: str  # what theirs is called
-    ceiling: float = 1.0  # of the ratio of times
-    compile_ceiling: float = COMPILE_CEILING
-    alone: bool = False  # `update` without applying it, nothing donated
-
-
-def pair_of(kind: str, **arguments: Any) -> Pair:
-    """The factories of that name, here and in Optax."""
-    theirs = getattr(optax, kind, None) or getattr(optax.contrib, kind)
-    bound = [functools.partial(f, **arguments) for f in (getattr(fa, kind), theirs)]
-    return Pair(Entrant(fa, bound[0]), Entrant(optax, bound[1]), f"{OPTAX} {kind}")
-
-
-PAIRS = {
-    "adam": pair_of("adam", **HYPERPARAMETERS),
-    "adamw": pair_of("adamw", **HYPERPARAMETERS, weight_decay=0.037),
-}
-
-
-def small(moments: Any, ceiling: float) -> Pair:
-    """Ours with small moments against Optax's float32 Adam."""
-    full = PAIRS["adam"]
-    make = functools.partial(full.ours.make, moments=moments)
-    return full._replace(ours=Entrant(fa, make), ceiling=ceiling, compile_ceiling=6.0)
-
-
-SMALL = {
-    "bfloat16": small("bfloat16", 0.65),
-    "int8": small("int8", 1.5),
-    "int8-chunked": small(fa.Int8(chunked=True), 2.5),
-}
-PAIRS |= SMALL
-PAIRS |= {f"{name}-alone": pair._replace(alone=True) for name, pair in SMALL.items()}
-
-
-def entrant(name: str, pair: Pair) -> Entrant:
-    return pair.ours if name == OURS else pair.theirs
-
-
-def held(pair: Pair, tree: str) -> float:
-    """Bytes a parameter of what a step replaces, parameter and moments; the counter rounds away."""
-    params = abstract(tree)
-    replaced = jax.tree.leaves((params, jax.eval_shape(pair.ours.make().init, params)))
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in replaced) / size(tree)
-
-
-def jitted_step(name: str, pair: Pair) -> Any:
-    """Optimizer, function and jit all fresh: nothing is cached."""
-    library, make = entrant(name, pair)
-    tx = make()
-    if pair.alone:
-        return jax.jit(lambda params, state, grads: tx.update(grads, state, params))
-
-    def step(params: Any, state: Any, grads: Any) -> tuple[Any, Any]:
-        updates, state = tx.update(grads, state, params)
-        return library.apply_updates(params, updates), state
-
-    return jax.jit(step, donate_argnums=(0, 1))
-
-
-def jax_stepper(name: str, pair: Pair, params: Any, grads: Any) -> Callable[[int], int]:
-    own = jax.tree.map(jnp.array, params)  # a copy, since it is donated
-    carry = own, jax.jit(entrant(name, pair).make().init)(own)
-    step = jitted_step(name, pair)
-
-    def run(steps: int) -> int:
-        nonlocal carry
-        out = carry
-        for _ in range(steps):
-            out = step(*carry, grads)
-            carry = (own, out[1]) if pair.alone else out
-        jax.block_until_ready(out)
-        return step._cache_size()  # compilations so far
-
-    return run
-
-
-def torch_stepper(fused: bool | None, params: Any, grads: Any) -> Callable[[int], None]:
-    import torch
-
-    device = "cuda" if jax.default_backend() == "gpu" else "cpu"
-    tensors = {name: torch.tensor(p, device=device) for name, p in params.items()}
-    for name, tensor in tensors.items():
-        tensor.grad = torch.tensor(np.asarray(grads[name]), device=device)
-    lr, b1, b2, eps = HYPERPARAMETERS.values()
-    optimizer = torch.optim.Adam(tensors.values(), lr, (b1, b2), eps, fused=fused)
-
-    def run(steps: int) -> None:
-        for _ in range(steps):
-            optimizer.step()
-        if device == "cuda":
-            torch.cuda.synchronize()
-
-    return run
-
-
-def steppers(pair: Pair | None, tree: str) -> dict[str, Callable[[int], Any]]:
-    """Of a pair and its control; None stands for our Adam and torch's."""
-    params, grads = normal(tree, seed=1), jax.device_put(normal(tree, seed=2))
-    if pair is not None:
-        names = OURS, OPTAX, CONTROL
-        return {name: jax_stepper(name, pair, params, grads) for name in names}
-    return {
-        OURS: jax_stepper(OURS, PAIRS["adam"], params, grads),
-        "torch": torch_stepper(None, params, grads),
-        "torch fused": torch_stepper(True, params, grads),
-    }
 
 
 # ---- Measuring ----

@@ -172,6 +172,7 @@ def spawn(args) -> int:
             for child in children:
                 child.kill()
                 child.wait()
+                child.stdin.close()
 
 
 def wait_for(children: list[subprocess.Popen]) -> int:

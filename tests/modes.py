@@ -8,7 +8,7 @@ import jax
 @contextlib.contextmanager
 def switched(name, value):
     """`jax.config`'s `name` at `value` for what runs inside."""
-    before = getattr(jax.config, name)
+    before = jax.config.values[name]
     jax.config.update(name, value)
     try:
         yield

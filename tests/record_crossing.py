@@ -2,7 +2,7 @@
 
     python tests/record_crossing.py   # write the recording (needs torch)
 
-`test_crossing.py` uses all of this module, what needs torch only where there is torch.
+`test_crossing_*.py` use all of this module, what needs torch only where there is torch.
 
 What is recorded. Of 400 steps the `state_dict()` after the 200th and the last, as torch returns
 them, and the parameters after the 200th and some later ones. As in `record_torch.py`, the float32
@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from quick import quick_jit
 from record_torch import read, torch_default
 
 import functional_adam as fa
@@ -130,7 +131,7 @@ def run_ours(name, dtype, state, grads, params, start):
         after = fa.apply_updates(params, updates)
         return (start if dtype == "float32" else after, state), (updates, after)
 
-    scan = jax.jit(lambda carry, grads: jax.lax.scan(step, carry, grads))
+    scan = quick_jit(lambda carry, grads: jax.lax.scan(step, carry, grads))
     (_, state), rows = scan((params, state), grads)
     return *jax.tree.map(np.asarray, rows), state
 

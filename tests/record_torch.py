@@ -3,7 +3,8 @@
     python tests/record_torch.py            # write the recording (needs torch)
     python tests/record_torch.py --check    # compare torch as installed, the recording and ours
 
-`test_peers.py` uses the second half of this module and needs no torch.
+`test_peers_torch.py` and `test_peers_optax.py` use the second half of this module; it needs no
+torch.
 
 What is recorded. Of 200 steps the parameters after each of the first twelve and after every ninth
 from the twentieth on; and the states after the last. In float64 an ordinary run: whatever goes

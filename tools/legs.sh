@@ -8,8 +8,8 @@ set -eu
 results=$(mktemp)
 trap 'rm -f "$results"' EXIT
 
-CORE="equations/test_formulas.py storage step optimizers/test_family_check.py hints/test_keywords.py
-watch/test_report.py watch/test_diagnostics.py interop/test_convert.py interop/test_extend.py"
+CORE="equations/test_formulas.py storage step optimizers/test_family_check_*.py hints/test_keywords.py
+watch/test_report.py watch/test_diagnostics*.py interop/test_convert*.py interop/test_extend*.py"
 
 # The interpreter with this version, if there is one that runs.
 find_python() {
@@ -67,7 +67,7 @@ if [ "${1:-}" = here ]; then
     run here "$VENV"
 fi
 leg oldest 3.11
-leg newest 3.13 equations interop/test_optax.py
+leg newest 3.13 equations interop/test_optax_*.py
 if [ "${1:-}" = here ]; then
     printf '\n| leg | Python | jax | chex | result |\n| --- | --- | --- | --- | --- |\n'
     cat "$results"

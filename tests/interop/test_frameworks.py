@@ -1,45 +1,27 @@
-"""The recipes of examples/frameworks, and what else the frameworks ask of a transformation.
+"""The recipes of examples/frameworks for plain JAX, Flax, Equinox and Haiku, and each script's run.
 
 A recipe takes the transformation to train with. Here it gets one that also records what every
 update was given and what it returned: each must be the step that `reference.adam` takes, in
 float64, on the gradients that the framework computed.
 """
 
-import importlib.util
 import re
 import runpy
 import signal
 import sys
-from pathlib import Path
-from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-import optimistix as optx
 import pytest
 import reference
 from flax import nnx, serialization
 from flax.training.train_state import TrainState
-from modes import switched
-from numpyro.infer import SVI, Trace_ELBO
-from numpyro.infer.autoguide import AutoNormal
-from sklearn.linear_model import LogisticRegression
+from recipes import ADAMW, RECIPES, STEPS, assert_trained_like_reference, recipe, recording
 
 import functional_adam as fa
 
-RECIPES = Path(__file__).parents[2] / "examples" / "frameworks"
-STEPS = 60
-ADAMW = {
-    "learning_rate": 0.02,
-    "b1": 0.85,
-    "b2": 0.97,
-    "eps": 1e-3,
-    "eps_root": 1e-5,
-    "weight_decay": 0.03,
-}
 # How many times smaller, at least, the second loss that a script prints is than the first.
 FALLS = {
     "plain_jax": 100,
@@ -53,70 +35,18 @@ FALLS = {
 }
 
 
-def recipe(name):
-    """The script as a module."""
-    spec = importlib.util.spec_from_file_location(name, RECIPES / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-class Record(NamedTuple):
-    """A state, and trees with one row a step."""
-
-    adam: fa.AdamState
-    params: Any
-    grads: Any
-    updates: Any
-
-
-def recording(tx):
-    """`tx`, whose state also keeps what every update was given and what it returned."""
-
-    def init(params):
-        rows = jax.tree.map(lambda p: jnp.zeros((STEPS, *p.shape), p.dtype), params)
-        return Record(tx.init(params), rows, rows, rows)
-
-    def update(grads, state, params, **extra):
-        t = state.adam.count
-        updates, adam = tx.update(grads, state.adam, params, **extra)
-        rows = (
-            jax.tree.map(lambda row, x: row.at[t].set(x), *trees)
-            for trees in zip(state[1:], (params, grads, updates), strict=True)
-        )
-        return updates, Record(adam, *rows)
-
-    return optax.GradientTransformationExtraArgs(init, update)
-
-
-def in_float64(*trees):
-    """The leaves of all trees, side by side."""
-    leaves = zip(*map(jax.tree.leaves, trees), strict=True)
-    return [[np.asarray(x, np.float64) for x in row] for row in leaves]
-
-
-def assert_trained_like_reference(record, end, decays=lambda path: True):
-    """Updates, moments and count are Adam's; each update was added, `end` being the last sum."""
-    assert type(record.adam) is fa.AdamState
-    assert int(record.adam.count) == STEPS
-    paths = [path for path, _ in jax.tree.leaves_with_path(record.params)]
-    leaves = in_float64(*record[1:], record.adam.mu, record.adam.nu, end)
-    for path, (theta, g, updates, mu, nu, last) in zip(paths, leaves, strict=True):
-        hyperparameters = ADAMW if decays(path) else {**ADAMW, "weight_decay": 0.0}
-        truth = reference.adam(g, theta[0], **hyperparameters)
-        step = np.maximum(ADAMW["learning_rate"], np.abs(truth.updates))
-        assert np.max(np.abs(updates - truth.updates) / step) < 1e-5
-        assert np.max(np.abs(mu - truth.mu[-1])) < 1e-6 * np.abs(g).max()
-        assert np.max(np.abs(nu - truth.nu[-1])) < 1e-6 * np.abs(g).max() ** 2
-        sums = np.concatenate([theta[1:], last[None]])
-        np.testing.assert_allclose(sums, theta + updates, rtol=2e-7, atol=2e-8)
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 
 def test_every_recipe_is_tested():
     assert {path.stem for path in RECIPES.glob("*.py")} == {*FALLS, "command"}
 
 
-@pytest.mark.parametrize("name", FALLS)
+def slow(names):
+    return [pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+@pytest.mark.parametrize("name", ["flax_nnx", *slow(name for name in FALLS if name != "flax_nnx")])
 def test_a_script_prints_its_losses(name, capsys, monkeypatch):
     monkeypatch.syspath_prepend(RECIPES)  # as Python does for a script
     monkeypatch.setattr(sys, "argv", [f"{name}.py"])
@@ -126,9 +56,6 @@ def test_a_script_prints_its_losses(name, capsys, monkeypatch):
     assert len(pairs) == {"flax_nnx": 2, "optax_wrappers": 10}.get(name, 1)
     for first, last in pairs:
         assert 0 < float(last) < float(first) / FALLS[name]
-
-
-# Plain JAX, Flax, Equinox, Haiku --------------------------------------------------------------
 
 
 def test_plain_jax():
@@ -272,137 +199,3 @@ def test_haiku_transform():
     assert losses[-1] < losses[0] / 20
     assert set(params) == {"linear", "linear_1"}
     assert_trained_like_reference(state, params, decays=lambda path: path[-1].key == "w")
-
-
-# NumPyro, Optimistix --------------------------------------------------------------------------
-
-
-def test_numpyro_svi():
-    result = recipe("numpyro_svi").train(recording(fa.adamw(**ADAMW)), STEPS)
-    assert result.losses[-1] < result.losses[0] / 2
-    steps, (params, state) = result.state.optim_state
-    assert steps == STEPS
-    assert_trained_like_reference(state, params)
-
-
-def test_numpyro_finds_the_exact_posterior():
-    module = recipe("numpyro_svi")
-    result = module.train(fa.adam(optax.cosine_decay_schedule(0.05, 1500)), 1500)
-    x, y = map(np.float64, module.load())
-    precision = np.eye(5) + x.T @ x / module.NOISE**2
-    mean = np.linalg.solve(precision, x.T @ y) / module.NOISE**2
-    # The best guide without correlations has the exact mean, and the precision's diagonal.
-    scale = 1 / np.sqrt(np.diag(precision))
-    np.testing.assert_allclose(result.params["w_auto_loc"], mean, atol=0.1 * scale.min())
-    np.testing.assert_allclose(result.params["w_auto_scale"], scale, rtol=0.1)
-
-
-def test_numpyro_wraps_it_as_one_of_optaxs():
-    model = recipe("numpyro_svi").model
-    svi = SVI(model, AutoNormal(model), fa.adamw(**ADAMW), Trace_ELBO())
-    _, (_, state) = svi.init(jax.random.key(0), *recipe("numpyro_svi").load()).optim_state
-    assert isinstance(state, fa.AdamState)
-    with pytest.raises(TypeError, match="Expected either an instance of"):
-        SVI(model, AutoNormal(model), tuple(fa.adamw(**ADAMW)), Trace_ELBO())
-
-
-def test_optimistix_minimise():
-    module = recipe("optimistix_minimise")
-    first, last, solution = module.train(recording(fa.adamw(**ADAMW)), STEPS)
-    assert last < first / 4
-    assert int(solution.stats["num_steps"]) == STEPS
-    assert_trained_like_reference(solution.state.opt_state, solution.value)
-
-
-def test_optimistix_finds_the_minimum():
-    module = recipe("optimistix_minimise")
-    _, last, solution = module.train(fa.adam(0.1), 2000, rtol=1e-7, atol=1e-7)
-    assert solution.result == optx.RESULTS.successful
-    assert int(solution.stats["num_steps"]) == int(solution.state.opt_state.count) < 2000
-    x, y = map(np.float64, module.load())
-    newton = LogisticRegression(C=1 / (module.L2 * len(x)), solver="newton-cholesky", tol=1e-10)
-    newton.fit(x[:, :-1], y)
-    expected = np.r_[newton.coef_[0], newton.intercept_]
-    np.testing.assert_allclose(solution.value, expected, atol=1e-3)
-    best = module.loss_of(jnp.float32(expected), tuple(map(jnp.float32, (x, y))))
-    assert last < best + 1e-6
-
-
-def test_optimistix_passes_arguments_that_adam_ignores_and_others_need():
-    def check(updates, state, params, **extra):
-        assert extra.keys() == {"value", "grad", "value_fn"}
-        return updates, state + 1
-
-    tx = optax.chain(
-        fa.adamw(**ADAMW),
-        optax.GradientTransformationExtraArgs(lambda params: jnp.array(0), check),
-        optax.contrib.reduce_on_plateau(factor=0.5, patience=1, rtol=0.5),
-    )
-    _, _, solution = recipe("optimistix_minimise").train(tx, 10)
-    assert int(solution.state.opt_state[0].count) == solution.state.opt_state[1] == 10
-    assert float(solution.state.opt_state[2].scale) < 1
-
-
-# Optax's wrappers -----------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def wrapped():
-    """{recipe: (losses, parameters, state)}: float32, float64, and float64 with Optax's Adam."""
-    ours, theirs = recipe("optax_wrappers"), recipe("optax_wrappers")
-    theirs.fa = optax
-    narrow = ours.train()
-    with switched("jax_enable_x64", True):
-        return narrow, ours.train(), theirs.train()
-
-
-WRAPPERS = {  # the count of each AdamState inside, of 200 calls
-    "chain": [200],
-    "partition": [200, 200],
-    "masked": [200],
-    "multi_steps": [50],
-    "apply_if_finite": [199],
-    "inject_hyperparams": [200],
-    "schedule_free": [200],
-    "reduce_on_plateau": [200],
-    "sam": [200],
-    "sam_transparent": [100],
-}
-
-
-@pytest.mark.parametrize("name", WRAPPERS)
-def test_wrapped_adam_trains_like_optaxs(name, wrapped):
-    (losses, params, state), (wide_losses, wide, _), (their_losses, theirs, their_state) = (
-        runs[name] for runs in wrapped
-    )
-    assert losses[-1] < losses[0] / 3
-    is_adam = lambda x: isinstance(x, fa.AdamState)  # noqa: E731
-    leaves = jax.tree.leaves(state, is_leaf=is_adam)
-    assert [int(x.count) for x in filter(is_adam, leaves)] == WRAPPERS[name]
-    assert not any(map(is_adam, jax.tree.leaves(their_state, is_leaf=is_adam)))
-
-    np.testing.assert_allclose(wide_losses, their_losses, rtol=0, atol=1e-10)
-    np.testing.assert_allclose(losses, their_losses, rtol=0, atol=1e-4)
-    for narrow, a, b in in_float64(params, wide, theirs):
-        np.testing.assert_allclose(a, b, rtol=0, atol=1e-10)
-        np.testing.assert_allclose(narrow, b, rtol=0, atol=1e-3)
-
-
-def test_every_wrapper_is_tested(wrapped):
-    assert wrapped[0].keys() == WRAPPERS.keys()
-
-
-def test_each_wrapper_did_its_work(wrapped):
-    runs = wrapped[0]
-    start = recipe("optax_wrappers").init_params()
-    for name in start["hidden"]:
-        np.testing.assert_array_equal(
-            runs["masked"][1]["hidden"][name], np.float32(start["hidden"][name])
-        )
-    losses, _, state = runs["apply_if_finite"]
-    assert np.flatnonzero(np.isnan(losses)).tolist() == [50]
-    assert int(state.total_notfinite) == 1
-    schedule = optax.cosine_decay_schedule(1e-2, 200)
-    rate = runs["inject_hyperparams"][2].hyperparams["learning_rate"]
-    np.testing.assert_allclose(rate, schedule(199), rtol=1e-6)
-    np.testing.assert_allclose(runs["reduce_on_plateau"][2][1].scale, 0.1, rtol=1e-6)

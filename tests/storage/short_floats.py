@@ -33,6 +33,13 @@ def every(name):
     return x[(wide >= 2.0**-126) | (wide == 0)]
 
 
+def unit(theta, name):
+    """The distance of numbers at theta: 2**-7 or 2**-10 of its power of two."""
+    bits, least = {"bfloat16": (7, -126), "float16": (10, -14)}[name]
+    power = np.floor(np.log2(np.maximum(np.abs(np.float64(theta)), 2.0**least)))
+    return 2.0 ** (power - bits)
+
+
 @functools.partial(jax.jit, static_argnums=1)
 def stochastic(x, name, random):
     random = jnp.broadcast_to(random, x.shape)

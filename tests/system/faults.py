@@ -1,6 +1,7 @@
 """Runs of `examples/train_distributed.py` that are started, watched and killed.
 
-For `test_faults.py`, and for `benchmarks/faults.py`, which does the same more often.
+For `test_faults.py`, `test_train_distributed.py`, and for `benchmarks/faults.py`, which does the
+same more often.
 """
 
 import contextlib
@@ -27,13 +28,14 @@ PATIENCE = 240  # seconds for what takes ten on an idle machine
 
 
 @contextlib.contextmanager
-def started(log, *args, stdin=None):
+def started(log, *args, stdin=None, **variables):
     """A process of the script, its output in the file `log`; nothing of it is left afterwards."""
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": COMPILED.name,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "PYTHONUNBUFFERED": "1",
+        **variables,
     }
     command = [sys.executable, SCRIPT, *map(str, args)]
     with log.open("w") as output:

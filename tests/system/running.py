@@ -17,9 +17,9 @@ from modes import switched
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-def run(script, *args, cwd):
+def run(script, *args, cwd, **environment):
     """Run a script in a process of its own, as a reader does; return what it printed."""
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "COLUMNS": "100"}
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "COLUMNS": "100", **environment}
     environment.pop("FORCE_COLOR", None)  # Rich would take the pipe for a terminal
     command = [sys.executable, EXAMPLES / script, *map(str, args)]
     done = subprocess.run(
@@ -31,9 +31,16 @@ def run(script, *args, cwd):
 
 @contextlib.contextmanager
 def called(script, *args, cwd):
-    """This process as if it had been started with the script; modes and signals are put back."""
+    """This process as if it had been started with the script; modes and signals are put back.
+
+    XLA compiles twice as fast without optimizations; a script runs with them in `run`.
+    """
     before = signal.getsignal(signal.SIGINT)
-    with pytest.MonkeyPatch.context() as patch, switched("jax_enable_x64", False):
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        switched("jax_enable_x64", False),
+        switched("jax_disable_most_optimizations", True),
+    ):
         patch.syspath_prepend(script.parent)
         patch.chdir(cwd)
         patch.setattr(sys, "argv", [str(script), *map(str, args)])
@@ -45,10 +52,12 @@ def called(script, *args, cwd):
             signal.signal(signal.SIGINT, before)
 
 
-def exit_of(script, *args, cwd):
-    """Run a script in this process, which has imported JAX; return what it exits with."""
+def exit_of(script, *args, cwd, module=None):
+    """Run a script or module in this process, which has imported JAX; return its exit status."""
+    start = runpy.run_module if module else runpy.run_path
+    sys.modules.pop(f"{module}.__main__", None)  # runpy warns of a module imported before
     with called(Path(script), *args, cwd=cwd), pytest.raises(SystemExit) as stopped:
-        runpy.run_path(str(script), run_name="__main__")
+        start(module or str(script), run_name="__main__")
     return stopped.value.code
 
 

@@ -1,14 +1,16 @@
 """Every code block of README and docs runs, file by file, top to bottom in one namespace."""
 
+import contextlib
 import doctest
 import functools
+import io
 import re
 import shutil
 import subprocess
-import sys
 
 import pytest
 from pages import BLOCK, PAGES, ROOT, blocks
+from running import exit_of
 
 LINK = re.compile(r"\]\((?!https?://)([^)#]*)(#[\w-]+)?\)")
 
@@ -41,25 +43,34 @@ def test_python_blocks_run(page, monkeypatch, tmp_path):
 
 
 @functools.cache  # several pages have the same lines
-def check_command(*command):
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+def check_make(*arguments):
+    make = shutil.which("make")
+    subprocess.run([make, "--dry-run", *arguments], cwd=ROOT, check=True, capture_output=True)
+
+
+def help_of(*arguments, cwd):
+    """What `python ... --help` prints."""
+    printed = io.StringIO()
+    module = arguments[1] if arguments[0] == "-m" else None
+    script = ROOT / (module or arguments[0])
+    with contextlib.redirect_stdout(printed):
+        assert exit_of(script, "--help", cwd=cwd, module=module) == 0
+    return printed.getvalue()
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "sh")], ids=lambda p: p.name)
-def test_shell_lines_are_known_commands(page):
-    make = shutil.which("make")
+def test_shell_lines_are_known_commands(page, tmp_path):
     lines = [
         line.split("#")[0].split() for code in blocks(page, "sh") for line in code.splitlines()
     ]
     for command, *arguments in filter(None, lines):
         if command == "make":
-            run = [make, "--dry-run", *arguments]
+            check_make(*arguments)
         else:
             assert command in ("python", ".venv/bin/python"), command
-            run = [sys.executable, *(arguments[:1]), "--help"]
-            if arguments[0] == "-m":
-                run = [sys.executable, *arguments[:2], "--help"]
-        check_command(*run)
+            known = help_of(*arguments, cwd=tmp_path)
+            options = {word for word in arguments if word.startswith("--")}
+            assert options <= set(re.findall(r"--[\w-]+", known)), page
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)

@@ -1,29 +1,25 @@
-"""Processes that die, files that rot, disks that are full: the run goes on to the same bits."""
+"""Real processes that die and disks that are full: the run goes on to the same bits.
 
-import importlib
+All of these are slow. Their short siblings are in `test_train_distributed.py`, where one process is
+killed, and in `test_checkpoints.py`.
+"""
+
 import os
 import random
 import re
 import resource
-import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
 from faults import (
     assert_same_bits,
-    delete,
     ended,
     files_of,
     final,
     finish_pair,
-    flip,
     held,
     kill_often,
     lose_one,
@@ -36,9 +32,7 @@ from faults import (
     until_begun,
 )
 
-import functional_adam as fa
-
-EXAMPLES = Path(__file__).parents[2] / "examples"
+pytestmark = pytest.mark.slow
 SMALL = ("--moments", "int8", "--rounding", "compensated", "--learning-rate", "0.007")
 # Nearly all of a run's time goes into its checkpoints: with many, it is not over before a test that
 # waits for its turn on a busy machine has seen what it waits for; with few, it ends at once.
@@ -154,138 +148,6 @@ def test_a_run_killed_again_and_again_ends_on_the_same_bits(tmp_path):
     assert hits >= 2  # these died in the middle of a save
 
 
-# ---- Damage ----
-
-SETTINGS = {"seed": 3}
-TX = fa.adamw(0.007, b1=0.85, b2=0.97, moments="int8", rounding="compensated")
-
-
-@pytest.fixture(scope="module")
-def module():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(EXAMPLES)
-        yield importlib.import_module("checkpoints")
-
-
-@jax.jit
-def step_of(tree, scale):
-    grads = jax.tree.map(lambda p: (p * scale + 0.3).astype(p.dtype), tree["params"])
-    updates, state = TX.update(grads, tree["state"], tree["params"])
-    return {"params": fa.apply_updates(tree["params"], updates), "state": state}
-
-
-@pytest.fixture(scope="module")
-def written(module, tmp_path_factory):
-    """A directory of three checkpoints, and the trees they hold."""
-    folder = tmp_path_factory.mktemp("written")
-    rng = np.random.default_rng(1)
-    params = {
-        "w": jnp.asarray(rng.normal(size=(6, 300)), jnp.bfloat16),
-        "b": jnp.asarray(rng.normal(size=7), jnp.bfloat16),
-    }
-    tree = {"params": params, "state": TX.init(params)}
-    checkpoints, trees = module.Checkpoints(folder, SETTINGS), {}
-    for step in (10, 20, 30):
-        tree = trees[step] = step_of(tree, 0.1 * step)
-        checkpoints.save(step, tree, {"loss": 0.1234})
-    checkpoints.finish()
-    assert (checkpoints.good, checkpoints.failed) == (30, None)
-    return folder, trees
-
-
-def restored(module, folder, target, settings=SETTINGS):
-    """What is restored, and what is said of it."""
-    said = []
-    found = module.Checkpoints(folder, settings, said.append).restore(target)
-    return found, said
-
-
-def check_damaged(module, folder, trees, damaged=30):
-    """The newest is restored as it was, or refused for the one before; returns whether refused."""
-    found, said = restored(module, folder, trees[30])
-    assert found.step in (damaged, damaged - 10)
-    assert_same_bits((0, found.tree), (0, jax.tree.map(np.asarray, trees[found.step])))
-    assert found.notes == {"loss": 0.1234, "settings": SETTINGS}
-    refused = found.step != damaged
-    assert [line.startswith(f"Refused the checkpoint of step {damaged}: ") for line in said] == (
-        [True] * refused
-    )
-    assert (folder / str(damaged)).exists() != refused
-    assert (folder / f"refused-{damaged}").exists() == refused
-    return refused
-
-
-def test_undamaged_files_are_read(module, written, tmp_path):
-    folder, trees = written
-    copy = shutil.copytree(folder, tmp_path / "run")
-    assert not check_damaged(module, copy, trees)
-    assert restored(module, tmp_path / "none", trees[30]) == (None, [])
-
-
-def test_flipped_bits_never_get_into_a_run(module, written, tmp_path):
-    folder, trees = written
-    rng, refused = random.Random(0), 0
-    names = [path.relative_to(folder) for path in files_of(folder / "30")]
-    assert len(names) > 5
-    for number in range(64):
-        copy = shutil.copytree(folder, tmp_path / str(number))
-        flip(copy / names[number % len(names)], rng)
-        refused += check_damaged(module, copy, trees)
-        shutil.rmtree(copy)
-    assert 8 < refused < 56  # a part of each file is never read
-
-
-@pytest.mark.parametrize("damage", [truncate, delete])
-def test_whatever_file_is_damaged_the_run_falls_back(damage, module, written, tmp_path):
-    folder, trees = written
-    refused = 0
-    for number, path in enumerate(files_of(folder / "30")):
-        copy = shutil.copytree(folder, tmp_path / str(number))
-        damage(copy / path.relative_to(folder), random.Random(number))
-        refused += check_damaged(module, copy, trees)
-    assert refused > 3
-
-
-def test_an_empty_directory_is_no_checkpoint(module, written, tmp_path):
-    folder, trees = written
-    copy = shutil.copytree(folder, tmp_path / "run")
-    (copy / "40").mkdir()
-    found, said = restored(module, copy, trees[30])
-    assert found.step == 30
-    assert len(said) == 1
-    assert said[0].startswith("Refused the checkpoint of step 40: ")
-
-
-def test_notes_are_under_the_digest(module, written, tmp_path):
-    folder, trees = written
-    copy = shutil.copytree(folder, tmp_path / "run")
-    notes = copy / "30" / "notes" / "metadata"
-    text = notes.read_text()
-    assert "0.1234" in text
-    notes.write_text(text.replace("0.1234", "0.1235"))
-    assert check_damaged(module, copy, trees)
-
-
-def test_where_nothing_is_good_nothing_begins(module, written, tmp_path):
-    folder, trees = written
-    copy = shutil.copytree(folder, tmp_path / "run")
-    for step in (10, 20, 30):
-        shutil.rmtree(copy / str(step) / "arrays")
-    with pytest.raises(module.CheckpointError, match=r"No checkpoint in .* is good; to begin anew"):
-        restored(module, copy, trees[30])
-    assert sorted(path.name for path in copy.iterdir()) == ["10", "20", "30"]  # nothing is moved
-
-
-def test_another_model_and_other_settings_are_refused(module, written, tmp_path):
-    folder, trees = written
-    copy = shutil.copytree(folder, tmp_path / "run")
-    with pytest.raises(module.CheckpointError, match=r"its own settings: .*'seed': 3"):
-        restored(module, copy, trees[30], {"seed": 4})
-    wider = trees[30] | {"params": {"w": jnp.ones((6, 300)), "b": jnp.ones(7)}}  # float32
-    with pytest.raises(module.CheckpointError, match="No checkpoint in"):
-        restored(module, copy, wider)
-
-
 def test_a_run_goes_on_from_before_the_damage(uninterrupted, tmp_path):
     args = ("--checkpoint", tmp_path / "run", *PAIRED, "--devices", 2)
     with started(tmp_path / "log", *args) as process:
@@ -340,15 +202,3 @@ def test_a_directory_that_cannot_be_written_loses_nothing_saved(tmp_path):
         status, output = ended(process, tmp_path / "log")
     assert status == 0
     assert f"Training from step {kept} " in output
-
-
-def test_a_directory_that_cannot_be_made_is_named(tmp_path):
-    (tmp_path / "file").touch()
-    done = subprocess.run(
-        [sys.executable, EXAMPLES / "train_distributed.py", "--checkpoint", tmp_path / "file"],
-        env={**os.environ, "JAX_PLATFORMS": "cpu"},
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
-    assert done.returncode == 2
-    assert "argument --checkpoint" in done.stderr
-    assert "is not a directory" in done.stderr

@@ -4,7 +4,10 @@ import re
 
 import jax.numpy as jnp
 import numpy as np
-from running import EXAMPLES, adam, assert_png, example, exit_of, rows_of, run_here
+import pytest
+from running import adam, assert_png, example, rows_of, run, run_here, status_of
+
+pytestmark = pytest.mark.usefixtures("unoptimized")
 
 
 def regression(module):
@@ -73,9 +76,10 @@ def test_the_grid_is_spaced_by_equal_factors():
     ]
 
 
-def test_a_short_sweep_draws_and_prints(tmp_path):
+@pytest.mark.parametrize("way", [run_here, pytest.param(run, marks=pytest.mark.slow)])
+def test_a_short_sweep_draws_and_prints(way, tmp_path):
     args = ["--epochs", 1, "--x", "eps", 1e-8, 1e-2, 2, "--y", "b1", 0.5, 0.95, 3]
-    output = run_here("sweep.py", *args, "--output", "s.png", cwd=tmp_path)
+    output = way("sweep.py", *args, "--output", "s.png", cwd=tmp_path)
     rows = rows_of(output)
     assert len(rows) == 5  # of 6 members
     assert [float(row[3]) for row in rows] == sorted(float(row[3]) for row in rows)
@@ -92,8 +96,9 @@ def test_a_short_sweep_draws_and_prints(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["s.png"]
 
 
-def test_a_member_that_goes_another_way_alone_fails(tmp_path):
+def test_a_member_that_goes_another_way_alone_fails(monkeypatch, tmp_path):
     # At such rates losses are in the thousands, and a rounding of them is more than the bound.
     args = ["--epochs", 1, "--x", "learning_rate", 3, 9, 2, "--y", "b2", 0.5, 0.6, 2]
-    message = exit_of(EXAMPLES / "sweep.py", *args, "--check", 3, cwd=tmp_path)
+    monkeypatch.setattr(example("sweep"), "draw", lambda *_: None)
+    message, _ = status_of("sweep", *args, "--check", 3, cwd=tmp_path)
     assert message.startswith("That is more than 1e-05 or 0.05.")

@@ -6,7 +6,9 @@ import re
 
 import numpy as np
 import pytest
-from running import assert_png, example, rows_of, run_here
+from running import assert_png, example, rows_of, run, run_here
+
+COUNT = 55_520  # of parameters, 32 wide
 
 
 def bytes_by_hand(weights, moments, residual):
@@ -14,7 +16,7 @@ def bytes_by_hand(weights, moments, residual):
     shapes = [(256, 32), (64, 32), (32, 256), (32,), (3, 32), (3, 32)]
     shapes += [(3, 32, 96), (3, 32, 32), (3, 32, 128), (3, 128, 32)]
     count = sum(math.prod(shape) for shape in shapes)
-    assert count == 55_520
+    assert count == COUNT
     # With 8 bits two bytes for each row: no last axis is longer than a block but that of 256.
     blocks = 256 + 64 + 2 * 32 + 1 + 3 + 3 + 3 * (32 + 32 + 32 + 128) if moments == 2 else 0
     state = (moments + residual) * count + 2 * blocks + 4  # 4: the counter
@@ -38,20 +40,30 @@ def test_bytes_are_those_of_the_shapes():
         np.testing.assert_allclose(found * count, sizes, rtol=1e-12)
 
 
-def test_small_memory_trains_like_float32(tmp_path):
-    args = ["--steps", 20, "--width", 32, "--settings", "float32", "everything"]
-    rows = rows_of(run_here("train_small_memory.py", *args, "--output", "m.png", cwd=tmp_path))
-    assert [row[0] for row in rows] == args[-2:]
-    for row, (sizes, count) in zip(
-        rows, (bytes_by_hand(4, 8, 0), bytes_by_hand(2, 2, 1)), strict=True
-    ):
+def check_small_memory(folder, way, **bytes_each):
+    """Train with these settings; check all that is printed, and return the last losses."""
+    args = ["--steps", 20, "--width", 32, "--settings", *bytes_each, "--output", "m.png"]
+    rows = rows_of(way("train_small_memory.py", *args, cwd=folder))
+    assert [row[0] for row in rows] == list(bytes_each)
+    for row, each in zip(rows, bytes_each.values(), strict=True):
+        sizes, count = bytes_by_hand(*each)
         assert row[1:5] == [f"{size / count:.3f}" for size in (*sizes, sum(sizes))]
         first, last = map(float, row[5:])
         assert 5.5 < first < 7  # log 256 = 5.55
         assert 3 < last < 4.5
-    assert float(rows[1][-1]) == pytest.approx(float(rows[0][-1]), abs=0.01)
-    assert_png(tmp_path / "m.png")
-    assert [path.name for path in tmp_path.iterdir()] == ["m.png"]
+    assert_png(folder / "m.png")
+    assert [path.name for path in folder.iterdir()] == ["m.png"]
+    return [float(row[-1]) for row in rows]
+
+
+def test_small_memory_trains(tmp_path):
+    check_small_memory(tmp_path, run_here, float32=(4, 8, 0))
+
+
+@pytest.mark.slow
+def test_small_memory_trains_like_float32(tmp_path):
+    losses = check_small_memory(tmp_path, run, float32=(4, 8, 0), everything=(2, 2, 1))
+    assert losses[1] == pytest.approx(losses[0], abs=0.01)
 
 
 def values_of(output):
@@ -60,26 +72,34 @@ def values_of(output):
     return {name: float(value.replace(",", "")) for name, value in rows}
 
 
+def check_devices(folder, *args, **environment):
+    """Train on four devices; return what is printed of state and losses."""
+    args = ["--devices", 4, "--steps", 20, "--width", 32, *args]
+    values = values_of(run("train_sharded.py", *args, cwd=folder, **environment))
+    assert values["on a device, computed"] == values["on a device, found"]
+    assert values["parameters"] == COUNT
+    assert values["loss of the last steps"] < values["loss of the first steps"] - 0.5
+    return values["on a device, found"], values["loss of the last steps"]
+
+
+# The first axis of every leaf is a multiple of 4, or the next one is.
+DIVIDED = 8 * COUNT / 4 + 4
+
+
+def test_devices_hold_their_part(tmp_path):
+    args = ["--zero", "--batch-size", 4]
+    found, _ = check_devices(tmp_path, *args, JAX_DISABLE_MOST_OPTIMIZATIONS="1")
+    assert found == DIVIDED
+
+
+@pytest.mark.slow
 def test_devices_hold_their_part_and_train_alike(tmp_path):
-    args = ["--devices", 4, "--steps", 20, "--width", 32]
-    runs = {
-        name: values_of(run_here("train_sharded.py", *args, *more, cwd=tmp_path))
-        for name, more in {
-            "whole": [],
-            "divided": ["--zero"],
-            "int8": ["--zero", "--moments", "int8"],
-        }.items()
-    }
-    (_, _, state), count = bytes_by_hand(4, 8, 0)
-    # The first axis of every leaf is a multiple of 4, or the next one is.
-    assert runs["whole"]["on a device, found"] == state
-    assert runs["divided"]["on a device, found"] == 8 * count / 4 + 4
-    for values in runs.values():
-        assert values["on a device, computed"] == values["on a device, found"]
-        assert values["parameters"] == count
-        assert values["loss of the last steps"] < values["loss of the first steps"] - 0.5
-    last = [values["loss of the last steps"] for values in runs.values()]
-    assert last[1] == pytest.approx(last[0], abs=2e-4)
-    assert last[2] == pytest.approx(last[0], abs=0.01)
+    whole, loss = check_devices(tmp_path)
+    assert whole == bytes_by_hand(4, 8, 0)[0][2]
+    divided, loss_divided = check_devices(tmp_path, "--zero")
+    assert divided == DIVIDED
+    assert loss_divided == pytest.approx(loss, abs=2e-4)
+    int8, loss_int8 = check_devices(tmp_path, "--zero", "--moments", "int8")
     # Two bytes a number and two for each block of a row, 32 wide but in three leaves.
-    assert 2 * count / 4 < runs["int8"]["on a device, found"] < 2.1 * count / 4
+    assert 2 * COUNT / 4 < int8 < 2.1 * COUNT / 4
+    assert loss_int8 == pytest.approx(loss, abs=0.01)

@@ -218,7 +218,7 @@ def test_without_shardings_nothing_is_said_of_devices():
     assert "device" not in str(report)
 
 
-def test_one_device_has_it_all():  # more of them: sharded_cases.py
+def test_one_device_has_it_all():  # more of them: cases_costs.py
     tx, mesh = TRANSFORMATIONS["int8"], jax.make_mesh((1,), ("x",))
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     shardings = jax.tree.map(lambda x: everywhere, jax.eval_shape(tx.init, PARAMS))
