@@ -31,7 +31,7 @@ def leaf_params(
     strict: bool,
     applies: bool,
 ) -> list[LeafParam]:
-    """For each leaf its parameter, if it decays, or the variant, the rounding or the sum needs it."""
+    """For each leaf its parameter, if its decay, the variant, the rounding or the sum needs it."""
     decays = not is_zero(settings.weight_decay)
     if strict and not decays and settings.mask is not None:
         _masks.broadcast(settings.mask, structure if params is None else params)

@@ -51,7 +51,7 @@ def step(
         >>> params.round(6)  # the first step is the gradient's sign
         Array([ 0.9, -2.1], dtype=float32)
     """
-    update = getattr(tx, "update", None)
+    update: Any = getattr(tx, "update", None)
     if not callable(update):
         raise TypeError(f"tx must be a transformation, such as adam(1e-3); got {_check.show(tx)}.")
     if params is None:

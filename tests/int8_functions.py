@@ -1,4 +1,4 @@
-"""The functions of the 8-bit code, with exponents of blocks as a state stores them: (...), uint8."""
+"""The functions of the 8-bit code, with exponents of blocks as a state stores them."""
 
 import functools
 

@@ -6,8 +6,8 @@
 
 One row a case: kernels that pass over leaves, bytes of main memory a parameter, the least that a
 step can move (everything it is given and everything that changes, once), temporary bytes a
-parameter, whether all donated memory is used again, and seconds to compile. `make aot` installs what
-it needs into an environment of its own.
+parameter, whether all donated memory is used again, and seconds to compile. `make aot` installs
+what it needs into an environment of its own.
 """
 
 from __future__ import annotations

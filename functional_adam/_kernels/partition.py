@@ -74,10 +74,8 @@ def _divisible(plan: Plan, tree: Any) -> Callable[..., list[jax.Array]]:
         axes = [0 if this else None for this in is_mapped]
 
         def plain(*operands: Any) -> list[jax.Array]:
-            part = jax.tree.unflatten(tree, operands)
-            return jax.tree.leaves(
-                update_leaf(plan.config, *part.scalars, part.g, part.stored, part.theta)
-            )
+            (s, noise, key), g, stored, theta, _ = jax.tree.unflatten(tree, operands)
+            return jax.tree.leaves(update_leaf(plan.config, s, noise, key, g, stored, theta))
 
         new = jax.vmap(plain, in_axes=axes)(*operands)
         return new, [True] * len(new)
