@@ -51,14 +51,13 @@ def step(
         >>> params.round(6)  # the first step is the gradient's sign
         Array([ 0.9, -2.1], dtype=float32)
     """
-    update: Any = getattr(tx, "update", None)
-    if not callable(update):
+    if not callable(getattr(tx, "update", None)):
         raise TypeError(f"tx must be a transformation, such as adam(1e-3); got {_check.show(tx)}.")
     if params is None:
         raise TypeError("step needs params: call step(tx, grads, state, params).")
     settings = settings_of(tx)
     if settings is None:
-        updates, state = update(grads, state, params, **extra_args)
+        updates, state = tx.update(grads, state, params, **extra_args)
         return apply_updates(params, updates), state
     refuse_arguments(settings, extra_args)
     return _step.step(settings, grads, state, params, applies=True)

@@ -21,7 +21,10 @@ _optimizers
 _transform _update
 _apply
 _nested
+_take_step
 _step
+_kernels
+_leaf
 _leaf_params
 _scalars
 _settings
