@@ -50,7 +50,7 @@ bench: $(VENV)/test ## time and size against Optax (and torch, if installed)
 peers: $(VENV)/test ## repeat the recorded comparison with PyTorch, live; needs torch in .venv
 	$(BIN)/python tests/record_torch.py --check
 
-mutate: $(VENV)/test ## make one mistake at a time in a copy, and see whether the tests notice: half an hour on 2 cores
+mutate: $(VENV)/test ## make one mistake at a time in a copy, and see whether the tests notice: a quarter of an hour on 2 cores
 	$(BIN)/python tools/mutate.py --jobs 2
 
 figures: $(VENV)/test ## draw every picture of docs/ again: a quarter of an hour on 2 cores

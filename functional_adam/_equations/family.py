@@ -1,7 +1,7 @@
 """The family: each member a value, naming its formulas and the trees it keeps.
 
 The loop in `_step` knows nothing else about a variant, so a new one is a new value and, where it
-has equations of its own, a page in `formulas`.
+has equations of its own, a section in `relatives`.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Arrays in, arrays out: no trees, no storage, no flags. Letters are those of Kingma & Ba (2015),
 "Adam: A Method for Stochastic Optimization", Algorithm 1: `g` the gradient, `m` and `v` the two
-moments, `t` the step counted from 1, `alpha` the step size. Every other member has its page in
+moments, `t` the step counted from 1, `alpha` the step size. Every other member has its section in
 `relatives`. What keeps the digits is in `numerics`; `family` says which functions make which
 optimizer, `operands` what they take and give.
 """

@@ -1,4 +1,4 @@
-"""The equations of Adam's relatives, a page for each: what they do otherwise than Adam.
+"""The equations of Adam's relatives, a section for each: what they do otherwise than Adam.
 
 The letters are those of `formulas`, where everything is that they share.
 """

@@ -181,3 +181,14 @@ def test_mistakes_say_what_would_be_right():
     free = NamedSharding(mesh_of("2x4"), P(P.UNCONSTRAINED))
     refused(ValueError, r"\['b'\] is .*Use None for a dimension", INT8, {"b": np.ones(8)}, free)
     refused(ValueError, "params has no leaf that says on which mesh", INT8, {"a": None})
+
+
+@pytest.mark.parametrize("shape", [(64, 24), (5, 3, 8)], ids=str)
+def test_codes_stay_divided_like_their_parameter_where_blocks_do_not(shape):
+    # The divided axis is short and merged with those before it: a block has parts on every device.
+    place = NamedSharding(mesh_of("2x4"), P(*[None] * (len(shape) - 1), "model"))
+    drawn = np.random.default_rng(7).normal(size=(2, *shape)).astype(np.float32)
+    params, grads = (jax.device_put(x, place) for x in drawn)
+    tx = fa.adam(0.03, b1=0.8, moments="int8")
+    _, state = jax.jit(tx.update)(grads, tx.init(params), params)
+    assert lies_as((state.mu, state.nu), (place, place))
