@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from functional_adam import _check, _step
 from functional_adam._apply import apply_updates
 from functional_adam._transform import refuse_arguments, settings_of
@@ -11,7 +9,7 @@ from functional_adam._types import GradientTransformation, PyTree
 
 
 def step(
-    tx: GradientTransformation, grads: PyTree, state: PyTree, params: PyTree, **extra_args: Any
+    tx: GradientTransformation, grads: PyTree, state: PyTree, params: PyTree, **extra_args: PyTree
 ) -> tuple[PyTree, PyTree]:
     """One step of training: new parameters and the next state.
 

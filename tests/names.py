@@ -8,6 +8,7 @@ OF_STATES = {
         "master_params",
         "memory_report",
         "state_shardings",
+        "step",
     ),
     *("from_optax", "from_state_dict", "from_torch", "to_optax", "to_state_dict", "to_torch"),
 }

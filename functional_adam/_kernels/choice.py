@@ -7,6 +7,7 @@ that a program does not run on, and `jax.export` for several platforms has the f
 from __future__ import annotations
 
 import functools
+import importlib
 import os
 from typing import Any, Literal, NamedTuple
 
@@ -16,7 +17,6 @@ import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
 
-from functional_adam._kernels import gpu, tpu
 from functional_adam._kernels.tiles import Part, tiles
 from functional_adam._leaf import LeafConfig, update_leaf
 from functional_adam._storage.leaf_state import LeafState
@@ -46,8 +46,7 @@ class Plan(NamedTuple):
 def step_part(plan: Plan, part: Part) -> tuple[Any, LeafState]:
     """(update or parameter, what is stored) of a part, in the form that the platform has."""
     if plan.mode.startswith("interpret"):
-        form = {"gpu": gpu, "tpu": tpu}[plan.mode.split()[1]]
-        return _kernel(form, plan, part, interpret=True)
+        return _kernel(plan.mode.split()[1], plan, part, interpret=True)
     operands, tree = jax.tree.flatten(part)
     new = _one_pass.bind(*operands, plan=plan, tree=tree)
     return jax.tree.unflatten(jax.tree.structure((part.g, part.stored)), new)
@@ -63,8 +62,10 @@ def _plain(plan: Plan, part: Part) -> tuple[Any, LeafState]:
     return update_leaf(plan.config, s, noise, key, part.g, part.stored, part.theta)
 
 
-def _kernel(form: Any, plan: Plan, part: Part, *, interpret: bool = False) -> tuple[Any, LeafState]:
+def _kernel(name: str, plan: Plan, part: Part, *, interpret: bool = False) -> tuple[Any, LeafState]:
     """The kernel of a platform, or the plain form for a leaf that it does not take."""
+    # Imported here, as Pallas takes half as long to import as all of JAX.
+    form = importlib.import_module(f"functional_adam._kernels.{name}")
     found = tiles(part.g.shape, part.stored.scale.shape, plan.shape)
     if found is None or not form.takes(found):
         return _plain(plan, part)
@@ -122,6 +123,6 @@ def _lowered(form: Any) -> Any:
 
 
 mlir.register_lowering(_one_pass, _lowered(_plain))
-for _platform, _form in (("cuda", gpu), ("tpu", tpu)):
-    kernel = functools.partial(_kernel, _form)
+for _platform, _name in (("cuda", "gpu"), ("tpu", "tpu")):
+    kernel = functools.partial(_kernel, _name)
     mlir.register_lowering(_one_pass, _lowered(kernel), platform=_platform)

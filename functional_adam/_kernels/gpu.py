@@ -10,7 +10,7 @@ import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from functional_adam._kernels.tiles import Part, Tiles, packed
+from functional_adam._kernels.tiles import Part, Tiles, like, packed, results
 from functional_adam._leaf import LeafConfig, update_leaf
 from functional_adam._storage.leaf_state import LeafState
 
@@ -33,7 +33,6 @@ def one_pass(
     given = packed((scalars, origin))
     arrays, tree = jax.tree.flatten((g, stored, theta))
     arrays = [x.reshape(blocks, -1) for x in arrays]
-    out_dtype = theta.dtype if config.applies else config.out
 
     def kernel(floats: Any, words: Any, *references: Any) -> None:
         inputs, outputs = references[: len(arrays)], references[len(arrays) :]
@@ -50,33 +49,20 @@ def one_pass(
         for reference, x in zip(outputs, jax.tree.leaves(new), strict=True):
             triton.store(reference.at[rows, :], x, mask=jnp.broadcast_to(mine, x.shape))
 
-    outputs = [jax.ShapeDtypeStruct(arrays[0].shape, out_dtype)]
-    outputs += [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in arrays[1 : 1 + tree_size(stored)]]
-    aliases = {3 + i: 1 + i for i in range(tree_size(stored))}
-    if config.applies:
-        aliases[2 + len(arrays) - 1] = 0
+    shapes, places = results(config, arrays, stored, theta)
     everywhere = pl.BlockSpec(memory_space=pl.ANY)
     new = pl.pallas_call(
         kernel,
         grid=(pl.cdiv(blocks, together),),
         in_specs=[everywhere] * (2 + len(arrays)),
-        out_specs=[everywhere] * len(outputs),
-        out_shape=outputs,
-        input_output_aliases=aliases,
+        out_specs=[everywhere] * len(shapes),
+        out_shape=shapes,
+        input_output_aliases=places,
         compiler_params=triton.CompilerParams(num_warps=_WARPS),
         interpret=interpret,
         name="adam",
     )(given.floats, given.words, *arrays)
-    like = jax.tree.leaves((g, stored))
-    return jax.tree.unflatten(
-        jax.tree.structure((g, stored)),
-        [x.reshape(y.shape) for x, y in zip(new, like, strict=True)],
-    )
-
-
-def tree_size(tree: Any) -> int:
-    """The number of arrays in a tree."""
-    return len(jax.tree.leaves(tree))
+    return like(part, new)
 
 
 def _starts(tiles: Tiles, begin: Any, together: int) -> Any:

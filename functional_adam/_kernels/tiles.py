@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from functional_adam._leaf import LeafConfig
 from functional_adam._storage.int8 import block_length
 from functional_adam._storage.leaf_state import LeafState
 
@@ -100,3 +101,25 @@ def packed(scalars: Any) -> Packed:
     floats = [x for x in leaves if x.dtype == jnp.float32]
     words = [x.astype(jnp.uint32) for x in leaves if x.dtype != jnp.float32]
     return Packed(jnp.stack(floats), jnp.stack(words), tree, tuple(x.dtype for x in leaves))
+
+
+def results(
+    config: LeafConfig, arrays: list[jax.Array], stored: LeafState, theta: Any
+) -> tuple[list[jax.ShapeDtypeStruct], dict[int, int]]:
+    """The results of a kernel on two vectors and `arrays`, and which operands they overwrite.
+
+    What is stored takes the place of what was, and a parameter that of the old one.
+    """
+    count = len(jax.tree.leaves(stored))
+    dtype = theta.dtype if config.applies else config.out
+    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in arrays[: 1 + count]]
+    shapes[0] = jax.ShapeDtypeStruct(arrays[0].shape, dtype)
+    places = {3 + n: 1 + n for n in range(count)}
+    return shapes, places | ({1 + len(arrays): 0} if config.applies else {})
+
+
+def like(part: Part, new: list[jax.Array]) -> tuple[jax.Array, LeafState]:
+    """The results of a kernel in the shapes of the leaf."""
+    old, tree = jax.tree.flatten((part.g, part.stored))
+    pairs = zip(new, old, strict=True)
+    return jax.tree.unflatten(tree, [x.reshape(y.shape) for x, y in pairs])

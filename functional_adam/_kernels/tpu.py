@@ -12,12 +12,12 @@ import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu
 
-from functional_adam._kernels.tiles import Part, Tiles, packed
+from functional_adam._kernels.tiles import Part, Tiles, like, packed, results
 from functional_adam._leaf import LeafConfig, update_leaf
-from functional_adam._storage import int8
 from functional_adam._storage.floats import bits_of, from_bits
 from functional_adam._storage.formats import Int8
 from functional_adam._storage.leaf_state import LeafState
+from functional_adam._storage.reductions import GROUPS, Reductions
 
 _TILE = 2**16  # elements that are brought into the chip's memory at once
 _ROWS = 32  # of a tile of 8-bit numbers
@@ -31,7 +31,7 @@ _BLOCKS = 128  # of a row in a tile: the scales of a tile are a tile themselves
 
 def _groups(x: jax.Array) -> jax.Array:
     x, distance = from_bits(x), x.shape[-1] // 2
-    while distance >= int8.GROUPS:
+    while distance >= GROUPS:
         x = jnp.maximum(x, tpu.roll(x, distance, x.ndim - 1))
         distance //= 2
     return bits_of(x)
@@ -43,14 +43,14 @@ def _largest(x: jax.Array) -> jax.Array:
 
 def _number(which: jax.Array) -> jax.Array:
     lanes = jnp.sum(which.astype(jnp.float32), axis=-1, keepdims=True).astype(jnp.int32)
-    return lanes >> (which.shape[-1] // int8.GROUPS).bit_length() - 1
+    return lanes >> (which.shape[-1] // GROUPS).bit_length() - 1
 
 
 @dataclasses.dataclass(frozen=True)
 class _OnLanes(Int8):
     """`Int8`, its blocks along lanes: the same numbers."""
 
-    reductions: ClassVar[int8.Reductions] = int8.Reductions(_groups, _largest, _number)
+    reductions: ClassVar[Reductions] = Reductions(_groups, _largest, _number)
 
 
 # ---- The kernel ----
@@ -84,29 +84,22 @@ def one_pass(
         step = functools.partial(update_leaf, config, s, noise)
         _block_by_block(step, tiles, key + start, inputs, references[len(arrays) :])
 
-    def spec(x: jax.Array) -> pl.BlockSpec:
+    def spec(x: Any) -> pl.BlockSpec:
         return pl.BlockSpec((None, rows, blocks * x.shape[-1] // tiles.blocks), lambda *at: at)
 
-    scalars_spec = pl.BlockSpec(memory_space=tpu.SMEM)
-    out_dtype = theta.dtype if config.applies else config.out
-    count = len(jax.tree.leaves(stored))
-    outputs = [jax.ShapeDtypeStruct(arrays[0].shape, out_dtype)]
-    outputs += [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in arrays[1 : 1 + count]]
-    aliases = {3 + i: 1 + i for i in range(count)}
-    if config.applies:
-        aliases[2 + len(arrays) - 1] = 0
+    shapes, places = results(config, arrays, stored, theta)
+    vectors = [pl.BlockSpec(memory_space=tpu.SMEM)] * 2
     new = pl.pallas_call(
         kernel,
         grid=(tiles.planes, pl.cdiv(tiles.rows, rows), pl.cdiv(tiles.blocks, blocks)),
-        in_specs=[scalars_spec, scalars_spec, *map(spec, arrays)],
-        out_specs=[spec(x) for x in arrays[: 1 + count]],
-        out_shape=outputs,
-        input_output_aliases=aliases,
+        in_specs=[*vectors, *map(spec, arrays)],
+        out_specs=[spec(x) for x in shapes],
+        out_shape=shapes,
+        input_output_aliases=places,
         interpret=interpret,
         name="adam",
     )(given.floats, jax.lax.bitcast_convert_type(given.words, jnp.int32), *arrays)
-    like, tree = jax.tree.flatten((g, stored))
-    return jax.tree.unflatten(tree, [x.reshape(y.shape) for x, y in zip(new, like, strict=True)])
+    return like(part, new)
 
 
 def _folded(tiles: Tiles) -> Tiles:

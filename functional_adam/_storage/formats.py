@@ -25,6 +25,7 @@ from functional_adam._storage import int8, moment_dtypes
 from functional_adam._storage.floats import bits_of, is_nan
 from functional_adam._storage.leaf_state import LeafState, refuse_other_format, refuse_wide
 from functional_adam._storage.noise import RandomBits
+from functional_adam._storage.reductions import PLAIN, Reductions
 from functional_adam._storage.rounding import stochastic, undifferentiable
 from functional_adam._types import arithmetic_dtype, real_dtype
 
@@ -174,7 +175,7 @@ class Int8:
     name: ClassVar[str] = "int8"
     is_random: ClassVar[bool] = True
     has_scale: ClassVar[bool] = True
-    reductions: ClassVar[int8.Reductions] = int8.PLAIN
+    reductions: ClassVar[Reductions] = PLAIN
     block_size: int = 128
     chunked: bool = False
 

@@ -10,20 +10,17 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from functional_adam._storage.floats import INFINITE, bits_of, from_bits, is_nan, with_sign
+from functional_adam._storage.reductions import GROUP_BITS, GROUPS, PLAIN, Reductions
 
 # ---- Blocks ----
 
 _LANES = 16
-_GROUP_BITS = 5
-GROUPS = 1 << _GROUP_BITS
 
 
 def blocks(shape: tuple[int, ...], block_size: int) -> tuple[int, ...]:
@@ -67,32 +64,6 @@ def join(x: jax.Array, scales: tuple[int, ...], shape: tuple[int, ...]) -> jax.A
     if scales[-1] != 1:
         x = x.reshape(*shape[:lead], filled)
     return (x if filled == width else x[..., :width]).reshape(shape)
-
-
-# ---- Reductions ----
-
-
-class Reductions(NamedTuple):
-    """What is made of a block as a whole, in the form that a compiler takes."""
-
-    # Of (..., length) >= 0 the largest of each group: every 32nd element, in blocks that 32 does
-    # not divide every 16th. Vectors' maxima, where one along a block would be of numbers.
-    groups: Callable[[jax.Array], jax.Array]
-    largest: Callable[[jax.Array], jax.Array]  # of (..., groups): (..., 1)
-    number: Callable[[jax.Array], jax.Array]  # of groups where something holds: (..., 1)
-
-
-def _groups(x: jax.Array) -> jax.Array:
-    lanes = math.gcd(x.shape[-1], GROUPS)
-    x = x.reshape(*x.shape[:-1], x.shape[-1] // lanes, lanes)
-    return jnp.max(x, axis=-2, initial=0)
-
-
-PLAIN = Reductions(
-    groups=_groups,
-    largest=lambda x: jnp.max(x, axis=-1, keepdims=True),
-    number=lambda which: jnp.sum(which, axis=-1, keepdims=True, dtype=jnp.int32),
-)
 
 
 # ---- Scales and units ----
@@ -178,11 +149,11 @@ def _exponents(reduce: Reductions, bits: jax.Array) -> jax.Array:
 def _ranked(reduce: Reductions, exponents: jax.Array, count: int) -> list[jax.Array]:
     """The largest of (..., groups), the second largest, and so on; equal ones count one by one."""
     group = jax.lax.broadcasted_iota(jnp.int32, exponents.shape, exponents.ndim - 1) & (GROUPS - 1)
-    keys = (exponents << _GROUP_BITS) | group
+    keys = (exponents << GROUP_BITS) | group
     ranks = [reduce.largest(keys)]
     while len(ranks) < count:
         ranks.append(reduce.largest(jnp.where(keys < ranks[-1], keys, 0)))
-    return [rank >> _GROUP_BITS for rank in ranks]
+    return [rank >> GROUP_BITS for rank in ranks]
 
 
 # ---- Roots ----

@@ -1,8 +1,8 @@
-"""Kernels, interpreted on the CPU, against the plain form of the same step: all bits.
+"""Kernels, interpreted on the CPU, against the plain form of the same step.
 
-What is stored is the same in every bit. A float32 parameter may differ in its last bit, and its
-residual by one code: LLVM fuses a product and a sum of the plain form into one rounding or does
-not, as it likes.
+What is stored of the moments is the same in every bit. An update is a product and a sum, which
+LLVM may make in one rounding or in two, as it likes: a float32 parameter may differ in its last
+bits, and one of 16 bits where these decide.
 """
 
 import jax
@@ -14,9 +14,9 @@ import functional_adam as fa
 from functional_adam._kernels.choice import SWITCH
 
 HYPER = {"b1": 0.87, "b2": 0.993, "eps": 1e-7, "weight_decay": 0.03}
-STEPS = 5
+STEPS = 4
 FORMS = ["interpret gpu", "interpret tpu"]
-# Rows that do not fill a tile, planes, one row, merged axes, blocks of 64, blocks that are not full.
+# Rows that do not fill a tile, planes, one row, merged axes, blocks of 64, blocks not full.
 SHAPES = [(33, 256), (3, 5, 128), (1024,), (8, 384), (9, 3, 3, 128), (7, 64), (6, 200)]
 ROUNDINGS = [("nearest", "float32"), ("compensated", "bfloat16"), ("stochastic", "float16")]
 
@@ -33,34 +33,57 @@ def gradients(shape, dtype):
         yield jnp.asarray(g, dtype)
 
 
-def trajectory(monkeypatch, form, shape, rounding, dtype, make=fa.adamw, **hyper):
-    """Parameters and what is stored, after every step."""
+def stepping(monkeypatch, form, rounding):
+    """The transformation, and a jitted step of one leaf in this form."""
     monkeypatch.setenv(SWITCH, form)
-    tx = make(0.004, moments="int8", rounding=rounding, **HYPER | hyper)
-    start = np.random.default_rng(9).normal(size=shape) * 0.02
-    params = {"w": jnp.asarray(start, dtype)}
+    tx = fa.adamw(0.004, moments="int8", rounding=rounding, **HYPER)
+
+    @jax.jit
+    def step(params, state, g):
+        monkeypatch.setenv(SWITCH, form)  # read when a step is traced
+        return fa.step(tx, g, state, params)
+
+    return tx, step
+
+
+def stored(state):
+    return [np.asarray(x).tobytes() for x in (state.mu, state.nu, state.nu_scale)]
+
+
+def weights(params, state, rounding):
+    if rounding == "compensated":
+        return np.asarray(fa.master_params(params, state))
+    return np.asarray(params, np.float32)
+
+
+CASES = [
+    *((shape, *ROUNDINGS[n % 3], FORMS[n % 2]) for n, shape in enumerate(SHAPES)),
+    *((SHAPES[0], *rounding, form) for rounding in ROUNDINGS[1:] for form in FORMS),
+    (SHAPES[0], *ROUNDINGS[0], FORMS[1]),
+]
+PRODUCT = [(s, *r, form) for s in SHAPES for r in ROUNDINGS for form in FORMS]
+SLOW = [pytest.param(*case, marks=pytest.mark.slow) for case in PRODUCT if case not in CASES]
+
+
+@pytest.mark.parametrize(("shape", "rounding", "dtype", "form"), CASES + SLOW, ids=str)
+def test_a_kernel_gives_the_bits_of_the_plain_form(shape, rounding, dtype, form, monkeypatch):
+    tx, plain = stepping(monkeypatch, "off", rounding)
+    _, kernel = stepping(monkeypatch, form, rounding)
+    params = jnp.asarray(np.random.default_rng(9).normal(size=shape) * 0.02, dtype)
     state = tx.init(params)
-    step = jax.jit(lambda params, state, g: fa.step(tx, {"w": g}, state, params))
-    for g in gradients(shape, dtype):
-        params, state = step(params, state, g)
-        residual = None if rounding != "compensated" else np.asarray(state.residual["w"], int)
-        stored = state.mu["w"], state.nu["w"], state.nu_scale["w"]
-        yield np.asarray(params["w"]), residual, [np.asarray(x) for x in stored]
-
-
-def bits(x):
-    return x.view({2: np.int16, 4: np.int32}[x.dtype.itemsize]).astype(np.int64)
-
-
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize(("rounding", "dtype"), ROUNDINGS)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_a_kernel_gives_the_bits_of_the_plain_form(form, rounding, dtype, shape, monkeypatch):
-    plain = list(trajectory(monkeypatch, "off", shape, rounding, dtype))
-    found = list(trajectory(monkeypatch, form, shape, rounding, dtype))
-    for t, ((p, residual, stored), (q, other, kept)) in enumerate(zip(plain, found, strict=True)):
-        assert [x.tobytes() for x in kept] == [x.tobytes() for x in stored], t
-        apart = np.abs(bits(q) - bits(p))
-        assert apart.max() <= 1, t
-        if residual is not None:  # one code less and the next number, or the same
-            assert np.abs(other - residual)[apart == 0].max() <= 1, t
+    for t, g in enumerate(gradients(shape, dtype)):
+        found, kept = kernel(params, state, g)
+        old = weights(params, state, rounding)
+        params, state = plain(params, state, g)
+        assert stored(kept) == stored(state), t
+        if rounding == "stochastic":  # either neighbour of nearly the same number
+            np.testing.assert_allclose(found, params, rtol=2**-10, atol=2**-24)
+            assert np.mean(np.asarray(found != params)) < 0.01
+            continue
+        new, other = weights(params, state, rounding), weights(found, kept, rounding)
+        size = np.maximum(np.abs(old), np.abs(new))
+        unit = 2.0**-22 if rounding == "nearest" else 2.0**-15  # a code of a bfloat16
+        assert np.array_equal(np.isfinite(new), np.isfinite(other))
+        within = np.isfinite(new)
+        assert (np.abs(other - new)[within] <= unit * size[within]).all(), t
+        assert np.mean(other[within] != new[within]) < (0.2 if rounding == "nearest" else 0.01)

@@ -64,6 +64,7 @@ def test_the_public_names_are_exactly_these():
         "scale_by_radam",
         "scale_by_yogi",
         "state_shardings",
+        "step",
         "to_optax",
         "to_state_dict",
         "to_torch",
@@ -123,7 +124,9 @@ def test_public_docstrings_have_an_example_and_every_argument(thing):
     if thing.__name__.startswith("scale_by_"):  # its arguments are those of its optimizer
         assert "The arguments are as in `" in doc
     else:
-        described = re.findall(r"^    (\w+): ", doc.split("Args:")[1].split("Returns:")[0], re.M)
+        described = re.findall(
+            r"^    [*]{0,2}(\w+): ", doc.split("Args:")[1].split("Returns:")[0], re.M
+        )
         assert described == list(inspect.signature(thing).parameters)
     if inspect.signature(thing).return_annotation == "GradientTransformation":
         # What all factories raise is said once, in `GradientTransformation`.

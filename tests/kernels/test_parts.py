@@ -1,0 +1,76 @@
+"""A part of a leaf, as a device of a mesh has it, steps as it does in the whole leaf."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import functional_adam as fa
+from functional_adam._kernels.choice import Plan, step_part
+from functional_adam._kernels.tiles import Part, tiles
+from functional_adam._leaf import LeafConfig
+from functional_adam._scalars import scalars
+from functional_adam._storage.leaf_state import LeafState
+from functional_adam._storage.noise import leaf_key, step_noise
+from functional_adam._transform import settings_of
+
+FORMS = ["off", "interpret gpu", "interpret tpu"]
+COUNT = jnp.int32(1)
+
+
+def whole_leaf(shape):
+    """The operands of a first step, and what is known of it before any number is."""
+    settings = settings_of(fa.adamw(0.02, b1=0.8, b2=0.97, weight_decay=0.1, moments="int8"))
+    random = np.random.default_rng(3)
+    theta, g = (jnp.asarray(random.normal(size=shape), jnp.float32) for _ in range(2))
+    state = fa.init(theta, moments="int8")
+    stored = LeafState(state.mu, state.nu, {}, state.nu_scale)
+    s = scalars(settings, COUNT, np.dtype(np.float32))
+    given = s, step_noise(COUNT), jnp.asarray(leaf_key("['w']"))
+    config = LeafConfig(settings.variant, settings.moments, None, True, g.dtype, True)
+    return config, Part(given, g, stored, theta)
+
+
+def cut(part, axis, half):
+    """A half of a leaf along an axis."""
+
+    def taken(x):
+        size = x.shape[axis] // 2
+        return jax.lax.slice_in_dim(x, half * size, (half + 1) * size, axis=axis)
+
+    scale = taken(part.stored.scale) if axis < part.stored.scale.ndim else part.stored.scale
+    stored = jax.tree.map(taken, part.stored._replace(scale=None))._replace(scale=scale)
+    starts = [np.uint32(0)] * part.g.ndim
+    starts[axis] = np.uint32(half * (part.g.shape[axis] // 2))
+    g, theta = taken(part.g), taken(part.theta)
+    return part._replace(g=g, stored=stored, theta=theta, starts=tuple(starts))
+
+
+def run(config, shape, form, part):
+    return jax.jit(lambda part: step_part(Plan(config, shape, form), part))(part)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    ("shape", "axis"),
+    [((6, 256), 0), ((6, 256), 1), ((4, 6, 128), 1), ((2, 4, 6, 128), 1), ((512,), 0)],
+    ids=str,
+)
+def test_a_part_of_a_leaf_has_the_bits_of_its_place(form, shape, axis):
+    config, part = whole_leaf(shape)
+    mode = "on" if form == "off" else form  # on the CPU: the plain form
+    whole = run(config, shape, "on", part)
+    parts = [run(config, shape, mode, cut(part, axis, half)) for half in (0, 1)]
+    (_, first), (_, second) = parts
+    for name in ("m", "v", "scale"):
+        pieces = [np.asarray(getattr(x, name)) for x in (first, second)]
+        together = np.concatenate(pieces, axis)
+        np.testing.assert_array_equal(together, getattr(whole[1], name), err_msg=name)
+
+
+def test_what_is_a_leaf_of_full_blocks():
+    assert tiles((4, 6, 256), (4, 6, 2)) == (4, 6, 2, 128, 256, 1536)
+    assert tiles((2, 3, 128), (2, 3, 1), (2, 6, 128)) == (2, 3, 1, 128, 128, 768)
+    assert tiles((6, 200), (6, 2)) is None  # two blocks of 112, of which the last is not full
+    assert tiles((0, 128), (0, 1)) is None
+    assert tiles((2, 2, 4, 128), (2, 2, 4, 1), (2, 4, 8, 128)) is None  # three distances
