@@ -8,7 +8,7 @@ set -eu
 results=$(mktemp)
 trap 'rm -f "$results"' EXIT
 
-CORE="equations/test_formulas.py storage step optimizers/test_family_check_*.py hints/test_keywords.py
+CORE="equations/test_formulas.py storage kernels step optimizers/test_family_check_*.py hints/test_keywords.py
 watch/test_report.py watch/test_diagnostics*.py interop/test_convert*.py interop/test_extend*.py"
 
 # The interpreter with this version, if there is one that runs.

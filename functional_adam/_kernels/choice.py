@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+import warnings
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -22,6 +23,7 @@ from functional_adam._leaf import LeafConfig, update_leaf
 from functional_adam._storage.leaf_state import LeafState
 
 SWITCH = "FUNCTIONAL_ADAM_KERNELS"
+HAS_KERNELS = jax.__version_info__ >= (0, 7, 2)  # what they are written with is not in older ones
 Mode = Literal["on", "off", "interpret gpu", "interpret tpu"]
 MODES: tuple[Mode, ...] = ("on", "off", "interpret gpu", "interpret tpu")
 
@@ -119,7 +121,21 @@ def _lowered(form: Any) -> Any:
     def flat(*operands: Any, plan: Plan, tree: Any) -> list[Any]:
         return jax.tree.leaves(form(plan, jax.tree.unflatten(tree, operands)))
 
-    return mlir.lower_fun(flat, multiple_results=True)
+    lower = mlir.lower_fun(flat, multiple_results=True)
+
+    def rule(*args: Any, **parameters: Any) -> Any:
+        with warnings.catch_warnings():
+            # Of JAX 0.12 and later, which is to drop Triton: users can do nothing about it.
+            warnings.filterwarnings("ignore", "The Pallas Triton backend", DeprecationWarning)
+            try:
+                return lower(*args, **parameters)
+            except Exception as error:
+                error.add_note(
+                    f"{SWITCH}=off in the environment takes 8-bit steps without kernels."
+                )
+                raise
+
+    return rule
 
 
 mlir.register_lowering(_one_pass, _lowered(_plain))

@@ -22,7 +22,7 @@ from jax.experimental.custom_partitioning import (
 from jax.sharding import NamedSharding, PartitionSpec
 
 from functional_adam import _mesh
-from functional_adam._kernels.choice import Mode, Plan, step_part
+from functional_adam._kernels.choice import HAS_KERNELS, Mode, Plan, step_part
 from functional_adam._kernels.tiles import Part
 from functional_adam._leaf import LeafConfig, update_leaf
 from functional_adam._storage.leaf_state import LeafState
@@ -58,7 +58,7 @@ def leaf_step(
 def _may_have_kernel(config: LeafConfig, s: Any, stored: LeafState) -> bool:
     """XLA makes one pass of everything but codes; what sums over a leaf needs two."""
     has_codes = stored.scale is not None and not config.moments.chunked
-    return has_codes and not config.variant.whole_leaf and s.eps.dtype == np.float32
+    return HAS_KERNELS and has_codes and not config.variant.whole_leaf and s.eps.dtype == np.float32
 
 
 @functools.cache

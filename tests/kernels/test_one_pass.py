@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 
 import functional_adam as fa
-from functional_adam._kernels.choice import SWITCH
+from functional_adam._kernels.choice import HAS_KERNELS, SWITCH
 
 HYPER = {"b1": 0.87, "b2": 0.993, "eps": 1e-7, "weight_decay": 0.03}
 STEPS = 4
+pytestmark = pytest.mark.skipif(not HAS_KERNELS, reason="kernels need jax 0.7.2")
+
 FORMS = ["interpret gpu", "interpret tpu"]
 # Rows that do not fill a tile, planes, one row, merged axes, blocks of 64, blocks not full.
 SHAPES = [(33, 256), (3, 5, 128), (1024,), (8, 384), (9, 3, 3, 128), (7, 64), (6, 200)]

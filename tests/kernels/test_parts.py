@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 
 import functional_adam as fa
-from functional_adam._kernels.choice import Plan, step_part
+from functional_adam._kernels.choice import HAS_KERNELS, Plan, step_part
 from functional_adam._kernels.tiles import Part, tiles
 from functional_adam._leaf import LeafConfig
 from functional_adam._scalars import scalars
 from functional_adam._storage.leaf_state import LeafState
 from functional_adam._storage.noise import leaf_key, step_noise
 from functional_adam._transform import settings_of
+
+pytestmark = pytest.mark.skipif(not HAS_KERNELS, reason="kernels need jax 0.7.2")
 
 FORMS = ["off", "interpret gpu", "interpret tpu"]
 COUNT = jnp.int32(1)
