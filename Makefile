@@ -10,7 +10,7 @@ PIP := PIP_CONSTRAINT=$(CONSTRAINTS) $(BIN)/pip install --quiet --disable-pip-ve
 PYTEST := JAX_PLATFORMS=cpu $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check lint types tests tests-all legs bench peers mutate figures versions dist dist-check docs docs-check clean
+.PHONY: help demo test test-all check lint types tests tests-all legs bench peers mutate figures aot aot-check versions dist dist-check docs docs-check clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 20
@@ -67,6 +67,12 @@ figures: $(VENV)/test ## draw every picture of docs/ again: a quarter of an hour
 	JAX_PLATFORMS=cpu $(BIN)/python benchmarks/low_memory.py --results build/low_memory.jsonl --report docs \
 		# docs/memory_streams.png docs/memory_loss.png
 
+aot: $(VENV)-aot/ready ## compile steps for TPUs and an H100 that are not here, count what they move: minutes
+	PYTHONPATH=. $(VENV)-aot/bin/python tools/aot.py v5e v6e v5p h100
+
+aot-check: $(VENV)-aot/ready ## the same for one large leaf; fails where a step moves more than it has to
+	PYTHONPATH=. $(VENV)-aot/bin/python tools/aot.py --only one --check
+
 versions: $(VENV)/test ## all tests here and the legs, then a table of what ran with which versions
 	VENV=$(VENV) sh tools/legs.sh here
 
@@ -83,7 +89,7 @@ docs-check: docs ## open every page of site/ in Chromium, wide and narrow, light
 	$(VENV)-docs/bin/python tools/check_docs.py
 
 clean: ## remove .venv and everything built
-	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest $(VENV)-docs dist site site-check digits.png learning_rate.png small_memory.png sweep.png variants.png distributed_run .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest $(VENV)-docs $(VENV)-aot dist site site-check digits.png learning_rate.png small_memory.png sweep.png variants.png distributed_run .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer with venv found: run make PYTHON=..."; exit 1; }
@@ -96,6 +102,13 @@ $(VENV)/demo: $(VENV)/bin/python pyproject.toml $(CONSTRAINTS)
 $(VENV)/test: $(VENV)/bin/python pyproject.toml $(CONSTRAINTS)
 	$(PIP) --editable '.[test]'
 	@touch $@ $(VENV)/demo
+
+# An environment of its own: 2 GB of compilers.
+$(VENV)-aot/ready: constraints/aot.txt
+	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer with venv found: run make PYTHON=..."; exit 1; }
+	test -x $(VENV)-aot/bin/python || $(PYTHON) -m venv $(VENV)-aot
+	PIP_CONSTRAINT= $(VENV)-aot/bin/pip install --quiet --disable-pip-version-check --requirement constraints/aot.txt
+	@touch $@
 
 # An environment of its own: docstrings are read, not imported, so that not even JAX is needed.
 $(VENV)-docs/ready: pyproject.toml constraints/docs.txt
