@@ -1,6 +1,6 @@
 """One step over a tree: the only loop over leaves.
 
-A gradient's way through `_update_leaf` is one line: check, load, through the variant's formulas,
+A gradient's way through `update_leaf` is one line: check, load, through the variant's formulas,
 store, round, out.
 """
 
