@@ -12,8 +12,9 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 from jax.typing import DTypeLike
 
 T = TypeVar("T")
@@ -77,6 +78,37 @@ def dimensions(sharding: NamedSharding, rank: int) -> list[tuple[str, ...]]:
 def ways(sharding: NamedSharding, axes: tuple[str, ...]) -> int:
     """Into how many parts these mesh axes divide a dimension."""
     return math.prod(sharding.mesh.shape[axis] for axis in axes)
+
+
+def named(mesh: Mesh, sharding: Sharding, shape: tuple[int, ...]) -> NamedSharding:
+    """A sharding of XLA's in terms of a mesh; a dimension for which it has none is not divided.
+
+    XLA may divide by a part of an axis, or unevenly, too.
+    """
+    try:
+        places = sharding.devices_indices_map(shape)
+    except ValueError:  # unevenly
+        return NamedSharding(mesh, PartitionSpec())
+    if mesh.empty:
+        mesh = Mesh(np.array(list(places)), ("devices",))
+    begins = np.array([[at.start or 0 for at in places[device]] for device in mesh.devices.flat])
+    begins = begins.reshape(*mesh.devices.shape, len(shape))
+    axes = [_axes(mesh, begins[..., n], size) for n, size in enumerate(shape)]
+    return divided(NamedSharding(mesh, PartitionSpec()), axes)
+
+
+def _axes(mesh: Mesh, begins: np.ndarray, size: int) -> tuple[str, ...]:
+    """The axes that divide a dimension, of which each device's part begins there; or none."""
+    strides = {
+        name: int(np.max(np.diff(begins, axis=n), initial=0))
+        for n, name in enumerate(mesh.axis_names)
+    }
+    names = sorted((name for name in strides if strides[name]), key=lambda name: -strides[name])
+    part, index = size, np.zeros_like(begins)
+    for name in names:
+        part //= mesh.shape[name]
+        index = index * mesh.shape[name] + np.indices(index.shape)[mesh.axis_names.index(name)]
+    return tuple(names) if np.array_equal(begins, index * part) else ()
 
 
 def scale_sharding(

@@ -23,7 +23,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from functional_adam import _mesh
 from functional_adam._kernels.choice import HAS_KERNELS, Mode, Plan, step_part
-from functional_adam._kernels.tiles import Part
+from functional_adam._kernels.tiles import Part, has_full_blocks
 from functional_adam._leaf import LeafConfig, update_leaf
 from functional_adam._storage.leaf_state import LeafState
 from functional_adam._storage.rounding import undifferentiable
@@ -84,6 +84,7 @@ def _divisible(plan: Plan, tree: Any) -> Callable[..., list[jax.Array]]:
     run.def_partition(
         functools.partial(_partition, plan, tree),
         functools.partial(_infer, tree),
+        decode_shardings=False,  # not all can be: some divide unevenly, or by a part of an axis
         sharding_rule=functools.partial(_rule, tree),
     )
     divisible = custom_vmap(run)
@@ -99,7 +100,7 @@ def _partition(plan: Plan, tree: Any, mesh: Any, operands: Any, results: Any) ->
     del results
     part = jax.tree.unflatten(tree, operands)
     leaf, scale = _shardings(mesh, part.stored)
-    everywhere = NamedSharding(mesh, PartitionSpec())
+    everywhere = NamedSharding(leaf.mesh, PartitionSpec())
     stored = jax.tree.map(lambda _: leaf, part.stored)._replace(scale=scale)
     scalars = jax.tree.map(lambda _: everywhere, part.scalars)
     given = Part(scalars, leaf, stored, None if part.theta is None else leaf)
@@ -111,7 +112,7 @@ def _partition(plan: Plan, tree: Any, mesh: Any, operands: Any, results: Any) ->
         starts = tuple(_index(names) * np.uint32(size) for names, size in pairs)
         return jax.tree.leaves(step_part(plan, part._replace(starts=starts)))
 
-    return mesh, step, jax.tree.leaves((leaf, stored)), tuple(jax.tree.leaves(given))
+    return leaf.mesh, step, jax.tree.leaves((leaf, stored)), tuple(jax.tree.leaves(given))
 
 
 def _infer(tree: Any, mesh: Any, operands: Any, results: Any) -> Any:
@@ -124,13 +125,14 @@ def _infer(tree: Any, mesh: Any, operands: Any, results: Any) -> Any:
 
 def _shardings(mesh: Any, stored: Any) -> tuple[NamedSharding, NamedSharding]:
     """How a leaf and its scales are divided: as the first moment is, but only between blocks."""
-    given = stored.m.sharding
-    spec = given.spec if isinstance(given, NamedSharding) else PartitionSpec()
-    given = NamedSharding(mesh, spec)
-    scale: Any = _mesh.scale_sharding(given, stored.m.shape, stored.scale.shape)
-    axes = _mesh.dimensions(scale, stored.scale.ndim)
-    axes += [()] * (stored.m.ndim - stored.scale.ndim)
-    return _mesh.divided(given, axes), scale
+    shape, scales = stored.m.shape, stored.scale.shape
+    given = _mesh.named(mesh, stored.m.sharding, shape)
+    scale: Any = _mesh.scale_sharding(given, shape, scales)
+    *leading, along = _mesh.dimensions(scale, len(scales))
+    if not has_full_blocks(shape, scales):
+        along = ()
+    axes = [*leading, along, *[()] * (len(shape) - len(scales))]
+    return _mesh.divided(given, axes[: len(shape)]), _mesh.divided(given, [*leading, along])
 
 
 def _index(axes: tuple[str, ...]) -> Any:
@@ -145,7 +147,11 @@ def _rule(tree: Any, mesh: Any, operands: Any, results: Any) -> SdyShardingRule:
     (*_, blocks), lead = part.stored.scale.shape, part.stored.scale.ndim - 1
     names: list[Any] = [f"axis{n}" for n in range(part.g.ndim)]
     sizes = {}
-    if part.g.ndim == lead + 1 and blocks > 1 and part.g.shape[-1] % blocks == 0:
+    if (
+        part.g.ndim == lead + 1
+        and blocks > 1
+        and has_full_blocks(part.g.shape, part.stored.scale.shape)
+    ):
         names[-1] = CompoundFactor("block", "element")
         sizes = {"element": part.g.shape[-1] // blocks}
     leaf, scale = ArrayMapping(*names), ArrayMapping(*names[:lead], "block")

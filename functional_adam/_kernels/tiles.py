@@ -51,6 +51,12 @@ class Tiles(NamedTuple):
         )
 
 
+def has_full_blocks(shape: tuple[int, ...], scales: tuple[int, ...]) -> bool:
+    """Whether the blocks of a leaf are all full, and there are any."""
+    width = math.prod(shape[len(scales) - 1 :])
+    return math.prod(shape) > 0 and block_length(width, scales[-1]) * scales[-1] == width
+
+
 def tiles(
     part: tuple[int, ...], scales: tuple[int, ...], whole: tuple[int, ...] | None = None
 ) -> Tiles | None:
@@ -60,10 +66,9 @@ def tiles(
     """
     whole = part if whole is None else whole
     lead = len(scales) - 1
-    width = math.prod(part[lead:])
-    length = block_length(width, scales[-1])
-    if not math.prod(part) or length * scales[-1] != width:
+    if not has_full_blocks(part, scales):
         return None
+    length = math.prod(part[lead:]) // scales[-1]
     row = math.prod(whole[lead:])
     planes, rows = part[: lead - 1] if lead else (), part[lead - 1] if lead else 1
     if len(planes) > 1 and planes[1:] != whole[1 : lead - 1]:
