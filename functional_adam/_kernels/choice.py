@@ -118,17 +118,16 @@ def _result_types(*operands: Any, plan: Plan, tree: Any) -> list[Any]:
 
 
 def _lowered(form: Any) -> Any:
-    def flat(*operands: Any, plan: Plan, tree: Any) -> list[Any]:
+    def flat(form: Any, *operands: Any, plan: Plan, tree: Any) -> list[Any]:
         return jax.tree.leaves(form(plan, jax.tree.unflatten(tree, operands)))
 
-    lower = mlir.lower_fun(flat, multiple_results=True)
-
-    def rule(*args: Any, **parameters: Any) -> Any:
+    def rule(context: Any, *args: Any, **parameters: Any) -> Any:
+        chosen = functools.partial(flat, form if _is_alone(context.module_context) else _plain)
         with warnings.catch_warnings():
             # Of JAX 0.12 and later, which is to drop Triton: users can do nothing about it.
             warnings.filterwarnings("ignore", "The Pallas Triton backend", DeprecationWarning)
             try:
-                return lower(*args, **parameters)
+                return mlir.lower_fun(chosen, multiple_results=True)(context, *args, **parameters)
             except Exception as error:
                 error.add_note(
                     f"{SWITCH}=off in the environment takes 8-bit steps without kernels."
@@ -136,6 +135,14 @@ def _lowered(form: Any) -> Any:
                 raise
 
     return rule
+
+
+def _is_alone(module: Any) -> bool:
+    """Whether a program is of one device, or each device's own: XLA does not divide a kernel."""
+    manual = getattr(module.axis_context, "manual_axes", None)
+    if manual is not None:
+        return set(manual) == set(module.axis_context.mesh.axis_names)
+    return getattr(module.axis_context, "num_devices", 1) == 1
 
 
 mlir.register_lowering(_one_pass, _lowered(_plain))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -32,7 +33,8 @@ def one_pass(
     together = min(_BLOCKS, 1 << (blocks.bit_length() - 1))
     given = packed((scalars, origin))
     arrays, tree = jax.tree.flatten((g, stored, theta))
-    arrays = [x.reshape(blocks, -1) for x in arrays]
+    shape = (blocks, -1) if tiles.is_full else (-1,)
+    arrays = [x.reshape((blocks, 1) if x is stored.scale else shape) for x in arrays]
 
     def kernel(floats: Any, words: Any, *references: Any) -> None:
         inputs, outputs = references[: len(arrays)], references[len(arrays) :]
@@ -41,15 +43,17 @@ def one_pass(
         # The last program goes back to where it has all of its blocks; what another has done, it
         # reads and does not write.
         begin = jnp.minimum(first, blocks - together)
-        rows = pl.ds(begin, together)
         mine = jax.lax.broadcasted_iota(jnp.int32, (together, 1), 0) + begin >= first
-        g, stored, theta = jax.tree.unflatten(tree, [x[rows, :] for x in inputs])
+        places = functools.partial(_places, tiles, begin, together)
+        g, stored, theta = jax.tree.unflatten(tree, [_read(x, *places(x)) for x in inputs])
         key = key + start + _starts(tiles, begin, together)
         new = update_leaf(config, s, noise, key, g, stored, theta)
         for reference, x in zip(outputs, jax.tree.leaves(new), strict=True):
-            triton.store(reference.at[rows, :], x, mask=jnp.broadcast_to(mine, x.shape))
+            at, within = places(reference)
+            mask = mine if within is None else mine & within
+            triton.store(reference.at[at], x, mask=jnp.broadcast_to(mask, x.shape))
 
-    shapes, places = results(config, arrays, stored, theta)
+    shapes, overwritten = results(config, arrays, stored, theta)
     everywhere = pl.BlockSpec(memory_space=pl.ANY)
     new = pl.pallas_call(
         kernel,
@@ -57,7 +61,7 @@ def one_pass(
         in_specs=[everywhere] * (2 + len(arrays)),
         out_specs=[everywhere] * len(shapes),
         out_shape=shapes,
-        input_output_aliases=places,
+        input_output_aliases=overwritten,
         compiler_params=triton.CompilerParams(num_warps=_WARPS),
         interpret=interpret,
         name="adam",
@@ -65,9 +69,26 @@ def one_pass(
     return like(part, new)
 
 
+def _places(tiles: Tiles, begin: Any, together: int, reference: Any) -> tuple[Any, Any]:
+    """Where the elements of these blocks are in an array, and which of them it has; None: all."""
+    if len(reference.shape) > 1:
+        return (pl.ds(begin, together), slice(None)), None
+    shape = (together, tiles.length)
+    block = jax.lax.broadcasted_iota(jnp.int32, shape, 0) + begin
+    in_row = block % tiles.blocks * tiles.length + jax.lax.broadcasted_iota(jnp.int32, shape, 1)
+    return block // tiles.blocks * tiles.width + in_row, in_row < tiles.width
+
+
+def _read(reference: Any, at: Any, within: Any) -> Any:
+    """What stands there, and 0 beyond."""
+    if within is None:
+        return reference[at]
+    return triton.load(reference.at[at], mask=within, other=0)
+
+
 def _starts(tiles: Tiles, begin: Any, together: int) -> Any:
     """Where blocks stand in the whole leaf, less what `update_leaf` adds for their rows here."""
-    if tiles.is_contiguous:
+    if tiles.is_contiguous and tiles.is_full:
         return begin.astype(jnp.uint32) * np.uint32(tiles.length)
     row = jax.lax.broadcasted_iota(jnp.uint32, (together, 1), 0)
     block = begin.astype(jnp.uint32) + row

@@ -50,7 +50,8 @@ def leaf_step(
     aside, stored = stored.residual, stored if has_codes else stored._replace(residual=None)
     part = Part((s, noise, key), g, stored, theta)
     operands, tree = jax.tree.flatten(undifferentiable(part))
-    new = _divisible(Plan(config, g.shape, mode), tree)(*operands)
+    by_blocks = has_full_blocks(g.shape, stored.scale.shape)
+    new = _transformable(Plan(config, g.shape, mode), tree, by_blocks)(*operands)
     out, stored = jax.tree.unflatten(jax.tree.structure((g, stored)), new)
     return out, stored if has_codes else stored._replace(residual=aside)
 
@@ -62,8 +63,12 @@ def _may_have_kernel(config: LeafConfig, s: Any, stored: LeafState) -> bool:
 
 
 @functools.cache
-def _divisible(plan: Plan, tree: Any) -> Callable[..., list[jax.Array]]:
-    """`step_part` of a whole leaf on the flat operands of a `Part` of structure `tree`."""
+def _transformable(plan: Plan, tree: Any, by_blocks: bool) -> Callable[..., list[jax.Array]]:
+    """`step_part` of a whole leaf on the flat operands of a `Part` of structure `tree`.
+
+    `by_blocks`: a mesh divides it between blocks. Where blocks are not full, XLA divides its own
+    form, and with less to send.
+    """
 
     def whole(*operands: Any) -> list[jax.Array]:
         return jax.tree.leaves(step_part(plan, jax.tree.unflatten(tree, operands)))
@@ -80,16 +85,18 @@ def _divisible(plan: Plan, tree: Any) -> Callable[..., list[jax.Array]]:
         new = jax.vmap(plain, in_axes=axes)(*operands)
         return new, [True] * len(new)
 
-    run = custom_partitioning(whole)
-    run.def_partition(
-        functools.partial(_partition, plan, tree),
-        functools.partial(_infer, tree),
-        decode_shardings=False,  # not all can be: some divide unevenly, or by a part of an axis
-        sharding_rule=functools.partial(_rule, tree),
-    )
-    divisible = custom_vmap(run)
-    divisible.def_vmap(mapped)
-    return divisible
+    run: Any = whole
+    if by_blocks:
+        run = custom_partitioning(whole)
+        run.def_partition(
+            functools.partial(_partition, plan, tree),
+            functools.partial(_infer, tree),
+            decode_shardings=False,  # not all can be: some divide unevenly, or by a part of an axis
+            sharding_rule=functools.partial(_rule, tree),
+        )
+    run = custom_vmap(run)
+    run.def_vmap(mapped)
+    return run
 
 
 # ---- Rules ----
@@ -128,11 +135,8 @@ def _shardings(mesh: Any, stored: Any) -> tuple[NamedSharding, NamedSharding]:
     shape, scales = stored.m.shape, stored.scale.shape
     given = _mesh.named(mesh, stored.m.sharding, shape)
     scale: Any = _mesh.scale_sharding(given, shape, scales)
-    *leading, along = _mesh.dimensions(scale, len(scales))
-    if not has_full_blocks(shape, scales):
-        along = ()
-    axes = [*leading, along, *[()] * (len(shape) - len(scales))]
-    return _mesh.divided(given, axes[: len(shape)]), _mesh.divided(given, [*leading, along])
+    axes = _mesh.dimensions(scale, len(shape))
+    return _mesh.divided(given, axes), scale
 
 
 def _index(axes: tuple[str, ...]) -> Any:
@@ -147,11 +151,7 @@ def _rule(tree: Any, mesh: Any, operands: Any, results: Any) -> SdyShardingRule:
     (*_, blocks), lead = part.stored.scale.shape, part.stored.scale.ndim - 1
     names: list[Any] = [f"axis{n}" for n in range(part.g.ndim)]
     sizes = {}
-    if (
-        part.g.ndim == lead + 1
-        and blocks > 1
-        and has_full_blocks(part.g.shape, part.stored.scale.shape)
-    ):
+    if part.g.ndim == lead + 1 and blocks > 1:
         names[-1] = CompoundFactor("block", "element")
         sizes = {"element": part.g.shape[-1] // blocks}
     leaf, scale = ArrayMapping(*names), ArrayMapping(*names[:lead], "block")

@@ -1,4 +1,4 @@
-"""A leaf as a kernel sees it: whole blocks in rows, rows in planes, and where each element stands.
+"""A leaf as a kernel sees it: blocks in rows, rows in planes, and where each element stands.
 
 The random bits of an element depend on its place in the whole leaf. Of a leaf that is divided over
 a mesh a kernel has a part, which is why the distances of rows and planes are those of the whole.
@@ -29,19 +29,20 @@ class Part(NamedTuple):
 
 
 class Tiles(NamedTuple):
-    """The shape of a part of a leaf, (planes, rows, blocks * length)."""
+    """The shape of a part of a leaf, (planes, rows, width)."""
 
     planes: int
     rows: int
-    blocks: int  # in a row
+    width: int  # elements of a row
+    blocks: int  # of a row
     length: int  # of a block
     row_distance: int  # in elements of the whole leaf
     plane_distance: int
 
     @property
-    def width(self) -> int:
-        """The elements of a row."""
-        return self.blocks * self.length
+    def is_full(self) -> bool:
+        """Whether the last block of a row is as long as the others."""
+        return self.width == self.blocks * self.length
 
     @property
     def is_contiguous(self) -> bool:
@@ -60,21 +61,22 @@ def has_full_blocks(shape: tuple[int, ...], scales: tuple[int, ...]) -> bool:
 def tiles(
     part: tuple[int, ...], scales: tuple[int, ...], whole: tuple[int, ...] | None = None
 ) -> Tiles | None:
-    """The tiles of a part of a leaf of shape `whole`; None where its blocks are not all full.
+    """The tiles of a part of a leaf of shape `whole`; None where a kernel could not tell places.
 
-    None too for a part of which more than two leading axes would have distances of their own.
+    That is a part of which more than two leading axes would have distances of their own.
     """
     whole = part if whole is None else whole
     lead = len(scales) - 1
-    if not has_full_blocks(part, scales):
+    width = math.prod(part[lead:])
+    if not math.prod(part):
         return None
-    length = math.prod(part[lead:]) // scales[-1]
     row = math.prod(whole[lead:])
     planes, rows = part[: lead - 1] if lead else (), part[lead - 1] if lead else 1
     if len(planes) > 1 and planes[1:] != whole[1 : lead - 1]:
         return None
     plane = row * (whole[lead - 1] if lead else 1)
-    return Tiles(math.prod(planes), rows, scales[-1], length, row, plane)
+    length = block_length(width, scales[-1])
+    return Tiles(math.prod(planes), rows, width, scales[-1], length, row, plane)
 
 
 class Packed(NamedTuple):

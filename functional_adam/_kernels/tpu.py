@@ -82,10 +82,12 @@ def one_pass(
         start = start + row * np.uint32(rows * tiles.row_distance % 2**32)
         start = start + column * np.uint32(blocks * tiles.length)
         step = functools.partial(update_leaf, config, s, noise)
-        _block_by_block(step, tiles, key + start, inputs, references[len(arrays) :])
+        left = tiles.width - pl.program_id(2) * blocks * tiles.length
+        _block_by_block(step, tiles, left, key + start, inputs, references[len(arrays) :])
 
     def spec(x: Any) -> pl.BlockSpec:
-        return pl.BlockSpec((None, rows, blocks * x.shape[-1] // tiles.blocks), lambda *at: at)
+        each = 1 if x.shape[-1] == tiles.blocks else tiles.length
+        return pl.BlockSpec((None, rows, blocks * each), lambda *at: at)
 
     shapes, places = results(config, arrays, stored, theta)
     vectors = [pl.BlockSpec(memory_space=tpu.SMEM)] * 2
@@ -104,15 +106,20 @@ def one_pass(
 
 def _folded(tiles: Tiles) -> Tiles:
     """A single row as several: a tile has 8 rows or more, whether they are filled or not."""
-    if tiles.rows > 1 or not tiles.is_contiguous:
+    if tiles.rows > 1 or not (tiles.is_contiguous and tiles.is_full):
         return tiles
     blocks = max(k for k in range(1, min(tiles.blocks, _BLOCKS) + 1) if tiles.blocks % k == 0)
     width = blocks * tiles.length
-    return Tiles(1, tiles.planes * tiles.blocks // blocks, blocks, tiles.length, width, 0)
+    return Tiles(1, tiles.planes * tiles.blocks // blocks, width, blocks, tiles.length, width, 0)
 
 
-def _block_by_block(step: Any, tiles: Tiles, key: Any, inputs: Any, outputs: Any) -> None:
-    """Step for step the blocks of a tile: rows of one column at once."""
+def _block_by_block(
+    step: Any, tiles: Tiles, left: Any, key: Any, inputs: Any, outputs: Any
+) -> None:
+    """Step for step the blocks of a tile: rows of one column at once.
+
+    Of the rows `left` elements are left from this tile on; what lies beyond is read as 0.
+    """
     g, stored, theta = inputs
     out, stored_out = jax.tree.unflatten(jax.tree.structure((g, stored)), outputs)
     scales = stored.scale[...].astype(jnp.int32)
@@ -121,16 +128,20 @@ def _block_by_block(step: Any, tiles: Tiles, key: Any, inputs: Any, outputs: Any
     # `update_leaf` counts the elements of what it gets; these are the distances of whole rows.
     row = jax.lax.broadcasted_iota(jnp.uint32, (rows, 1), 0)
     row = row * np.uint32((tiles.row_distance - tiles.length) % 2**32)
+    lane = jax.lax.broadcasted_iota(jnp.int32, (rows, tiles.length), 1)
 
     def one(j: Any, new_scales: jax.Array) -> jax.Array:
         at = pl.ds(pl.multiple_of(j * tiles.length, tiles.length), tiles.length)
         here = column == j
         scale = jnp.sum(jnp.where(here, scales, 0).astype(jnp.float32), axis=1, keepdims=True)
-        old = jax.tree.map(lambda x: x[:, at], stored._replace(scale=None))
+        given = jax.tree.map(lambda x: x[:, at], (g, stored._replace(scale=None), theta))
+        if not tiles.is_full:
+            within = lane < left - j * tiles.length
+            given = jax.tree.map(lambda x: _or_zero(within, x), given)
+        here_g, old, weight = given
         old = old._replace(scale=scale.astype(jnp.int32))
         start = key + row + (j * tiles.length).astype(jnp.uint32)
-        weight = None if theta is None else theta[:, at]
-        new = step(start, g[:, at], old, weight)
+        new = step(start, here_g, old, weight)
         scale = new[1].scale.astype(jnp.int32)
         targets = jax.tree.leaves((out, stored_out._replace(scale=None)))
         values = jax.tree.leaves((new[0], new[1]._replace(scale=None)))
@@ -140,3 +151,9 @@ def _block_by_block(step: Any, tiles: Tiles, key: Any, inputs: Any, outputs: Any
 
     new_scales = jax.lax.fori_loop(0, blocks, one, jnp.zeros_like(scales))
     stored_out.scale[...] = new_scales.astype(jnp.uint16)
+
+
+def _or_zero(within: jax.Array, x: jax.Array) -> jax.Array:
+    """x, or 0: chosen in 32 bits, as a TPU compares and selects in them."""
+    wide = jnp.float32 if jnp.issubdtype(x.dtype, jnp.floating) else jnp.int32
+    return jnp.where(within, x.astype(wide), wide(0)).astype(x.dtype)

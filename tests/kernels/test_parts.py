@@ -71,8 +71,8 @@ def test_a_part_of_a_leaf_has_the_bits_of_its_place(form, shape, axis):
 
 
 def test_what_is_a_leaf_of_full_blocks():
-    assert tiles((4, 6, 256), (4, 6, 2)) == (4, 6, 2, 128, 256, 1536)
-    assert tiles((2, 3, 128), (2, 3, 1), (2, 6, 128)) == (2, 3, 1, 128, 128, 768)
-    assert tiles((6, 200), (6, 2)) is None  # two blocks of 112, of which the last is not full
+    assert tiles((4, 6, 256), (4, 6, 2)) == (4, 6, 256, 2, 128, 256, 1536)
+    assert tiles((2, 3, 128), (2, 3, 1), (2, 6, 128)) == (2, 3, 128, 1, 128, 128, 768)
+    assert tiles((6, 200), (6, 2)) == (1, 6, 200, 2, 112, 200, 1200)
     assert tiles((0, 128), (0, 1)) is None
     assert tiles((2, 2, 4, 128), (2, 2, 4, 1), (2, 4, 8, 128)) is None  # three distances
