@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -13,15 +14,30 @@ from jax.experimental.pallas import triton
 
 from functional_adam._kernels.tiles import Part, Tiles, like, packed, results
 from functional_adam._leaf import LeafConfig, update_leaf
+from functional_adam._storage.formats import Int8
 from functional_adam._storage.leaf_state import LeafState
+from functional_adam._storage.reductions import GROUPS, Reductions, groups_of, plain
 
 _BLOCKS = 16  # of a program; with 128 elements in each, 4 elements a thread and operand
 _WARPS = 4
 
 
+@dataclasses.dataclass(frozen=True)
+class _FilledUp(Int8):
+    """`Int8` of blocks that are filled up to a power of two, as Triton has no other vectors."""
+
+    groups: int = GROUPS
+
+    @property
+    def reductions(self) -> Reductions:
+        """Groups of the block as it was."""
+        return plain(self.groups)
+
+
 def takes(tiles: Tiles) -> bool:
-    """Whether there is a kernel for such a leaf: Triton has vectors of powers of two alone."""
-    return tiles.length & (tiles.length - 1) == 0
+    """Whether there is a kernel for such a leaf: for all."""
+    del tiles
+    return True
 
 
 def one_pass(
@@ -32,8 +48,9 @@ def one_pass(
     blocks = tiles.planes * tiles.rows * tiles.blocks
     together = min(_BLOCKS, 1 << (blocks.bit_length() - 1))
     given = packed((scalars, origin))
+    config = config._replace(moments=_FilledUp(groups=groups_of(tiles.length)))
     arrays, tree = jax.tree.flatten((g, stored, theta))
-    shape = (blocks, -1) if tiles.is_full else (-1,)
+    shape = (blocks, -1) if _is_dense(tiles) else (-1,)
     arrays = [x.reshape((blocks, 1) if x is stored.scale else shape) for x in arrays]
 
     def kernel(floats: Any, words: Any, *references: Any) -> None:
@@ -69,14 +86,21 @@ def one_pass(
     return like(part, new)
 
 
+def _is_dense(tiles: Tiles) -> bool:
+    """Whether blocks are vectors as they stand."""
+    return tiles.is_full and tiles.length == tiles.vector
+
+
 def _places(tiles: Tiles, begin: Any, together: int, reference: Any) -> tuple[Any, Any]:
     """Where the elements of these blocks are in an array, and which of them it has; None: all."""
     if len(reference.shape) > 1:
         return (pl.ds(begin, together), slice(None)), None
-    shape = (together, tiles.length)
+    shape = (together, tiles.vector)
     block = jax.lax.broadcasted_iota(jnp.int32, shape, 0) + begin
-    in_row = block % tiles.blocks * tiles.length + jax.lax.broadcasted_iota(jnp.int32, shape, 1)
-    return block // tiles.blocks * tiles.width + in_row, in_row < tiles.width
+    lane = jax.lax.broadcasted_iota(jnp.int32, shape, 1)
+    in_row = block % tiles.blocks * tiles.length + lane
+    within = (lane < tiles.length) & (in_row < tiles.width)
+    return block // tiles.blocks * tiles.width + in_row, within
 
 
 def _read(reference: Any, at: Any, within: Any) -> Any:
@@ -88,7 +112,7 @@ def _read(reference: Any, at: Any, within: Any) -> Any:
 
 def _starts(tiles: Tiles, begin: Any, together: int) -> Any:
     """Where blocks stand in the whole leaf, less what `update_leaf` adds for their rows here."""
-    if tiles.is_contiguous and tiles.is_full:
+    if tiles.is_contiguous and _is_dense(tiles):
         return begin.astype(jnp.uint32) * np.uint32(tiles.length)
     row = jax.lax.broadcasted_iota(jnp.uint32, (together, 1), 0)
     block = begin.astype(jnp.uint32) + row
@@ -96,4 +120,4 @@ def _starts(tiles: Tiles, begin: Any, together: int) -> Any:
     in_row, line = block % u32(tiles.blocks), block // u32(tiles.blocks)
     in_plane, plane = line % u32(tiles.rows), line // u32(tiles.rows)
     start = plane * u32(tiles.plane_distance % 2**32) + in_plane * u32(tiles.row_distance % 2**32)
-    return start + (in_row - row) * u32(tiles.length)
+    return start + in_row * u32(tiles.length) - row * u32(tiles.vector)

@@ -45,6 +45,11 @@ class Tiles(NamedTuple):
         return self.width == self.blocks * self.length
 
     @property
+    def vector(self) -> int:
+        """The power of two that a block is filled up to where a compiler has no other vectors."""
+        return 1 << (self.length - 1).bit_length()
+
+    @property
     def is_contiguous(self) -> bool:
         """Whether the part is all that stands between its first and its last element."""
         return (self.rows == 1 or self.row_distance == self.width) and (

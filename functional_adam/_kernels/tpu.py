@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +17,9 @@ from functional_adam._leaf import LeafConfig, update_leaf
 from functional_adam._storage.floats import bits_of, from_bits
 from functional_adam._storage.formats import Int8
 from functional_adam._storage.leaf_state import LeafState
-from functional_adam._storage.reductions import GROUPS, Reductions
+from functional_adam._storage.reductions import GROUPS, Reductions, groups_of
 
+_VECTOR = 128  # lanes
 _TILE = 2**16  # elements that are brought into the chip's memory at once
 _ROWS = 32  # of a tile of 8-bit numbers
 _BLOCKS = 128  # of a row in a tile: the scales of a tile are a tile themselves
@@ -29,36 +30,53 @@ _BLOCKS = 128  # of a row in a tile: the scales of a tile are a tile themselves
 # reshape: the maximum of a group stands in each of its lanes. Bits of floats >= 0 are in order.
 
 
-def _groups(x: jax.Array) -> jax.Array:
-    x, distance = from_bits(x), x.shape[-1] // 2
-    while distance >= GROUPS:
-        x = jnp.maximum(x, tpu.roll(x, distance, x.ndim - 1))
-        distance //= 2
-    return bits_of(x)
+def _on_lanes(groups: int) -> Reductions:
+    """Of blocks whose lanes are a power of two, filled up with zeros or not."""
 
+    def of_groups(x: jax.Array) -> jax.Array:
+        x, distance = from_bits(x), x.shape[-1] // 2
+        while distance >= groups:
+            x = jnp.maximum(x, tpu.roll(x, distance, x.ndim - 1))
+            distance //= 2
+        return bits_of(x)
 
-def _largest(x: jax.Array) -> jax.Array:
-    return jnp.max(x.astype(jnp.float32), axis=-1, keepdims=True).astype(jnp.int32)
+    def largest(x: jax.Array) -> jax.Array:
+        return jnp.max(x.astype(jnp.float32), axis=-1, keepdims=True).astype(jnp.int32)
 
+    def number(which: jax.Array) -> jax.Array:
+        lanes = jnp.sum(which.astype(jnp.float32), axis=-1, keepdims=True).astype(jnp.int32)
+        return lanes >> (which.shape[-1] // groups).bit_length() - 1
 
-def _number(which: jax.Array) -> jax.Array:
-    lanes = jnp.sum(which.astype(jnp.float32), axis=-1, keepdims=True).astype(jnp.int32)
-    return lanes >> (which.shape[-1] // GROUPS).bit_length() - 1
+    return Reductions(of_groups, largest, number, groups)
 
 
 @dataclasses.dataclass(frozen=True)
 class _OnLanes(Int8):
     """`Int8`, its blocks along lanes: the same numbers."""
 
-    reductions: ClassVar[Reductions] = Reductions(_groups, _largest, _number)
+    groups: int = GROUPS
+
+    @property
+    def reductions(self) -> Reductions:
+        """Along lanes."""
+        return _on_lanes(self.groups)
 
 
 # ---- The kernel ----
 
 
 def takes(tiles: Tiles) -> bool:
-    """Whether there is a kernel for such a leaf: blocks are whole vectors."""
-    return tiles.length % 128 == 0 and tiles.length & (tiles.length - 1) == 0
+    """Whether there is a kernel for such a leaf: one block a row, or blocks of whole vectors."""
+    return tiles.width > 1 and (tiles.blocks == 1 or tiles.length == _lanes(tiles))
+
+
+def _lanes(tiles: Tiles) -> int:
+    """The lanes that a block takes, which zeros fill up."""
+    return max(_VECTOR, tiles.vector)
+
+
+def _fills_lanes(tiles: Tiles) -> bool:
+    return tiles.is_full and tiles.length == _lanes(tiles)
 
 
 def one_pass(
@@ -66,10 +84,10 @@ def one_pass(
 ) -> tuple[jax.Array, LeafState]:
     """`update_leaf` of a part of a leaf whose first element stands at `origin` of the whole."""
     scalars, g, stored, theta, _ = part
-    config = config._replace(moments=_OnLanes(tiles.length))
-    tiles = _folded(tiles)
+    config = config._replace(moments=_OnLanes(groups=groups_of(tiles.length)))
+    tiles, lanes = _folded(tiles), _lanes(tiles)
     blocks = tiles.blocks if tiles.blocks < 2 * _BLOCKS else _BLOCKS
-    rows = min(tiles.rows, max(_ROWS, _TILE // (blocks * tiles.length) // _ROWS * _ROWS))
+    rows = min(tiles.rows, max(_ROWS, _TILE // (blocks * lanes) // _ROWS * _ROWS))
     given = packed((scalars, origin))
     whole, tree = jax.tree.flatten((g, stored, theta))
     arrays = [x.reshape(tiles.planes, tiles.rows, -1) for x in whole]
@@ -80,13 +98,13 @@ def one_pass(
         plane, row, column = (pl.program_id(axis).astype(jnp.uint32) for axis in range(3))
         start = start + plane * np.uint32(tiles.plane_distance % 2**32)
         start = start + row * np.uint32(rows * tiles.row_distance % 2**32)
-        start = start + column * np.uint32(blocks * tiles.length)
+        start = start + column * np.uint32(blocks * lanes)
         step = functools.partial(update_leaf, config, s, noise)
-        left = tiles.width - pl.program_id(2) * blocks * tiles.length
+        left = tiles.width - pl.program_id(2) * blocks * lanes
         _block_by_block(step, tiles, left, key + start, inputs, references[len(arrays) :])
 
     def spec(x: Any) -> pl.BlockSpec:
-        each = 1 if x.shape[-1] == tiles.blocks else tiles.length
+        each = 1 if x.shape[-1] == tiles.blocks else lanes
         return pl.BlockSpec((None, rows, blocks * each), lambda *at: at)
 
     shapes, places = results(config, arrays, stored, theta)
@@ -106,7 +124,7 @@ def one_pass(
 
 def _folded(tiles: Tiles) -> Tiles:
     """A single row as several: a tile has 8 rows or more, whether they are filled or not."""
-    if tiles.rows > 1 or not (tiles.is_contiguous and tiles.is_full):
+    if tiles.rows > 1 or not (tiles.is_contiguous and _fills_lanes(tiles)):
         return tiles
     blocks = max(k for k in range(1, min(tiles.blocks, _BLOCKS) + 1) if tiles.blocks % k == 0)
     width = blocks * tiles.length
@@ -122,25 +140,26 @@ def _block_by_block(
     """
     g, stored, theta = inputs
     out, stored_out = jax.tree.unflatten(jax.tree.structure((g, stored)), outputs)
+    lanes = _lanes(tiles)
     scales = stored.scale[...].astype(jnp.int32)
     rows, blocks = scales.shape
     column = jax.lax.broadcasted_iota(jnp.int32, scales.shape, 1)
     # `update_leaf` counts the elements of what it gets; these are the distances of whole rows.
     row = jax.lax.broadcasted_iota(jnp.uint32, (rows, 1), 0)
-    row = row * np.uint32((tiles.row_distance - tiles.length) % 2**32)
-    lane = jax.lax.broadcasted_iota(jnp.int32, (rows, tiles.length), 1)
+    row = row * np.uint32((tiles.row_distance - lanes) % 2**32)
+    lane = jax.lax.broadcasted_iota(jnp.int32, (rows, lanes), 1)
 
     def one(j: Any, new_scales: jax.Array) -> jax.Array:
-        at = pl.ds(pl.multiple_of(j * tiles.length, tiles.length), tiles.length)
+        at = pl.ds(pl.multiple_of(j * lanes, lanes), lanes)
         here = column == j
         scale = jnp.sum(jnp.where(here, scales, 0).astype(jnp.float32), axis=1, keepdims=True)
         given = jax.tree.map(lambda x: x[:, at], (g, stored._replace(scale=None), theta))
-        if not tiles.is_full:
-            within = lane < left - j * tiles.length
+        if not _fills_lanes(tiles):
+            within = lane < left - j * lanes
             given = jax.tree.map(lambda x: _or_zero(within, x), given)
         here_g, old, weight = given
         old = old._replace(scale=scale.astype(jnp.int32))
-        start = key + row + (j * tiles.length).astype(jnp.uint32)
+        start = key + row + (j * lanes).astype(jnp.uint32)
         new = step(start, here_g, old, weight)
         scale = new[1].scale.astype(jnp.int32)
         targets = jax.tree.leaves((out, stored_out._replace(scale=None)))

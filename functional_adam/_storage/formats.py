@@ -175,7 +175,6 @@ class Int8:
     name: ClassVar[str] = "int8"
     is_random: ClassVar[bool] = True
     has_scale: ClassVar[bool] = True
-    reductions: ClassVar[Reductions] = PLAIN
     block_size: int = 128
     chunked: bool = False
 
@@ -183,6 +182,11 @@ class Int8:
         """Check both arguments."""
         _check.flag("chunked", self.chunked)
         _check.multiple("block_size", self.block_size, 16)
+
+    @property
+    def reductions(self) -> Reductions:
+        """What the code makes of a block as a whole; kernels have forms of their own."""
+        return PLAIN
 
     def incompatibility(self, variant: Variant, b1: Any, b2: Any) -> str | None:
         """Why these moments cannot be kept so."""

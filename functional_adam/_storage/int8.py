@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from functional_adam._storage.floats import INFINITE, bits_of, from_bits, is_nan, with_sign
-from functional_adam._storage.reductions import GROUP_BITS, GROUPS, PLAIN, Reductions
+from functional_adam._storage.reductions import GROUP_BITS, PLAIN, Reductions
 
 # ---- Blocks ----
 
@@ -148,7 +148,8 @@ def _exponents(reduce: Reductions, bits: jax.Array) -> jax.Array:
 
 def _ranked(reduce: Reductions, exponents: jax.Array, count: int) -> list[jax.Array]:
     """The largest of (..., groups), the second largest, and so on; equal ones count one by one."""
-    group = jax.lax.broadcasted_iota(jnp.int32, exponents.shape, exponents.ndim - 1) & (GROUPS - 1)
+    group = jax.lax.broadcasted_iota(jnp.int32, exponents.shape, exponents.ndim - 1)
+    group &= reduce.period - 1  # not %, which is more than a compiler for TPUs takes
     keys = (exponents << GROUP_BITS) | group
     ranks = [reduce.largest(keys)]
     while len(ranks) < count:

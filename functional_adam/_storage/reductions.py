@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -21,16 +22,27 @@ class Reductions(NamedTuple):
     groups: Callable[[jax.Array], jax.Array]
     largest: Callable[[jax.Array], jax.Array]  # of (..., groups): (..., 1)
     number: Callable[[jax.Array], jax.Array]  # of groups where something holds: (..., 1)
+    period: int = GROUPS  # after so many places the same groups come again, if at all
 
 
-def _groups(x: jax.Array) -> jax.Array:
-    lanes = math.gcd(x.shape[-1], GROUPS)
-    x = x.reshape(*x.shape[:-1], x.shape[-1] // lanes, lanes)
-    return jnp.max(x, axis=-2, initial=0)
+def groups_of(length: int) -> int:
+    """How many groups a block has."""
+    return math.gcd(length, GROUPS)
 
 
-PLAIN = Reductions(
-    groups=_groups,
-    largest=lambda x: jnp.max(x, axis=-1, keepdims=True),
-    number=lambda which: jnp.sum(which, axis=-1, keepdims=True, dtype=jnp.int32),
-)
+def plain(groups: int | None = None) -> Reductions:
+    """As XLA and Triton take them; `groups` where a block has been filled up to a longer one."""
+
+    def of_groups(x: jax.Array) -> jax.Array:
+        count = groups or groups_of(x.shape[-1])
+        x = x.reshape(*x.shape[:-1], x.shape[-1] // count, count)
+        return jnp.max(x, axis=-2, initial=0)
+
+    return Reductions(
+        of_groups,
+        functools.partial(jnp.max, axis=-1, keepdims=True),
+        functools.partial(jnp.sum, axis=-1, keepdims=True, dtype=jnp.int32),
+    )
+
+
+PLAIN = plain()

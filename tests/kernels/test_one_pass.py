@@ -19,7 +19,21 @@ pytestmark = pytest.mark.skipif(not HAS_KERNELS, reason="kernels need jax 0.7.2"
 
 FORMS = ["interpret gpu", "interpret tpu"]
 # Rows that do not fill a tile, planes, one row, merged axes, blocks of 64, last blocks not full.
-SHAPES = [(33, 256), (3, 5, 128), (1024,), (8, 384), (9, 3, 3, 128), (7, 64), (5, 250), (1000,)]
+SHAPES = [
+    (33, 256),
+    (3, 5, 128),
+    (1024,),
+    (8, 384),
+    (9, 3, 3, 128),
+    (7, 64),
+    (5, 250),
+    (1000,),
+    (9, 200),
+    (21, 48),
+    (3, 7, 100),
+    (5,),
+    (2, 4, 12, 9),
+]
 ROUNDINGS = [("nearest", "float32"), ("compensated", "bfloat16"), ("stochastic", "float16")]
 
 
