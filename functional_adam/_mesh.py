@@ -29,6 +29,14 @@ def sharding_of(leaf: Any) -> NamedSharding | None:
     return sharding
 
 
+def explicit_sharding(leaf: Any) -> NamedSharding | None:
+    """Where a leaf lies on a mesh of explicit axes alone."""
+    sharding = sharding_of(leaf)
+    if sharding is None or {*sharding.mesh.axis_types} != {AxisType.Explicit}:
+        return None
+    return sharding
+
+
 def _is_explicit(sharding: NamedSharding) -> bool:
     return AxisType.Explicit in sharding.mesh.axis_types
 
@@ -128,3 +136,37 @@ def scale_sharding(
     mine = [*axes[:lead], along]
     same = mine == axes and len(sharding.spec) == len(shape)
     return divided(sharding, mine, in_full=same)
+
+
+# ---- Inside jax.shard_map ----
+
+# There the type of an array names the mesh axes over which it differs from device to device; JAX
+# 0.10 has renamed that.
+_KINDS = ("manual_axis_type", "vma")
+
+
+def _kind(x: Any) -> tuple[str, Any]:
+    aval = jax.typeof(x)
+    name = _KINDS[0] if hasattr(aval, _KINDS[0]) else _KINDS[1]
+    return name, getattr(aval, name)
+
+
+def vary_alike(arrays: list[Any]) -> list[Any]:
+    """The arrays, each of a type that differs over the axes over which any of them does."""
+    axes = [frozenset(getattr(kind, "varying", kind)) for _, kind in map(_kind, arrays)]
+    union = frozenset[str]().union(*axes)
+
+    def cast(x: Any, own: frozenset[str]) -> Any:
+        names = tuple(sorted(union - own))
+        if not names:
+            return x
+        pvary: Any = getattr(jax.lax, "pvary", None)  # in JAX 0.9 and older
+        return jax.lax.pcast(x, names, to="varying") if pvary is None else pvary(x, names)
+
+    return [cast(x, own) for x, own in zip(arrays, axes, strict=True)]
+
+
+def shape_like(x: Any, dtype: DTypeLike) -> jax.ShapeDtypeStruct:
+    """The type of an array of this dtype that is shaped like x and differs as x does."""
+    name, kind = _kind(x)
+    return jax.ShapeDtypeStruct(x.shape, dtype, **{name: kind})

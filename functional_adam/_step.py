@@ -20,10 +20,9 @@ from functional_adam._equations.family import Variant
 from functional_adam._equations.operands import Scalars
 from functional_adam._hints import tree_hints
 from functional_adam._kernels.choice import mode
-from functional_adam._kernels.partition import leaf_step
+from functional_adam._kernels.partition import leaf_step, over_known_axes
 from functional_adam._leaf import LeafConfig
 from functional_adam._leaf_params import LeafParam, leaf_params
-from functional_adam._mesh import over_auto_axes
 from functional_adam._scalars import evaluate_schedules, scalars
 from functional_adam._settings import Settings
 from functional_adam._state import AdamState, built_like, check_state, is_adam_state, outside_boxes
@@ -175,7 +174,7 @@ def _step_leaf(
     if settings.moments.chunked:
         leaf = functools.partial(in_chunks, leaf)
     if settings.moments.has_scale:
-        leaf = over_auto_axes(leaf, (g, stored))
+        leaf = over_known_axes(leaf, g, stored, theta.value)
     new, stored = leaf(*shared, key, g, stored, theta.value)
     return as_weak_as(theta.value, new) if context.applies else new, stored
 

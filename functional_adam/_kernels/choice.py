@@ -18,6 +18,7 @@ import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
 
+from functional_adam import _mesh
 from functional_adam._kernels.tiles import Part, tiles
 from functional_adam._leaf import LeafConfig, update_leaf
 from functional_adam._storage.leaf_state import LeafState
@@ -50,14 +51,14 @@ def step_part(plan: Plan, part: Part) -> tuple[Any, LeafState]:
     if plan.mode.startswith("interpret"):
         return _kernel(plan.mode.split()[1], plan, part, interpret=True)
     operands, tree = jax.tree.flatten(part)
-    new = _one_pass.bind(*operands, plan=plan, tree=tree)
+    new = _one_pass.bind(*_mesh.vary_alike(operands), plan=plan, tree=tree)
     return jax.tree.unflatten(jax.tree.structure((part.g, part.stored)), new)
 
 
 # ---- The forms ----
 
 
-def _plain(plan: Plan, part: Part) -> tuple[Any, LeafState]:
+def plain_step(plan: Plan, part: Part) -> tuple[Any, LeafState]:
     s, noise, key = part.scalars
     if part.starts is not None:
         key = key + _origin(plan, part) + _shifts(plan, part)
@@ -70,7 +71,7 @@ def _kernel(name: str, plan: Plan, part: Part, *, interpret: bool = False) -> tu
     form = importlib.import_module(f"functional_adam._kernels.{name}")
     found = tiles(part.g.shape, part.stored.scale.shape, plan.shape)
     if found is None or not form.takes(found):
-        return _plain(plan, part)
+        return plain_step(plan, part)
     origin = _origin(plan, part)
     return form.one_pass(plan.config, found, origin, part, interpret=interpret)
 
@@ -111,10 +112,7 @@ def _result_types(*operands: Any, plan: Plan, tree: Any) -> list[Any]:
     part = jax.tree.unflatten(tree, operands)
     dtype = part.theta.dtype if plan.config.applies else plan.config.out
     results = [part.g.update(dtype=dtype), *jax.tree.leaves(part.stored)]
-    # Inside `jax.shard_map`, results differ over the mesh axes that any operand differs over.
-    axes = frozenset[str]().union(*(getattr(x, "vma", ()) for x in operands))
-    changes = {"weak_type": False} | ({"vma": axes} if axes else {})
-    return [x.update(**changes) for x in results]
+    return [x.update(weak_type=False) for x in results]
 
 
 def _lowered(form: Any) -> Any:
@@ -122,7 +120,7 @@ def _lowered(form: Any) -> Any:
         return jax.tree.leaves(form(plan, jax.tree.unflatten(tree, operands)))
 
     def rule(context: Any, *args: Any, **parameters: Any) -> Any:
-        chosen = functools.partial(flat, form if _is_alone(context.module_context) else _plain)
+        chosen = functools.partial(flat, form if _is_alone(context.module_context) else plain_step)
         with warnings.catch_warnings():
             # Of JAX 0.12 and later, which is to drop Triton: users can do nothing about it.
             warnings.filterwarnings("ignore", "The Pallas Triton backend", DeprecationWarning)
@@ -145,7 +143,7 @@ def _is_alone(module: Any) -> bool:
     return getattr(module.axis_context, "num_devices", 1) == 1
 
 
-mlir.register_lowering(_one_pass, _lowered(_plain))
+mlir.register_lowering(_one_pass, _lowered(plain_step))
 for _platform, _name in (("cuda", "gpu"), ("tpu", "tpu")):
     kernel = functools.partial(_kernel, _name)
     mlir.register_lowering(_one_pass, _lowered(kernel), platform=_platform)

@@ -22,7 +22,7 @@ from jax.experimental.custom_partitioning import (
 from jax.sharding import NamedSharding, PartitionSpec
 
 from functional_adam import _mesh
-from functional_adam._kernels.choice import HAS_KERNELS, Mode, Plan, step_part
+from functional_adam._kernels.choice import HAS_KERNELS, Mode, Plan, plain_step, step_part
 from functional_adam._kernels.tiles import Part, has_full_blocks
 from functional_adam._leaf import LeafConfig, update_leaf
 from functional_adam._storage.leaf_state import LeafState
@@ -48,11 +48,10 @@ def leaf_step(
     # A residual that is not a code for each element says of which dtype a parameter was, no more.
     has_codes = config.rounding is not None and config.rounding.has_residual
     aside, stored = stored.residual, stored if has_codes else stored._replace(residual=None)
-    part = Part((s, noise, key), g, stored, theta)
-    operands, tree = jax.tree.flatten(undifferentiable(part))
-    by_blocks = has_full_blocks(g.shape, stored.scale.shape)
-    new = _transformable(Plan(config, g.shape, mode), tree, by_blocks)(*operands)
-    out, stored = jax.tree.unflatten(jax.tree.structure((g, stored)), new)
+    part: Part = undifferentiable(Part((s, noise, key), g, stored, theta))
+    plan = Plan(config, g.shape, mode)
+    known = _known_sharding(g, stored, theta)
+    out, stored = _by_part(plan, known, part) if known else _step_on_mesh(plan, part)
     return out, stored if has_codes else stored._replace(residual=aside)
 
 
@@ -62,9 +61,17 @@ def _may_have_kernel(config: LeafConfig, s: Any, stored: LeafState) -> bool:
     return HAS_KERNELS and has_codes and not config.variant.whole_leaf and s.eps.dtype == np.float32
 
 
+def _step_on_mesh(plan: Plan, part: Part) -> tuple[Any, LeafState]:
+    """`step_part` of a leaf of which only XLA knows how it is divided, if it is."""
+    operands, tree = jax.tree.flatten(part)
+    by_blocks = has_full_blocks(part.g.shape, part.stored.scale.shape)
+    new = _transformable(plan, tree, by_blocks)(*operands)
+    return jax.tree.unflatten(jax.tree.structure((part.g, part.stored)), new)
+
+
 @functools.cache
 def _transformable(plan: Plan, tree: Any, by_blocks: bool) -> Callable[..., list[jax.Array]]:
-    """`step_part` of a whole leaf on the flat operands of a `Part` of structure `tree`.
+    """`step_part` on the flat operands of a `Part` of structure `tree`, for vmap and for meshes.
 
     `by_blocks`: a mesh divides it between blocks. Where blocks are not full, XLA divides its own
     form, and with less to send.
@@ -79,27 +86,86 @@ def _transformable(plan: Plan, tree: Any, by_blocks: bool) -> Callable[..., list
         axes = [0 if this else None for this in is_mapped]
 
         def plain(*operands: Any) -> list[jax.Array]:
-            (s, noise, key), g, stored, theta, _ = jax.tree.unflatten(tree, operands)
-            return jax.tree.leaves(update_leaf(plan.config, s, noise, key, g, stored, theta))
+            return jax.tree.leaves(plain_step(plan, jax.tree.unflatten(tree, operands)))
 
         new = jax.vmap(plain, in_axes=axes)(*operands)
         return new, [True] * len(new)
 
-    run: Any = whole
-    if by_blocks:
-        run = custom_partitioning(whole)
-        run.def_partition(
-            functools.partial(_partition, plan, tree),
-            functools.partial(_infer, tree),
-            decode_shardings=False,  # not all can be: some divide unevenly, or by a part of an axis
-            sharding_rule=functools.partial(_rule, tree),
-        )
-    run = custom_vmap(run)
+    run = custom_vmap(_divisible(plan, tree, whole) if by_blocks else whole)
     run.def_vmap(mapped)
     return run
 
 
-# ---- Rules ----
+def _divisible(plan: Plan, tree: Any, whole: Callable[..., Any]) -> Callable[..., Any]:
+    """`whole` with rules for XLA, which TPUs do not ask for: there XLA divides its own form."""
+    divisible = custom_partitioning(whole)
+    divisible.def_partition(
+        functools.partial(_partition, plan, tree),
+        functools.partial(_infer, tree),
+        decode_shardings=False,  # not all can be: some divide unevenly, or by a part of an axis
+        sharding_rule=functools.partial(_rule, tree),
+    )
+    if plan.mode != "on":
+        return divisible
+
+    def by_platform(*operands: Any) -> Any:
+        return jax.lax.platform_dependent(*operands, tpu=whole, default=divisible)
+
+    return by_platform
+
+
+# ---- Shardings that are known when a step is traced ----
+
+
+def over_known_axes(
+    leaf: Callable[..., Any], g: Any, stored: LeafState, theta: Any
+) -> Callable[..., Any]:
+    """`leaf` for arrays that may lie on explicit axes of a mesh."""
+    return leaf if _known_sharding(g, stored, theta) else _mesh.over_auto_axes(leaf, (g, stored))
+
+
+def _known_sharding(g: Any, stored: LeafState, theta: Any) -> NamedSharding | None:
+    """How all of a leaf is divided, if all axes are explicit and it is divided between blocks."""
+    shape, scales = np.shape(stored.m), np.shape(stored.scale)
+    known = [
+        _mesh.explicit_sharding(x) for x in jax.tree.leaves((g, stored._replace(scale=None), theta))
+    ]
+    first = known[0]
+    if first is None or any(x != first for x in known) or not has_full_blocks(shape, scales):
+        return None
+    scale: Any = _mesh.scale_sharding(first, shape, scales)
+    return (
+        first
+        if _mesh.dimensions(scale, len(shape)) == _mesh.dimensions(first, len(shape))
+        else None
+    )
+
+
+def _by_part(plan: Plan, sharding: NamedSharding, part: Part) -> tuple[Any, LeafState]:
+    """`step_part` by each device, of what it has."""
+    leaf = sharding.spec
+    scale: Any = _mesh.scale_sharding(sharding, part.g.shape, part.stored.scale.shape)
+    stored = jax.tree.map(lambda _: leaf, part.stored)._replace(scale=scale.spec)
+    scalars = jax.tree.map(lambda _: PartitionSpec(), part.scalars)
+    given = Part(scalars, leaf, stored, None if part.theta is None else leaf)
+
+    def step(part: Part) -> Any:
+        return step_part(plan, part._replace(starts=_starts(sharding, part.g.shape)))
+
+    # Kernels do not say over which axes their results differ: as their operands do.
+    on_devices = jax.shard_map(
+        step, mesh=sharding.mesh, in_specs=(given,), out_specs=(leaf, stored), check_vma=False
+    )
+    return on_devices(part)
+
+
+def _starts(sharding: NamedSharding, shape: tuple[int, ...]) -> tuple[Any, ...]:
+    """Where a device's part of this shape begins along each axis of the leaf."""
+    pairs = zip(_mesh.dimensions(sharding, len(shape)), shape, strict=True)
+    return tuple(_index(names) * np.uint32(size) for names, size in pairs)
+
+
+# ---- Rules for XLA ----
 
 
 def _partition(plan: Plan, tree: Any, mesh: Any, operands: Any, results: Any) -> Any:
@@ -114,10 +180,8 @@ def _partition(plan: Plan, tree: Any, mesh: Any, operands: Any, results: Any) ->
 
     def step(*operands: Any) -> list[jax.Array]:
         part = jax.tree.unflatten(tree, operands)
-        axes = _mesh.dimensions(leaf, part.g.ndim)
-        pairs = zip(axes, part.g.shape, strict=True)
-        starts = tuple(_index(names) * np.uint32(size) for names, size in pairs)
-        return jax.tree.leaves(step_part(plan, part._replace(starts=starts)))
+        part = part._replace(starts=_starts(leaf, part.g.shape))
+        return jax.tree.leaves(step_part(plan, part))
 
     return leaf.mesh, step, jax.tree.leaves((leaf, stored)), tuple(jax.tree.leaves(given))
 

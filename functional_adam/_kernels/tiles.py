@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from functional_adam import _mesh
 from functional_adam._leaf import LeafConfig
 from functional_adam._storage.int8 import block_length
 from functional_adam._storage.leaf_state import LeafState
@@ -124,8 +125,8 @@ def results(
     """
     count = len(jax.tree.leaves(stored))
     dtype = theta.dtype if config.applies else config.out
-    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in arrays[: 1 + count]]
-    shapes[0] = jax.ShapeDtypeStruct(arrays[0].shape, dtype)
+    shapes = [_mesh.shape_like(x, x.dtype) for x in arrays[: 1 + count]]
+    shapes[0] = _mesh.shape_like(arrays[0], dtype)
     places = {3 + n: 1 + n for n in range(count)}
     return shapes, places | ({1 + len(arrays): 0} if config.applies else {})
 

@@ -1,17 +1,20 @@
 """Kernels, interpreted, on 8 devices: the bits of one device, and no leaf is gathered."""
 
+import functools
 import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding
+from jax import export
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from sharded import EXPLICIT, HYPER, mesh_of
 
 import functional_adam as fa
-from functional_adam._kernels.choice import SWITCH
+from functional_adam import _mesh
+from functional_adam._kernels.choice import HAS_KERNELS, SWITCH
 
 COLLECTIVE = re.compile(r"all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter")
 CASES = [  # shape, how it is divided over a mesh of 2 x 4, the form
@@ -55,6 +58,83 @@ def test_a_divided_leaf_has_the_bits_of_one_device(shape, spec, form, kind, monk
     np.testing.assert_allclose(params, alone, rtol=1e-5, atol=1e-6)
     assert params.sharding.is_equivalent_to(sharding, len(shape))
     assert state.mu.sharding.is_equivalent_to(sharding, len(shape))
+
+
+def lowered_for_tpus(step, *arguments):
+    """The text of a program for TPUs, on the mesh of the arguments."""
+    return export.export(jax.jit(step), platforms=["tpu"])(*arguments).mlir_module()
+
+
+@pytest.mark.parametrize("kind", ["Auto", "Explicit"])
+def test_tpus_get_a_kernel_where_a_trace_knows_how_a_leaf_is_divided(kind):
+    if kind == "Explicit" and not EXPLICIT:
+        pytest.skip("explicit axes need a newer JAX")
+    tx = fa.adamw(**HYPER, moments="int8", rounding="compensated")
+    sharding = NamedSharding(mesh_of("2x4", kind), P("data", "model"))
+    params = jax.device_put(jnp.ones((16, 1024), jnp.bfloat16), sharding)
+    text = lowered_for_tpus(lambda p, s, g: fa.step(tx, g, s, p), params, tx.init(params), params)
+    assert ("tpu_custom_call" in text) == (kind == "Explicit")
+    assert "CustomSPMDPartitioning" not in text  # of which TPUs know nothing
+
+
+@pytest.mark.skipif(not EXPLICIT, reason="explicit axes need a newer JAX")
+def test_axes_made_explicit_for_a_step_are_enough():
+    mesh, spec = mesh_of("2x4", "Auto"), P("data", "model")
+    tx = fa.adamw(**HYPER, moments="int8")
+    params = jax.device_put(jnp.ones((16, 1024)), NamedSharding(mesh, spec))
+    state, specs = tx.init(params), jax.tree.map(lambda x: x.spec, fa.state_shardings(tx, params))
+    step = jax.sharding.explicit_axes(
+        lambda p, s, g: fa.step(tx, g, s, p), in_sharding=(spec, specs, spec)
+    )
+    with jax.set_mesh(mesh):
+        assert "tpu_custom_call" in lowered_for_tpus(step, params, state, params)
+        found, kept = jax.jit(step)(params, state, params)
+    wanted, right = jax.jit(lambda p, s, g: fa.step(tx, g, s, p))(params, state, params)
+    np.testing.assert_array_equal(kept.mu, right.mu)
+    np.testing.assert_allclose(found, wanted, rtol=1e-6)
+
+
+def test_what_a_step_returns_inside_shard_map_differs_as_its_part_does():
+    tx, mesh = fa.adamw(**HYPER, moments="int8"), mesh_of("8")
+    params = jnp.asarray(np.random.default_rng(7).normal(size=(8, 128)), jnp.float32)
+    state, spec = tx.init(params), P("data")
+    specs = jax.tree.map(lambda x: spec if x.ndim else P(), state)
+
+    def of_part(params, state, g):
+        found, kept = fa.step(tx, g, state, params)
+        return found, kept, jax.lax.psum(found, "data")
+
+    inside = jax.shard_map(
+        of_part, mesh=mesh, in_specs=(spec, specs, spec), out_specs=(spec, specs, P())
+    )
+    found, _, total = jax.jit(inside)(params, state, params)
+    np.testing.assert_allclose(total[0], found.sum(0), rtol=1e-5)
+    text = lowered_for_tpus(inside, params, state, params)
+    assert ("tpu_custom_call" in text) == HAS_KERNELS
+
+
+@pytest.mark.parametrize(
+    ("axes", "spec", "wanted"),
+    [
+        ({"a": 2, "b": 4}, P("b", "a"), P("model", "data")),
+        ({"a": 2, "b": 2, "c": 2}, P(("b", "c")), P("model")),
+        ({"a": 2, "b": 2, "c": 2}, P("a", None, ("b", "c")), P("data", None, "model")),
+        ({"a": 2, "b": 2, "c": 2}, P(("a", "b", "c")), P(("data", "model"))),
+        ({"a": 2, "b": 2, "c": 2}, P("b", "a"), P(None, "data")),  # half an axis
+        ({"a": 8}, P(None, "a"), P(None, ("data", "model"))),
+        ({"a": 4, "b": 2}, P("a"), P()),  # an axis and a half
+    ],
+    ids=str,
+)
+def test_a_sharding_in_the_terms_of_a_mesh(axes, spec, wanted):
+    other = Mesh(np.reshape(jax.devices(), tuple(axes.values())), tuple(axes))
+    named = functools.partial(_mesh.named, sharding=NamedSharding(other, spec), shape=(16, 24, 32))
+    mesh = mesh_of("2x4")
+    assert named(mesh).is_equivalent_to(NamedSharding(mesh, wanted), 3)
+    assert named(mesh).mesh == mesh
+    without = named(Mesh(np.empty((), object), ()))  # XLA's, of a program without a mesh
+    for size, part in zip((16, 24, 32), without.shard_shape((16, 24, 32)), strict=True):
+        assert part in (size, size // 8)
 
 
 def test_inside_shard_map_each_device_steps_its_part(monkeypatch):
