@@ -16,12 +16,12 @@ def mlp() -> Shapes:
     return {f"{i}.{k}": s for i, (m, n) in layers for k, s in (("w", (m, n)), ("b", (n,)))}
 
 
-def gpt2(width: int = 768, blocks: int = 12, words: int = 50_257) -> Shapes:
+def gpt2(width: int = 768, blocks: int = 12) -> Shapes:
     """GPT-2 small: 148 leaves, 124 million parameters."""
     block = {"ln1.g": (width,), "ln1.b": (width,), "ln2.g": (width,), "ln2.b": (width,)}
     for name, rows, columns in (("qkv", 1, 3), ("proj", 1, 1), ("fc", 1, 4), ("out", 4, 1)):
         block |= {f"{name}.w": (rows * width, columns * width), f"{name}.b": (columns * width,)}
-    tree = {"wte": (words, width), "wpe": (1024, width), "ln.g": (width,), "ln.b": (width,)}
+    tree = {"wte": (50_257, width), "wpe": (1024, width), "ln.g": (width,), "ln.b": (width,)}
     return tree | {f"h{i}.{name}": shape for i in range(blocks) for name, shape in block.items()}
 
 

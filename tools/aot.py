@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 from ahead import devices, hlo
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
-from workloads import STATES, gpt2  # noqa: E402 (found by the line above)
+from workloads import STATES, gpt2
 
 Tree = Any
 

@@ -1,0 +1,307 @@
+"""Time optimizer steps on a GPU or TPU beside Optax's, and compare their bits with the CPU's.
+
+    python benchmarks/accelerator.py              # one device with 16 GB of memory; minutes
+    python benchmarks/accelerator.py --quick      # small trees, to see that it runs; also on a CPU
+
+How it measures. A measurement is one call of one compiled program, which takes `--steps` steps in
+a loop on the device, with parameters and state donated, and blocks at the end. Python dispatches
+once per measurement, not once per step. An optimization barrier in the loop hides from XLA that
+the gradients stay the same. All contestants of a tree live in one process and run in rounds, in an
+order that rotates and reverses. "ms" is the median of the rounds; "/ optax" is the median of the
+ratios by round, with its 95 % bootstrap interval. "update, again" is Optax's step compiled a second
+time, which shows by how much equal programs seem to differ.
+
+"Bytes" is the least that a step can move per parameter: everything that it is given and everything
+that it changes, once. "GB/s" is that least divided by the time, and "of copy" is GB/s as a share of
+what a copy from device memory to device memory reads and writes per second in the same rounds. A
+step that moves more than the least shows a smaller share. "Compile" is the time to trace, lower and
+compile such a program, whose loop holds one step, once and with empty caches.
+
+The second table takes one step from the same random state on the device and on the CPU, and counts
+the elements whose bits differ.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import math
+import re
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from entrants import HYPERPARAMETERS
+from step import machine, ratio, rounds
+from workloads import STATES, Shapes, gpt2, mlp
+
+import functional_adam as fa
+from functional_adam._kernels.choice import HAS_KERNELS, SWITCH, mode
+
+Tree = Any
+HYPER = {**HYPERPARAMETERS, "weight_decay": 0.037}
+# For the bits: whole and ragged blocks, short axes, a leaf of one axis.
+ODD = {"w": (768, 3072), "rows": (1003, 200), "heads": (48, 3, 640), "bias": (5000,)}
+ODD_QUICK = {"w": (24, 512), "rows": (7, 200), "heads": (4, 3, 128), "bias": (300,)}
+COPIES = 16  # per measurement
+NONE = "\N{EN DASH}"
+
+
+class Contestant(NamedTuple):
+    """A step of parameters of a dtype; ways other than "fa.step" are `update`, `apply_updates`."""
+
+    state: str
+    way: str
+    dtype: str
+    tx: Any
+
+    def step(self, params: Tree, state: Tree, grads: Tree) -> tuple[Tree, Tree, Tree]:
+        """Parameters, state and, where there is one, the update."""
+        if self.way == "fa.step":
+            return *fa.step(self.tx, grads, state, params), None
+        updates, state = self.tx.update(grads, state, params)
+        apply = fa.apply_updates if self.state in STATES else optax.apply_updates
+        return apply(params, updates), state, updates
+
+
+def peers() -> list[Contestant]:
+    return [
+        Contestant("optax.adamw", way, "float32", optax.adamw(**HYPER))
+        for way in ("update", "update, again")
+    ]
+
+
+def ours() -> list[Contestant]:
+    return [
+        Contestant(state, way, dtype, fa.adamw(**HYPER, **arguments))
+        for state, (dtype, arguments) in STATES.items()
+        for way in ("update", "fa.step")
+    ]
+
+
+# ---- Time ----
+
+
+def normal(shapes: Shapes, dtype: str, seed: int) -> Tree:
+    rng = np.random.default_rng(seed)
+    draw = lambda shape: rng.standard_normal(shape, dtype=np.float32)  # noqa: E731
+    return {name: jnp.asarray(draw(shape), dtype) for name, shape in shapes.items()}
+
+
+def elements(shapes: Shapes) -> int:
+    return sum(map(math.prod, shapes.values()))
+
+
+def least(contestant: Contestant, shapes: Shapes) -> float:
+    """Bytes per parameter: gradient, parameter and state read, the last two written."""
+    params = {k: jax.ShapeDtypeStruct(shape, contestant.dtype) for k, shape in shapes.items()}
+    state = jax.eval_shape(contestant.tx.init, params)
+    moved = params, (params, state), (params, state)
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(moved)) / elements(shapes)
+
+
+def looped(contestant: Contestant, steps: int) -> Callable[[Tree, Tree, Tree], tuple[Tree, Tree]]:
+    """So many steps in one program, which is to donate the first two."""
+
+    def run(params: Tree, state: Tree, grads: Tree) -> tuple[Tree, Tree]:
+        def once(_: Any, carry: tuple[Tree, Tree]) -> tuple[Tree, Tree]:
+            # Without it XLA computes (1 - b1) g before the loop, and a step reads more than g.
+            (params, state), now = jax.lax.optimization_barrier((carry, grads))
+            return contestant.step(params, state, now)[:2]
+
+        return jax.lax.fori_loop(0, steps, once, (params, state))
+
+    return run
+
+
+def compiled(contestant: Contestant, steps: int, *arguments: Tree) -> tuple[Any, float]:
+    """(the program, seconds that it took)."""
+    jax.clear_caches()
+    gc.collect()
+    begin = time.perf_counter()
+    jitted = jax.jit(looped(contestant, steps), donate_argnums=(0, 1))
+    program = jitted.lower(*arguments).compile()
+    taken = time.perf_counter() - begin
+    print(f"compiled {contestant.state}, {contestant.way}: {taken:.1f} s", file=sys.stderr)
+    return program, taken
+
+
+def copies(size: int) -> Callable[[], None]:
+    """`COPIES` copies of `size` float32, one of the other."""
+    source = jnp.ones(size, jnp.float32)
+    copy = jax.jit(jnp.copy).lower(source).compile()
+
+    def run() -> None:
+        x = source
+        for _ in range(COPIES):
+            x = copy(x)
+        jax.block_until_ready(x)
+
+    return run
+
+
+def clocked(action: Callable[[], Any], times: int) -> Callable[[], float]:
+    """Seconds per time, of an action that does something so many times."""
+
+    def run() -> float:
+        begin = time.perf_counter()
+        action()
+        return (time.perf_counter() - begin) / times
+
+    return run
+
+
+def time_rows(name: str, shapes: Shapes, options: argparse.Namespace) -> Iterator[list[str]]:
+    """The lines of a tree. All ways to step a state take turns on the same arrays."""
+    grads = {dtype: normal(shapes, dtype, seed=2) for dtype in ("float32", "bfloat16")}
+    carries: dict[str, tuple[Tree, Tree]] = {}
+    actions = {"copy": clocked(copies(options.size), COPIES)}
+    contestants, compiling = {f"{c.state}, {c.way}": c for c in [*peers(), *ours()]}, {}
+    for key, c in contestants.items():
+        if c.state not in carries:
+            params = normal(shapes, c.dtype, seed=1)
+            carries[c.state] = params, jax.jit(c.tx.init)(params)
+        program, compiling[key] = compiled(c, options.steps, *carries[c.state], grads[c.dtype])
+
+        def run(c: Contestant = c, program: Any = program) -> None:
+            after = program(*carries[c.state], grads[c.dtype])
+            carries[c.state] = jax.block_until_ready(after)
+
+        actions[key] = clocked(run, options.steps)
+    for action in actions.values():
+        action()  # a warm-up
+    times = rounds(actions, options.rounds, lambda: None)
+    copied = 8 * options.size / np.array(times["copy"])
+    line = figures(8 * options.size, times["copy"], copied)
+    name = f"{name}, {len(shapes)} leaves" if len(shapes) > 1 else name
+    yield [name, f"copy of {options.size:,} float32", "", "8.00", *line, "", ""]
+    for key, c in contestants.items():
+        moved = least(c, shapes)
+        line = figures(moved * elements(shapes), times[key], copied)
+        against = str(ratio(times[key], times["optax.adamw, update"]))
+        yield [name, c.state, c.way, f"{moved:.2f}", *line, against, f"{compiling[key]:.1f}"]
+
+
+def figures(moved: float, times: list[float], copied: Any) -> list[str]:
+    """Milliseconds, GB/s, and their share of what the copies moved per second."""
+    rates = moved / np.array(times)
+    milliseconds, share = 1e3 * statistics.median(times), np.median(rates / copied)
+    return [f"{milliseconds:.3f}", f"{np.median(rates) / 1e9:,.1f}", f"{share:.0%}"]
+
+
+# ---- Bits ----
+
+
+def differing(ours: Tree, theirs: Tree) -> str:
+    """How many elements have other bits, of how many."""
+    pairs = [
+        (np.asarray(a), np.asarray(b))
+        for a, b in zip(*map(jax.tree.leaves, (ours, theirs)), strict=True)
+    ]
+    words = [[x.view(f"u{x.itemsize}") for x in pair] for pair in pairs]
+    count = sum(int((a != b).sum()) for a, b in words)
+    return f"{count:,} of {sum(a.size for a, _ in words):,}" if words else NONE
+
+
+def bit_rows(device: Any, shapes: Shapes) -> Iterator[list[str]]:
+    """The lines of the second table: a fourth step on the device and on the CPU."""
+    rng = np.random.default_rng(3)
+
+    def gradients(dtype: str) -> Tree:
+        """Over many orders of magnitude, and some 0."""
+        wide = lambda s: rng.standard_normal(s) * np.exp(2 * rng.standard_normal(s))  # noqa: E731
+        return {k: jnp.asarray(wide(s) * (rng.random(s) > 0.01), dtype) for k, s in shapes.items()}
+
+    cpu = jax.devices("cpu")[0]
+    for c in ours():
+        step = jax.jit(c.step)
+        params = jax.device_put(normal(shapes, c.dtype, seed=1), cpu)
+        state = jax.jit(c.tx.init)(params)
+        for _ in range(3):
+            params, state, _ = step(params, state, jax.device_put(gradients(c.dtype), cpu))
+        given = params, state, gradients(c.dtype)
+        here, there = (jax.device_get(step(*jax.device_put(given, x))) for x in (device, cpu))
+        arrays = [(p, s.mu, s.nu, s.nu_scale, s.residual) for p, s, _ in (here, there)]
+        yield [c.state, c.way, *map(differing, *arrays), update_difference(c, here[2], there[2])]
+
+
+def update_difference(c: Contestant, ours: Tree, theirs: Tree) -> str:
+    """The largest, in learning rates: what a step of a float32 parameter would be."""
+    if c.dtype != "float32" or ours is None:
+        return NONE
+    most = max(np.abs(ours[name] - theirs[name]).max() for name in ours)
+    return f"{most / HYPER['learning_rate']:.2g}"
+
+
+# ---- Reporting ----
+
+
+def about(device: Any, options: argparse.Namespace) -> str:
+    """What was measured, on what, with what."""
+    driver = Path("/proc/driver/nvidia/version")
+    found = re.search(r"\d{3,}\.[\d.]+", driver.read_text()) if driver.exists() else None
+    facts = machine() | {
+        "runtime": " ".join(device.client.platform_version.split()),
+        "driver": found.group() if found else "unknown",
+        SWITCH: mode() if HAS_KERNELS else "no kernels with this JAX",
+    }
+    words = ", ".join(f"{name} {value}" for name, value in facts.items())
+    no = "" if device.platform != "cpu" else "JAX found no GPU or TPU: these are times of a CPU. "
+    return f"{no}{words}; {options.rounds} rounds of {options.steps} steps."
+
+
+def table(title: str, columns: list[str], rows: Iterator[list[str]]) -> None:
+    print(f"\n{title}\n")
+    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}", flush=True)
+    for row in rows:
+        print(f"| {' | '.join(row)} |", flush=True)
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1; got {text!r}")
+    return int(text)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=positive, help="rounds of timing (default 20)")
+    parser.add_argument("--steps", type=positive, help="steps in a measurement (default 16)")
+    parser.add_argument("--size", type=positive, help="elements of the one leaf (default 2**26)")
+    parser.add_argument("--quick", action="store_true", help="defaults 3, 2 and 2**16; small trees")
+    options = parser.parse_args()
+    defaults = (3, 2, 2**16) if options.quick else (20, 16, 2**26)
+    for name, default in zip(("rounds", "steps", "size"), defaults, strict=True):
+        setattr(options, name, getattr(options, name) or default)
+    return options
+
+
+def main() -> None:
+    options = arguments()
+    jax.config.update("jax_enable_compilation_cache", False)
+    platforms = jax.config.jax_platforms
+    if platforms and "cpu" not in platforms.split(","):
+        jax.config.update("jax_platforms", f"{platforms},cpu")  # beside it, for the bits
+    device = jax.devices()[0]
+    print(about(device, options))
+    tiny = normal({"w": (8, 128)}, ours()[-1].dtype, seed=0)
+    compiled(ours()[-1], 1, tiny, ours()[-1].tx.init(tiny), tiny)  # imports what all of them need
+    first = {"MLP": mlp()} if options.quick else {"GPT-2 small": gpt2()}
+    trees = {**first, "one leaf": {"w": (options.size,)}}
+    columns = "parameters", "state", "by", "bytes", "ms", "GB/s", "of copy", "/ optax", "compile, s"
+    rows = (row for name, shapes in trees.items() for row in time_rows(name, shapes, options))
+    table("Time of a step", columns, rows)
+    columns = "state", "by", "p", "mu", "nu", "nu_scale", "residual", "update, most"
+    rows = bit_rows(device, ODD_QUICK if options.quick else ODD)
+    table("Bits that differ from the CPU's after one step", columns, rows)
+
+
+if __name__ == "__main__":
+    main()
