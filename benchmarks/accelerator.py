@@ -49,9 +49,10 @@ Tree = Any
 HYPER = {**HYPERPARAMETERS, "weight_decay": 0.037}
 # For the bits: whole and ragged blocks, short axes, a leaf of one axis.
 ODD = {"w": (768, 3072), "rows": (1003, 200), "heads": (48, 3, 640), "bias": (5000,)}
-ODD_QUICK = {"w": (24, 512), "rows": (7, 200), "heads": (4, 3, 128), "bias": (300,)}
 COPIES = 16  # per measurement
 NONE = "\N{EN DASH}"
+TIMES = "| parameters | state | by | bytes | ms | GB/s | of copy | / optax | compile, s |"
+BITS = "| state | by | p | mu | nu | nu_scale | residual | update / learning rate |"
 
 
 class Contestant(NamedTuple):
@@ -62,6 +63,10 @@ class Contestant(NamedTuple):
     dtype: str
     tx: Any
 
+    @property
+    def name(self) -> str:
+        return f"{self.state}, {self.way}"
+
     def step(self, params: Tree, state: Tree, grads: Tree) -> tuple[Tree, Tree, Tree]:
         """Parameters, state and, where there is one, the update."""
         if self.way == "fa.step":
@@ -71,15 +76,13 @@ class Contestant(NamedTuple):
         return apply(params, updates), state, updates
 
 
-def peers() -> list[Contestant]:
-    return [
+def contestants() -> list[Contestant]:
+    """Optax twice, then ours."""
+    theirs = [
         Contestant("optax.adamw", way, "float32", optax.adamw(**HYPER))
         for way in ("update", "update, again")
     ]
-
-
-def ours() -> list[Contestant]:
-    return [
+    return theirs + [
         Contestant(state, way, dtype, fa.adamw(**HYPER, **arguments))
         for state, (dtype, arguments) in STATES.items()
         for way in ("update", "fa.step")
@@ -129,7 +132,7 @@ def compiled(contestant: Contestant, steps: int, *arguments: Tree) -> tuple[Any,
     jitted = jax.jit(looped(contestant, steps), donate_argnums=(0, 1))
     program = jitted.lower(*arguments).compile()
     taken = time.perf_counter() - begin
-    print(f"compiled {contestant.state}, {contestant.way}: {taken:.1f} s", file=sys.stderr)
+    print(f"compiled {contestant.name}: {taken:.1f} s", file=sys.stderr)
     return program, taken
 
 
@@ -162,31 +165,32 @@ def time_rows(name: str, shapes: Shapes, options: argparse.Namespace) -> Iterato
     """The lines of a tree. All ways to step a state take turns on the same arrays."""
     grads = {dtype: normal(shapes, dtype, seed=2) for dtype in ("float32", "bfloat16")}
     carries: dict[str, tuple[Tree, Tree]] = {}
-    actions = {"copy": clocked(copies(options.size), COPIES)}
-    contestants, compiling = {f"{c.state}, {c.way}": c for c in [*peers(), *ours()]}, {}
-    for key, c in contestants.items():
+    actions = {"copy": clocked(copies(options.size**2), COPIES)}
+    compiling = {}
+    for c in contestants():
         if c.state not in carries:
             params = normal(shapes, c.dtype, seed=1)
             carries[c.state] = params, jax.jit(c.tx.init)(params)
-        program, compiling[key] = compiled(c, options.steps, *carries[c.state], grads[c.dtype])
+        program, compiling[c.name] = compiled(c, options.steps, *carries[c.state], grads[c.dtype])
 
         def run(c: Contestant = c, program: Any = program) -> None:
             after = program(*carries[c.state], grads[c.dtype])
             carries[c.state] = jax.block_until_ready(after)
 
-        actions[key] = clocked(run, options.steps)
+        actions[c.name] = clocked(run, options.steps)
     for action in actions.values():
         action()  # a warm-up
     times = rounds(actions, options.rounds, lambda: None)
-    copied = 8 * options.size / np.array(times["copy"])
-    line = figures(8 * options.size, times["copy"], copied)
+    moved = 8 * options.size**2
+    copied = moved / np.array(times["copy"])
+    line = figures(moved, times["copy"], copied)
     name = f"{name}, {len(shapes)} leaves" if len(shapes) > 1 else name
-    yield [name, f"copy of {options.size:,} float32", "", "8.00", *line, "", ""]
-    for key, c in contestants.items():
+    yield [name, "copy", "", "8.00", *line, "", ""]
+    for c in contestants():
         moved = least(c, shapes)
-        line = figures(moved * elements(shapes), times[key], copied)
-        against = str(ratio(times[key], times["optax.adamw, update"]))
-        yield [name, c.state, c.way, f"{moved:.2f}", *line, against, f"{compiling[key]:.1f}"]
+        line = figures(moved * elements(shapes), times[c.name], copied)
+        against = str(ratio(times[c.name], times["optax.adamw, update"]))
+        yield [name, c.state, c.way, f"{moved:.2f}", *line, against, f"{compiling[c.name]:.1f}"]
 
 
 def figures(moved: float, times: list[float], copied: Any) -> list[str]:
@@ -199,17 +203,6 @@ def figures(moved: float, times: list[float], copied: Any) -> list[str]:
 # ---- Bits ----
 
 
-def differing(ours: Tree, theirs: Tree) -> str:
-    """How many elements have other bits, of how many."""
-    pairs = [
-        (np.asarray(a), np.asarray(b))
-        for a, b in zip(*map(jax.tree.leaves, (ours, theirs)), strict=True)
-    ]
-    words = [[x.view(f"u{x.itemsize}") for x in pair] for pair in pairs]
-    count = sum(int((a != b).sum()) for a, b in words)
-    return f"{count:,} of {sum(a.size for a, _ in words):,}" if words else NONE
-
-
 def bit_rows(device: Any, shapes: Shapes) -> Iterator[list[str]]:
     """The lines of the second table: a fourth step on the device and on the CPU."""
     rng = np.random.default_rng(3)
@@ -220,24 +213,38 @@ def bit_rows(device: Any, shapes: Shapes) -> Iterator[list[str]]:
         return {k: jnp.asarray(wide(s) * (rng.random(s) > 0.01), dtype) for k, s in shapes.items()}
 
     cpu = jax.devices("cpu")[0]
-    for c in ours():
+    for c in contestants():
+        if c.state not in STATES:
+            continue
         step = jax.jit(c.step)
         params = jax.device_put(normal(shapes, c.dtype, seed=1), cpu)
         state = jax.jit(c.tx.init)(params)
         for _ in range(3):
             params, state, _ = step(params, state, jax.device_put(gradients(c.dtype), cpu))
         given = params, state, gradients(c.dtype)
-        here, there = (jax.device_get(step(*jax.device_put(given, x))) for x in (device, cpu))
-        arrays = [(p, s.mu, s.nu, s.nu_scale, s.residual) for p, s, _ in (here, there)]
-        yield [c.state, c.way, *map(differing, *arrays), update_difference(c, here[2], there[2])]
+        results = (jax.device_get(step(*jax.device_put(given, x))) for x in (device, cpu))
+        yield [c.state, c.way, *compared(*results)]
 
 
-def update_difference(c: Contestant, ours: Tree, theirs: Tree) -> str:
-    """The largest, in learning rates: what a step of a float32 parameter would be."""
-    if c.dtype != "float32" or ours is None:
-        return NONE
-    most = max(np.abs(ours[name] - theirs[name]).max() for name in ours)
-    return f"{most / HYPER['learning_rate']:.2g}"
+def compared(ours: tuple[Tree, Tree, Tree], theirs: tuple[Tree, Tree, Tree]) -> list[str]:
+    """Cells for two results of a step, as NumPy arrays."""
+    arrays = [(p, s.mu, s.nu, s.nu_scale, s.residual) for p, s, _ in (ours, theirs)]
+    cells = list(map(differing, *arrays))
+    updates = ours[2] or {}  # `fa.step` makes none
+    distances = [
+        np.abs(u - theirs[2][name]).max() / HYPER["learning_rate"]
+        for name, u in updates.items()
+        if ours[0][name].dtype == np.float32
+    ]
+    return [*cells, f"{max(distances):.2g}" if distances else NONE]
+
+
+def differing(ours: Tree, theirs: Tree) -> str:
+    """How many elements have other bits, of how many."""
+    trees = (jax.tree.leaves(tree) for tree in (ours, theirs))
+    pairs = [[x.view(f"u{x.itemsize}") for x in pair] for pair in zip(*trees, strict=True)]
+    count = sum(np.count_nonzero(a != b) for a, b in pairs)
+    return f"{count:,} of {sum(a.size for a, _ in pairs):,}" if pairs else NONE
 
 
 # ---- Reporting ----
@@ -253,13 +260,14 @@ def about(device: Any, options: argparse.Namespace) -> str:
         SWITCH: mode() if HAS_KERNELS else "no kernels with this JAX",
     }
     words = ", ".join(f"{name} {value}" for name, value in facts.items())
-    no = "" if device.platform != "cpu" else "JAX found no GPU or TPU: these are times of a CPU. "
-    return f"{no}{words}; {options.rounds} rounds of {options.steps} steps."
+    where = (
+        "JAX found no GPU or TPU: these are times of a CPU. " if device.platform == "cpu" else ""
+    )
+    return f"{where}{words}; {options.rounds} rounds of {options.steps} steps."
 
 
-def table(title: str, columns: list[str], rows: Iterator[list[str]]) -> None:
-    print(f"\n{title}\n")
-    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}", flush=True)
+def table(title: str, head: str, rows: Iterator[list[str]]) -> None:
+    print(f"\n{title}\n\n{head}\n|{'---|' * (head.count('|') - 1)}", flush=True)
     for row in rows:
         print(f"| {' | '.join(row)} |", flush=True)
 
@@ -274,33 +282,34 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=positive, help="rounds of timing (default 20)")
     parser.add_argument("--steps", type=positive, help="steps in a measurement (default 16)")
-    parser.add_argument("--size", type=positive, help="elements of the one leaf (default 2**26)")
-    parser.add_argument("--quick", action="store_true", help="defaults 3, 2 and 2**16; small trees")
+    parser.add_argument("--size", type=positive, help="sides of the one leaf (default 8192)")
+    parser.add_argument("--quick", action="store_true", help="defaults 3, 2 and 256; small trees")
     options = parser.parse_args()
-    defaults = (3, 2, 2**16) if options.quick else (20, 16, 2**26)
+    defaults = (3, 2, 256) if options.quick else (20, 16, 8192)
     for name, default in zip(("rounds", "steps", "size"), defaults, strict=True):
         setattr(options, name, getattr(options, name) or default)
     return options
 
 
+def with_cpu(platforms: str | None) -> str | None:
+    """The platforms that JAX is to load, the CPU among them: the bits are compared with its."""
+    has_cpu = not platforms or "cpu" in platforms.split(",")  # where none is named, JAX loads it
+    return platforms if has_cpu else f"{platforms},cpu"
+
+
 def main() -> None:
     options = arguments()
     jax.config.update("jax_enable_compilation_cache", False)
-    platforms = jax.config.jax_platforms
-    if platforms and "cpu" not in platforms.split(","):
-        jax.config.update("jax_platforms", f"{platforms},cpu")  # beside it, for the bits
+    jax.config.update("jax_platforms", with_cpu(jax.config.jax_platforms))
     device = jax.devices()[0]
     print(about(device, options))
-    tiny = normal({"w": (8, 128)}, ours()[-1].dtype, seed=0)
-    compiled(ours()[-1], 1, tiny, ours()[-1].tx.init(tiny), tiny)  # imports what all of them need
+    last, tiny = contestants()[-1], normal({"w": (8, 128)}, "bfloat16", seed=0)
+    compiled(last, 1, tiny, last.tx.init(tiny), tiny)  # what the first compilation imports
     first = {"MLP": mlp()} if options.quick else {"GPT-2 small": gpt2()}
-    trees = {**first, "one leaf": {"w": (options.size,)}}
-    columns = "parameters", "state", "by", "bytes", "ms", "GB/s", "of copy", "/ optax", "compile, s"
+    trees = {**first, "one leaf": {"w": (options.size, options.size)}}
     rows = (row for name, shapes in trees.items() for row in time_rows(name, shapes, options))
-    table("Time of a step", columns, rows)
-    columns = "state", "by", "p", "mu", "nu", "nu_scale", "residual", "update, most"
-    rows = bit_rows(device, ODD_QUICK if options.quick else ODD)
-    table("Bits that differ from the CPU's after one step", columns, rows)
+    table("Time of a step", TIMES, rows)
+    table("Bits that differ from the CPU's after one step", BITS, bit_rows(device, ODD))
 
 
 if __name__ == "__main__":
