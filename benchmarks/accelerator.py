@@ -27,10 +27,10 @@ import argparse
 import gc
 import math
 import re
-import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,7 +39,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from entrants import HYPERPARAMETERS
-from step import machine, ratio, rounds
+from step import machine, ratio, rounds, seconds
 from workloads import STATES, Shapes, gpt2, mlp
 
 import functional_adam as fa
@@ -56,7 +56,7 @@ BITS = "| state | by | p | mu | nu | nu_scale | residual | update / learning rat
 
 
 class Contestant(NamedTuple):
-    """A step of parameters of a dtype; ways other than "fa.step" are `update`, `apply_updates`."""
+    """One way to take a step. All but "fa.step" call `update`, then `apply_updates`."""
 
     state: str
     way: str
@@ -94,24 +94,20 @@ def contestants() -> list[Contestant]:
 
 def normal(shapes: Shapes, dtype: str, seed: int) -> Tree:
     rng = np.random.default_rng(seed)
-    draw = lambda shape: rng.standard_normal(shape, dtype=np.float32)  # noqa: E731
+    draw = partial(rng.standard_normal, dtype=np.float32)
     return {name: jnp.asarray(draw(shape), dtype) for name, shape in shapes.items()}
 
 
-def elements(shapes: Shapes) -> int:
-    return sum(map(math.prod, shapes.values()))
-
-
-def least(contestant: Contestant, shapes: Shapes) -> float:
-    """Bytes per parameter: gradient, parameter and state read, the last two written."""
+def least(contestant: Contestant, shapes: Shapes) -> int:
+    """Bytes of a step: gradients, parameters and state are read, the last two written."""
     params = {k: jax.ShapeDtypeStruct(shape, contestant.dtype) for k, shape in shapes.items()}
     state = jax.eval_shape(contestant.tx.init, params)
     moved = params, (params, state), (params, state)
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(moved)) / elements(shapes)
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(moved))
 
 
 def looped(contestant: Contestant, steps: int) -> Callable[[Tree, Tree, Tree], tuple[Tree, Tree]]:
-    """So many steps in one program, which is to donate the first two."""
+    """`steps` steps on the same gradients, as one program."""
 
     def run(params: Tree, state: Tree, grads: Tree) -> tuple[Tree, Tree]:
         def once(_: Any, carry: tuple[Tree, Tree]) -> tuple[Tree, Tree]:
@@ -125,7 +121,7 @@ def looped(contestant: Contestant, steps: int) -> Callable[[Tree, Tree, Tree], t
 
 
 def compiled(contestant: Contestant, steps: int, *arguments: Tree) -> tuple[Any, float]:
-    """(the program, seconds that it took)."""
+    """The program, whose parameters and state are donated, and the seconds that it took."""
     jax.clear_caches()
     gc.collect()
     begin = time.perf_counter()
@@ -136,68 +132,65 @@ def compiled(contestant: Contestant, steps: int, *arguments: Tree) -> tuple[Any,
     return program, taken
 
 
-def copies(size: int) -> Callable[[], None]:
-    """`COPIES` copies of `size` float32, one of the other."""
+def copier(size: int) -> Callable[[int], None]:
+    """A function that copies `size` float32 so many times, each time the last copy."""
     source = jnp.ones(size, jnp.float32)
     copy = jax.jit(jnp.copy).lower(source).compile()
 
-    def run() -> None:
+    def run(times: int) -> None:
         x = source
-        for _ in range(COPIES):
+        for _ in range(times):
             x = copy(x)
         jax.block_until_ready(x)
 
     return run
 
 
-def clocked(action: Callable[[], Any], times: int) -> Callable[[], float]:
-    """Seconds per time, of an action that does something so many times."""
+def prepared(shapes: Shapes, steps: int) -> tuple[dict[str, Callable[[], float]], dict[str, float]]:
+    """What times a step of each contestant, and how long each took to compile.
 
-    def run() -> float:
-        begin = time.perf_counter()
-        action()
-        return (time.perf_counter() - begin) / times
-
-    return run
-
-
-def time_rows(name: str, shapes: Shapes, options: argparse.Namespace) -> Iterator[list[str]]:
-    """The lines of a tree. All ways to step a state take turns on the same arrays."""
+    All ways to step a state take turns on the same arrays.
+    """
     grads = {dtype: normal(shapes, dtype, seed=2) for dtype in ("float32", "bfloat16")}
     carries: dict[str, tuple[Tree, Tree]] = {}
-    actions = {"copy": clocked(copies(options.size**2), COPIES)}
-    compiling = {}
+    actions, compiling = {}, {}
     for c in contestants():
         if c.state not in carries:
             params = normal(shapes, c.dtype, seed=1)
             carries[c.state] = params, jax.jit(c.tx.init)(params)
-        program, compiling[c.name] = compiled(c, options.steps, *carries[c.state], grads[c.dtype])
+        program, compiling[c.name] = compiled(c, steps, *carries[c.state], grads[c.dtype])
 
-        def run(c: Contestant = c, program: Any = program) -> None:
+        def run(_: int, c: Contestant = c, program: Any = program) -> None:
             after = program(*carries[c.state], grads[c.dtype])
             carries[c.state] = jax.block_until_ready(after)
 
-        actions[c.name] = clocked(run, options.steps)
+        actions[c.name] = partial(seconds, run, steps)
+    return actions, compiling
+
+
+def time_rows(name: str, shapes: Shapes, options: argparse.Namespace) -> Iterator[list[str]]:
+    """The lines of a tree in the first table."""
+    actions, compiling = prepared(shapes, options.steps)
+    actions["copy"] = partial(seconds, copier(options.size**2), COPIES)
     for action in actions.values():
         action()  # a warm-up
     times = rounds(actions, options.rounds, lambda: None)
-    moved = 8 * options.size**2
-    copied = moved / np.array(times["copy"])
-    line = figures(moved, times["copy"], copied)
-    name = f"{name}, {len(shapes)} leaves" if len(shapes) > 1 else name
-    yield [name, "copy", "", "8.00", *line, "", ""]
+    copied = 8 * options.size**2 / np.array(times["copy"])
     for c in contestants():
         moved = least(c, shapes)
-        line = figures(moved * elements(shapes), times[c.name], copied)
+        each = f"{moved / sum(map(math.prod, shapes.values())):.2f}"
+        line = figures(moved, times[c.name], copied)
         against = str(ratio(times[c.name], times["optax.adamw, update"]))
-        yield [name, c.state, c.way, f"{moved:.2f}", *line, against, f"{compiling[c.name]:.1f}"]
+        yield [name, c.state, c.way, each, *line, against, f"{compiling[c.name]:.1f}"]
+    line = figures(8 * options.size**2, times["copy"], copied)
+    yield [name, "copy", "", "8.00", *line, "", ""]
 
 
 def figures(moved: float, times: list[float], copied: Any) -> list[str]:
     """Milliseconds, GB/s, and their share of what the copies moved per second."""
     rates = moved / np.array(times)
-    milliseconds, share = 1e3 * statistics.median(times), np.median(rates / copied)
-    return [f"{milliseconds:.3f}", f"{np.median(rates) / 1e9:,.1f}", f"{share:.0%}"]
+    share = np.median(rates / copied)
+    return [f"{1e3 * np.median(times):.3f}", f"{np.median(rates) / 1e9:,.1f}", f"{share:.0%}"]
 
 
 # ---- Bits ----
@@ -213,9 +206,7 @@ def bit_rows(device: Any, shapes: Shapes) -> Iterator[list[str]]:
         return {k: jnp.asarray(wide(s) * (rng.random(s) > 0.01), dtype) for k, s in shapes.items()}
 
     cpu = jax.devices("cpu")[0]
-    for c in contestants():
-        if c.state not in STATES:
-            continue
+    for c in contestants()[2:]:  # without Optax's
         step = jax.jit(c.step)
         params = jax.device_put(normal(shapes, c.dtype, seed=1), cpu)
         state = jax.jit(c.tx.init)(params)
@@ -260,10 +251,8 @@ def about(device: Any, options: argparse.Namespace) -> str:
         SWITCH: mode() if HAS_KERNELS else "no kernels with this JAX",
     }
     words = ", ".join(f"{name} {value}" for name, value in facts.items())
-    where = (
-        "JAX found no GPU or TPU: these are times of a CPU. " if device.platform == "cpu" else ""
-    )
-    return f"{where}{words}; {options.rounds} rounds of {options.steps} steps."
+    note = "JAX found no GPU or TPU: these are times of a CPU. " * (device.platform == "cpu")
+    return f"{note}{words}; {options.rounds} rounds of {options.steps} steps."
 
 
 def table(title: str, head: str, rows: Iterator[list[str]]) -> None:
@@ -292,9 +281,8 @@ def arguments() -> argparse.Namespace:
 
 
 def with_cpu(platforms: str | None) -> str | None:
-    """The platforms that JAX is to load, the CPU among them: the bits are compared with its."""
-    has_cpu = not platforms or "cpu" in platforms.split(",")  # where none is named, JAX loads it
-    return platforms if has_cpu else f"{platforms},cpu"
+    """The platforms that JAX is to load (None: all), as the bits are compared with the CPU's."""
+    return platforms if not platforms or "cpu" in platforms.split(",") else f"{platforms},cpu"
 
 
 def main() -> None:
@@ -303,10 +291,10 @@ def main() -> None:
     jax.config.update("jax_platforms", with_cpu(jax.config.jax_platforms))
     device = jax.devices()[0]
     print(about(device, options))
-    last, tiny = contestants()[-1], normal({"w": (8, 128)}, "bfloat16", seed=0)
-    compiled(last, 1, tiny, last.tx.init(tiny), tiny)  # what the first compilation imports
-    first = {"MLP": mlp()} if options.quick else {"GPT-2 small": gpt2()}
-    trees = {**first, "one leaf": {"w": (options.size, options.size)}}
+    last, tiny = contestants()[-1], normal({"w": (32, 128)}, "bfloat16", seed=0)
+    compiled(last, 1, tiny, last.tx.init(tiny), tiny)  # imports what all compilations need
+    trees = {"MLP": mlp()} if options.quick else {"GPT-2 small, 148 leaves": gpt2()}
+    trees["one leaf"] = {"w": (options.size, options.size)}
     rows = (row for name, shapes in trees.items() for row in time_rows(name, shapes, options))
     table("Time of a step", TIMES, rows)
     table("Bits that differ from the CPU's after one step", BITS, bit_rows(device, ODD))

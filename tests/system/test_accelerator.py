@@ -66,8 +66,8 @@ def test_the_tables_of_a_cpu(accelerator, monkeypatch, tmp_path):
     assert "FUNCTIONAL_ADAM_KERNELS" in head
     assert "3 rounds of 2 steps" in head
     names = [(c.state, c.way) for c in accelerator.contestants()]
-    assert [(row["state"], row["by"]) for row in times] == 2 * [("copy", ""), *names]
-    assert {row["parameters"] for row in times} == {"MLP, 2 leaves", "one leaf"}
+    assert [(row["state"], row["by"]) for row in times] == 2 * [*names, ("copy", "")]
+    assert {row["parameters"] for row in times} == {"MLP", "one leaf"}
     for row in times:
         milliseconds, rate = float(row["ms"]), float(row["GB/s"])
         assert milliseconds > 0
@@ -95,8 +95,8 @@ def test_the_tables_of_a_cpu(accelerator, monkeypatch, tmp_path):
 def test_the_least_bytes_of_a_step(accelerator):
     for c in accelerator.contestants():
         found = accelerator.least(c, {"a": (64, 384), "b": (37, 128)})
-        counted = found * (64 * 384 + 37 * 128) - 2 * 4  # the step's number, read and written
-        assert counted == LEAST[c.state] * (64 * 384 + 37 * 128)
+        count = 2 * 4  # the number of the step, read and written
+        assert found == LEAST[c.state] * (64 * 384 + 37 * 128) + count
 
 
 @pytest.mark.usefixtures("unoptimized")
@@ -119,8 +119,6 @@ def test_figures_are_medians_of_rounds(accelerator):
     times, copied = [0.002, 0.001, 0.005], np.array([20e9, 50e9, 40e9])
     # 14, 28 and 5.6 GB/s; 0.7, 0.56 and 0.14 of the copy.
     assert accelerator.figures(28e6, times, copied) == ["2.000", "14.0", "56%"]
-    clocked = accelerator.clocked(lambda: None, 10**9)
-    assert 0 < clocked() < 1e-9
 
 
 def test_differing_counts_elements_with_other_bits(accelerator):
