@@ -17,8 +17,8 @@ what a copy from device memory to device memory reads and writes per second in t
 step that moves more than the least shows a smaller share. "Compile" is the time to trace, lower and
 compile such a program, whose loop holds one step, once and with empty caches.
 
-The second table takes one step from the same random state on the device and on the CPU, and counts
-the elements whose bits differ.
+The second table takes one step from one random state on the device and on the CPU, and counts the
+elements whose bits differ.
 """
 
 from __future__ import annotations
@@ -47,10 +47,9 @@ from functional_adam._kernels.choice import HAS_KERNELS, SWITCH, mode
 
 Tree = Any
 HYPER = {**HYPERPARAMETERS, "weight_decay": 0.037}
-# For the bits: whole and ragged blocks, short axes, a leaf of one axis.
+# Of leaves whose bits are compared: whole and ragged blocks, a short axis, a single axis.
 ODD = {"w": (768, 3072), "rows": (1003, 200), "heads": (48, 3, 640), "bias": (5000,)}
 COPIES = 16  # per measurement
-NONE = "\N{EN DASH}"
 TIMES = "| parameters | state | by | bytes | ms | GB/s | of copy | / optax | compile, s |"
 BITS = "| state | by | p | mu | nu | nu_scale | residual | update / learning rate |"
 
@@ -147,12 +146,9 @@ def copier(size: int) -> Callable[[int], None]:
 
 
 def prepared(shapes: Shapes, steps: int) -> tuple[dict[str, Callable[[], float]], dict[str, float]]:
-    """What times a step of each contestant, and how long each took to compile.
-
-    All ways to step a state take turns on the same arrays.
-    """
+    """What times a step of each contestant, and the seconds that each took to compile."""
     grads = {dtype: normal(shapes, dtype, seed=2) for dtype in ("float32", "bfloat16")}
-    carries: dict[str, tuple[Tree, Tree]] = {}
+    carries: dict[str, tuple[Tree, Tree]] = {}  # both ways to step a state take turns on the same
     actions, compiling = {}, {}
     for c in contestants():
         if c.state not in carries:
@@ -227,7 +223,7 @@ def compared(ours: tuple[Tree, Tree, Tree], theirs: tuple[Tree, Tree, Tree]) -> 
         for name, u in updates.items()
         if ours[0][name].dtype == np.float32
     ]
-    return [*cells, f"{max(distances):.2g}" if distances else NONE]
+    return [*cells, f"{max(distances):.2g}" if distances else ""]
 
 
 def differing(ours: Tree, theirs: Tree) -> str:
@@ -235,7 +231,7 @@ def differing(ours: Tree, theirs: Tree) -> str:
     trees = (jax.tree.leaves(tree) for tree in (ours, theirs))
     pairs = [[x.view(f"u{x.itemsize}") for x in pair] for pair in zip(*trees, strict=True)]
     count = sum(np.count_nonzero(a != b) for a, b in pairs)
-    return f"{count:,} of {sum(a.size for a, _ in pairs):,}" if pairs else NONE
+    return f"{count:,} of {sum(a.size for a, _ in pairs):,}" if pairs else ""
 
 
 # ---- Reporting ----
@@ -292,7 +288,7 @@ def main() -> None:
     device = jax.devices()[0]
     print(about(device, options))
     last, tiny = contestants()[-1], normal({"w": (32, 128)}, "bfloat16", seed=0)
-    compiled(last, 1, tiny, last.tx.init(tiny), tiny)  # imports what all compilations need
+    compiled(last, 1, tiny, last.tx.init(tiny), tiny)  # a warm-up of compilers
     trees = {"MLP": mlp()} if options.quick else {"GPT-2 small, 148 leaves": gpt2()}
     trees["one leaf"] = {"w": (options.size, options.size)}
     rows = (row for name, shapes in trees.items() for row in time_rows(name, shapes, options))
