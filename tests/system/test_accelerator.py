@@ -109,7 +109,7 @@ def test_the_least_bytes_of_a_step(accelerator):
 
 @pytest.mark.usefixtures("unoptimized", "kept_caches")
 @pytest.mark.parametrize(
-    ("kind", "error"), [("optax.adamw", 1e-3), ("full", 1e-3), ("bfloat16", 0.02), ("int8", 0.15)]
+    ("kind", "error"), [("optax.adamw", 1e-4), ("full", 1e-4), ("bfloat16", 2e-3), ("int8", 1e-2)]
 )
 def test_a_program_takes_its_steps_in_place(accelerator, kind, error):
     rate, decay = accelerator.HYPER["learning_rate"], accelerator.HYPER["weight_decay"]
@@ -125,8 +125,9 @@ def test_a_program_takes_its_steps_in_place(accelerator, kind, error):
             assert all(x.is_deleted() for x in jax.tree.leaves(given) if x.ndim)
             # While gradients stay the same, m_hat is g and v_hat is g**2: a step is the sign.
             expected = -5 * rate * (np.sign(grads["w"]) + decay * start["w"])
-            # The error is in lengths of a step: what the format of the moments may cost.
-            np.testing.assert_allclose(ended["w"] - start["w"], expected, atol=5 * rate * error)
+            # What the format of the moments costs on average, as a part of the way.
+            found = np.abs(ended["w"] - start["w"] - expected).mean() / (5 * rate)
+            assert found < error
 
 
 def test_gpt2_small_is_that(accelerator):
