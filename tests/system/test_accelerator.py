@@ -170,6 +170,27 @@ def test_each_array_of_two_results_has_its_own_cell(accelerator):
     assert found[3:] == [f"{scale_count} of {scale_count}" if scale_count else "", "", "0.25"]
 
 
+@pytest.mark.usefixtures("unoptimized")
+def test_the_step_on_the_device_is_compared_with_the_cpus(accelerator, monkeypatch):
+    """A device that takes one gradient for its negative, which m sees and v does not."""
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    put = jax.device_put
+
+    def wrong(x, where):
+        if where is device:
+            params, state, grads = x
+            at = np.flatnonzero(grads["w"])[5]
+            x = params, state, {"w": grads["w"].at[at].multiply(-1)}
+        return put(x, where)
+
+    monkeypatch.setattr(jax, "device_put", wrong)
+    monkeypatch.setattr(accelerator, "STATES", {"full": accelerator.STATES["full"]})
+    update, step = accelerator.bit_rows(device, {"w": (37,)})
+    assert update[:-1] == ["full", "update", "1 of 37", "1 of 37", "0 of 37", "", ""]
+    assert 0.01 < float(update[-1]) < 10
+    assert step == ["full", "fa.step", "1 of 37", "1 of 37", "0 of 37", "", "", ""]
+
+
 @pytest.mark.parametrize(
     ("given", "loaded"),
     [(None, None), ("", ""), ("cuda", "cuda,cpu"), ("cpu,tpu", "cpu,tpu"), ("tpu", "tpu,cpu")],
@@ -184,5 +205,5 @@ def test_options_are_whole_numbers(accelerator, given, tmp_path, capsys):
         called(BENCHMARKS / "accelerator.py", f"--steps={given}", cwd=tmp_path),
         pytest.raises(SystemExit),
     ):
-        accelerator.main()
+        accelerator.arguments()
     assert f"must be a whole number of at least 1; got '{given}'" in capsys.readouterr().err
