@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,29 +10,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from workloads import Shapes, gpt2, mlp
 
 import functional_adam as fa
 
 OURS, OPTAX, CONTROL = "functional_adam", "optax", "optax again"
 HYPERPARAMETERS = {"learning_rate": 3e-4, "b1": 0.87, "b2": 0.993, "eps": 1e-7}
-Shapes = dict[str, tuple[int, ...]]
 
 
 # ---- Trees ----
-
-
-def mlp() -> Shapes:
-    layers = enumerate(itertools.pairwise((784, 256, 256, 10)))
-    return {f"{i}.{k}": s for i, (m, n) in layers for k, s in (("w", (m, n)), ("b", (n,)))}
-
-
-def gpt2(width: int = 768, blocks: int = 12) -> Shapes:
-    """GPT-2 small: 148 leaves, 124 million parameters."""
-    block = {"ln1.g": (width,), "ln1.b": (width,), "ln2.g": (width,), "ln2.b": (width,)}
-    for name, rows, columns in (("qkv", 1, 3), ("proj", 1, 1), ("fc", 1, 4), ("out", 4, 1)):
-        block |= {f"{name}.w": (rows * width, columns * width), f"{name}.b": (columns * width,)}
-    tree = {"wte": (50_257, width), "wpe": (1024, width), "ln.g": (width,), "ln.b": (width,)}
-    return tree | {f"h{i}.{name}": shape for i in range(blocks) for name, shape in block.items()}
 
 
 TREES: dict[str, Shapes] = {

@@ -18,9 +18,13 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from ahead import devices, hlo
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+from workloads import STATES, gpt2
 
 Tree = Any
 
@@ -75,24 +79,7 @@ def main() -> int:
 # ---- Cases ----
 
 
-def gpt2(layers: int = 2, width: int = 768) -> Tree:
-    """Shapes of the parameters of a GPT-2 small with fewer layers: 28 leaves with two."""
-    block = {
-        **{name: {"g": (width,), "b": (width,)} for name in ("ln1", "ln2")},
-        "attn": {"w": (width, 3 * width), "b": (3 * width,)},
-        "proj": {"w": (width, width), "b": (width,)},
-        "fc": {"w": (width, 4 * width), "b": (4 * width,)},
-        "out": {"w": (4 * width, width), "b": (width,)},
-    }
-    return {
-        "wte": (50257, width),
-        "wpe": (1024, width),
-        "lnf": {"g": (width,), "b": (width,)},
-        **{f"h{i}": block for i in range(layers)},
-    }
-
-
-TREES = {"one": {"w": (4096, 4096)}, "gpt2": gpt2()}
+TREES = {"one": {"w": (4096, 4096)}, "gpt2": gpt2(blocks=2)}
 
 
 def cases() -> Iterator[Case]:
@@ -101,19 +88,12 @@ def cases() -> Iterator[Case]:
 
     import functional_adam as fa
 
-    int8 = {"moments": "int8"}
-    ours = {
-        "full": ("float32", {}),
-        "bfloat16": ("float32", {"moments": "bfloat16"}),
-        "int8": ("float32", int8),
-        "int8 + compensated": ("bfloat16", {**int8, "rounding": "compensated"}),
-    }
     for tree, shapes in TREES.items():
         tx = optax.adamw(1e-3)
         yield Case(
             f"{tree}, optax", tx.init, stepped(tx, optax.apply_updates), shapes, "float32", True
         )
-        for name, (dtype, arguments) in ours.items():
+        for name, (dtype, arguments) in STATES.items():
             tx = fa.adamw(1e-3, **arguments)
             step = functools.partial(fa.step, tx)
             yield Case(f"{tree}, {name}", tx.init, step, shapes, dtype, True)

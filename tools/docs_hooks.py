@@ -285,8 +285,8 @@ def _index() -> str:
     parts = [
         "# Examples\n\nAfter `make demo` (those for frameworks and the benchmarks: `make test`) "
         "run them from the root, as in `.venv/bin/python examples/quickstart.py`; `--help` lists "
-        "the options. `checkpoints.py`, `interrupts.py`, `command.py`, `baselines.py` and "
-        "`low_memory_report.py` are parts of others.\n"
+        "the options. `checkpoints.py`, `interrupts.py`, `command.py`, `baselines.py`, "
+        "`entrants.py`, `low_memory_report.py` and `workloads.py` are parts of others.\n"
     ]
     groups = [
         ("", [p for p in _examples() if p.count("/") == 1]),
