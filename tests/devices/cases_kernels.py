@@ -113,6 +113,24 @@ def test_what_a_step_returns_inside_shard_map_differs_as_its_part_does():
     assert ("tpu_custom_call" in text) == HAS_KERNELS
 
 
+def test_moments_of_different_gradients_are_no_replicas():
+    tx, mesh, params = fa.adamw(**HYPER, moments="int8"), mesh_of("8"), jnp.ones((8, 128))
+    state, g = tx.init(params), jnp.asarray(np.random.default_rng(8).normal(size=(64, 128)))
+    nothing = jax.tree.map(lambda _: P(), state)
+
+    def of_part(params, state, g):
+        return fa.step(tx, g, state, params)[1].mu
+
+    inside = functools.partial(
+        jax.shard_map, of_part, mesh=mesh, in_specs=(P(), nothing, P("data"))
+    )
+    found = jax.jit(inside(out_specs=P("data")))(params, state, g)
+    wanted = jax.vmap(of_part, (None, None, 0))(params, state, g.reshape(8, 8, 128))
+    np.testing.assert_array_equal(found, wanted.reshape(64, 128))
+    with pytest.raises(ValueError, match="out_specs"):  # as if all were the same
+        jax.jit(inside(out_specs=P()))(params, state, g)
+
+
 @pytest.mark.parametrize(
     ("axes", "spec", "wanted"),
     [

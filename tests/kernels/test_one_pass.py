@@ -31,7 +31,7 @@ SHAPES = [
     (9, 200),
     (21, 48),
     (3, 7, 100),
-    (5,),
+    (13,),
     (2, 4, 12, 9),
 ]
 ROUNDINGS = [("nearest", "float32"), ("compensated", "bfloat16"), ("stochastic", "float16")]
