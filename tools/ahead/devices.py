@@ -68,7 +68,7 @@ def devices(target: str) -> list[Any]:
     else:
         # Without hosts x … x GPUs as `topology` the plugin refuses.
         described = topologies.get_topology_desc(
-            platform="cuda", topology_name=target, topology="1x1x1", target_config=H100
+            platform="cuda", topology_name=target, topology="1x4x1", target_config=H100
         )
     return list(described.devices)
 
