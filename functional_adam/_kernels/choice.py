@@ -19,7 +19,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import mlir
 
 from functional_adam import _mesh
-from functional_adam._kernels.tiles import Part, tiles
+from functional_adam._kernels.tiles import FITS, Part, tiles
 from functional_adam._leaf import LeafConfig, update_leaf
 from functional_adam._storage.leaf_state import LeafState
 
@@ -67,11 +67,11 @@ def plain_step(plan: Plan, part: Part) -> tuple[Any, LeafState]:
 
 def _kernel(name: str, plan: Plan, part: Part, *, interpret: bool = False) -> tuple[Any, LeafState]:
     """The kernel of a platform, or the plain form for a leaf that it does not take."""
+    found = tiles(part.g.shape, part.stored.scale.shape, plan.shape)
+    if found is None or not FITS[name](found):
+        return plain_step(plan, part)
     # Imported here, as Pallas takes half as long to import as all of JAX.
     form = importlib.import_module(f"functional_adam._kernels.{name}")
-    found = tiles(part.g.shape, part.stored.scale.shape, plan.shape)
-    if found is None or not form.takes(found):
-        return plain_step(plan, part)
     origin = _origin(plan, part)
     return form.one_pass(plan.config, found, origin, part, interpret=interpret)
 

@@ -34,11 +34,6 @@ class _FilledUp(Int8):
         return plain(self.groups)
 
 
-def takes(tiles: Tiles) -> bool:
-    """Whether there is a kernel for such a leaf: where 32 bits count its elements."""
-    return tiles.planes * tiles.rows * tiles.width < 2**31
-
-
 def one_pass(
     config: LeafConfig, tiles: Tiles, origin: Any, part: Part, *, interpret: bool = False
 ) -> tuple[jax.Array, LeafState]:

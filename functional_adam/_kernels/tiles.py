@@ -51,6 +51,11 @@ class Tiles(NamedTuple):
         return 1 << (self.length - 1).bit_length()
 
     @property
+    def lanes(self) -> int:
+        """The lanes of a TPU that a block takes, which zeros fill up."""
+        return max(128, self.vector)
+
+    @property
     def is_contiguous(self) -> bool:
         """Whether the part is all that stands between its first and its last element."""
         return (self.rows == 1 or self.row_distance == self.width) and (
@@ -62,6 +67,25 @@ def has_full_blocks(shape: tuple[int, ...], scales: tuple[int, ...]) -> bool:
     """Whether the blocks of a leaf are all full, and there are any."""
     width = math.prod(shape[len(scales) - 1 :])
     return math.prod(shape) > 0 and block_length(width, scales[-1]) * scales[-1] == width
+
+
+def fits_gpu(tiles: Tiles) -> bool:
+    """Whether a GPU has a kernel for such a leaf: where 32 bits count its elements."""
+    return tiles.planes * tiles.rows * tiles.width < 2**31
+
+
+def fits_tpu(tiles: Tiles) -> bool:
+    """Whether a TPU has a kernel for such a leaf: one block a row, or blocks of whole vectors."""
+    return tiles.width > 1 and (tiles.blocks == 1 or tiles.length == tiles.lanes)
+
+
+FITS = {"gpu": fits_gpu, "tpu": fits_tpu}
+
+
+def kernels(shape: tuple[int, ...], scales: tuple[int, ...]) -> tuple[str, ...]:
+    """The kinds of devices that have a kernel for codes of a leaf of this shape."""
+    found = tiles(shape, scales)
+    return () if found is None else tuple(name for name, fits in FITS.items() if fits(found))
 
 
 def tiles(

@@ -19,7 +19,6 @@ from functional_adam._storage.formats import Int8
 from functional_adam._storage.leaf_state import LeafState
 from functional_adam._storage.reductions import GROUPS, Reductions, groups_of
 
-_VECTOR = 128  # lanes
 _TILE = 2**16  # elements that are brought into the chip's memory at once
 _ROWS = 32  # of a tile of 8-bit numbers
 _BLOCKS = 128  # of a row in a tile: the scales of a tile are a tile themselves
@@ -65,18 +64,8 @@ class _OnLanes(Int8):
 # ---- The kernel ----
 
 
-def takes(tiles: Tiles) -> bool:
-    """Whether there is a kernel for such a leaf: one block a row, or blocks of whole vectors."""
-    return tiles.width > 1 and (tiles.blocks == 1 or tiles.length == _lanes(tiles))
-
-
-def _lanes(tiles: Tiles) -> int:
-    """The lanes that a block takes, which zeros fill up."""
-    return max(_VECTOR, tiles.vector)
-
-
 def _fills_lanes(tiles: Tiles) -> bool:
-    return tiles.is_full and tiles.length == _lanes(tiles)
+    return tiles.is_full and tiles.length == tiles.lanes
 
 
 def one_pass(
@@ -85,7 +74,7 @@ def one_pass(
     """`update_leaf` of a part of a leaf whose first element stands at `origin` of the whole."""
     scalars, g, stored, theta, _ = part
     config = config._replace(moments=_OnLanes(groups=groups_of(tiles.length)))
-    tiles, lanes = _folded(tiles), _lanes(tiles)
+    tiles, lanes = _folded(tiles), tiles.lanes
     blocks = tiles.blocks if tiles.blocks < 2 * _BLOCKS else _BLOCKS
     rows = min(tiles.rows, max(_ROWS, _TILE // (blocks * lanes) // _ROWS * _ROWS))
     given = packed((scalars, origin))
@@ -124,7 +113,7 @@ def one_pass(
 
 def _folded(tiles: Tiles) -> Tiles:
     """A single row as several: a tile has 8 rows or more, whether they are filled or not."""
-    if tiles.rows > 1 or not (tiles.is_contiguous and _fills_lanes(tiles)):
+    if tiles.rows > 1 or not (tiles.is_contiguous and _fillstiles.lanes):
         return tiles
     blocks = max(k for k in range(1, min(tiles.blocks, _BLOCKS) + 1) if tiles.blocks % k == 0)
     width = blocks * tiles.length
@@ -140,7 +129,7 @@ def _block_by_block(
     """
     g, stored, theta = inputs
     out, stored_out = jax.tree.unflatten(jax.tree.structure((g, stored)), outputs)
-    lanes = _lanes(tiles)
+    lanes = tiles.lanes
     scales = stored.scale[...].astype(jnp.int32)
     rows, blocks = scales.shape
     column = jax.lax.broadcasted_iota(jnp.int32, scales.shape, 1)
@@ -154,7 +143,7 @@ def _block_by_block(
         here = column == j
         scale = jnp.sum(jnp.where(here, scales, 0).astype(jnp.float32), axis=1, keepdims=True)
         given = jax.tree.map(lambda x: x[:, at], (g, stored._replace(scale=None), theta))
-        if not _fills_lanes(tiles):
+        if not _fillstiles.lanes:
             within = lane < left - j * lanes
             given = jax.tree.map(lambda x: _or_zero(within, x), given)
         here_g, old, weight = given

@@ -7,7 +7,7 @@ import pytest
 
 import functional_adam as fa
 from functional_adam._kernels.choice import HAS_KERNELS, Plan, step_part
-from functional_adam._kernels.tiles import Part, tiles
+from functional_adam._kernels.tiles import Part, kernels, tiles
 from functional_adam._leaf import LeafConfig
 from functional_adam._scalars import scalars
 from functional_adam._storage.leaf_state import LeafState
@@ -76,3 +76,20 @@ def test_what_is_a_leaf_of_full_blocks():
     assert tiles((6, 200), (6, 2)) == (1, 6, 200, 2, 112, 200, 1200)
     assert tiles((0, 128), (0, 1)) is None
     assert tiles((2, 2, 4, 128), (2, 2, 4, 1), (2, 4, 8, 128)) is None  # three distances
+
+
+@pytest.mark.parametrize(
+    ("shape", "scales", "wanted"),
+    [
+        ((4096, 1024), (4096, 8), ("gpu", "tpu")),
+        ((512, 2880), (512, 23), ("gpu", "tpu")),  # the last block is not full
+        ((1000, 96), (1000, 1), ("gpu", "tpu")),
+        ((1000, 320), (1000, 3), ("gpu",)),  # blocks of 112
+        ((), (1,), ("gpu",)),
+        ((2**16, 2**15), (2**16, 2**8), ("tpu",)),  # more elements than 31 bits count
+        ((0, 128), (0, 1), ()),
+    ],
+    ids=str,
+)
+def test_which_devices_have_a_kernel_for_a_leaf(shape, scales, wanted):
+    assert kernels(shape, scales) == wanted
