@@ -18,7 +18,7 @@ from functional_adam._storage.formats import Int8
 from functional_adam._storage.leaf_state import LeafState
 from functional_adam._storage.reductions import GROUPS, Reductions, groups_of, plain
 
-_BLOCKS = 4  # of a program: with 128 elements in each, 4 elements a thread; compiled in half the time of 16
+_BLOCKS = 4  # of a program: compiled in half the time of 16
 _WARPS = 4
 
 

@@ -113,7 +113,7 @@ def one_pass(
 
 def _folded(tiles: Tiles) -> Tiles:
     """A single row as several: a tile has 8 rows or more, whether they are filled or not."""
-    if tiles.rows > 1 or not (tiles.is_contiguous and _fillstiles.lanes):
+    if tiles.rows > 1 or not (tiles.is_contiguous and _fills_lanes(tiles)):
         return tiles
     blocks = max(k for k in range(1, min(tiles.blocks, _BLOCKS) + 1) if tiles.blocks % k == 0)
     width = blocks * tiles.length
@@ -143,7 +143,7 @@ def _block_by_block(
         here = column == j
         scale = jnp.sum(jnp.where(here, scales, 0).astype(jnp.float32), axis=1, keepdims=True)
         given = jax.tree.map(lambda x: x[:, at], (g, stored._replace(scale=None), theta))
-        if not _fillstiles.lanes:
+        if not _fills_lanes(tiles):
             within = lane < left - j * lanes
             given = jax.tree.map(lambda x: _or_zero(within, x), given)
         here_g, old, weight = given
