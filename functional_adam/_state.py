@@ -17,8 +17,9 @@ from functional_adam import _check, _trees
 from functional_adam._hints import restored, tree_hints
 from functional_adam._hints.keywords import explained
 from functional_adam._mesh import replicated, scale_sharding, sharding_of, zeros
+from functional_adam._storage.float_formats import Full
 from functional_adam._storage.floats import is_16bit
-from functional_adam._storage.formats import Format, Full, MomentFormat, make_format
+from functional_adam._storage.formats import Format, MomentFormat, make_format
 from functional_adam._storage.leaf_state import LeafState, refuse_other_format
 from functional_adam._storage.rounding import ROUNDINGS, Rounding
 from functional_adam._types import ParameterRounding, PyTree
@@ -34,10 +35,12 @@ class AdamState(NamedTuple):
             moments="bfloat16" bfloat16, with "int8" int8 codes (see `Int8`).
         nu: second moment (the mean of |g|**2), likewise and always real; `nu_dtype` overrides. With
             moments="bfloat16" bfloat16, with "int8" uint8 codes.
-        nu_scale: None, or with moments="int8" a tree of uint16, one for each block of some 128.
+        nu_scale: None, or with moments="int8" a tree of uint16, one for each block of about 128.
+            None for each leaf below `Int8.min_size`, whose moments are float32.
         residual: None, or a tree with None for each parameter that is not of 16 bits. For the
-            others it holds with rounding="compensated" an int8 array of the parameter's shape, and
-            with "stochastic" a zero of its dtype, which tells whether the parameter still has it.
+            others it holds with rounding="compensated" an int8 array of the parameter's shape, with
+            "split" an int16 array, and with "stochastic" a zero of the parameter's dtype, which
+            tells whether the parameter still has it.
         extra: None, or a dict of the further trees that a variant keeps, each like the parameters:
             `nu_max` in amsgrad (stored like `nu`), `mu_slow` in ademamix (like `mu`).
 
@@ -80,10 +83,10 @@ def init(
             moments="bfloat16" to a `nu` of 16 bits: in bfloat16 it stops moving where b2 >= 0.99,
             and in float16 small values become 0, which makes steps hundreds of times too long (see
             docs/precision.md).
-        rounding: How a step of a 16-bit parameter is rounded: "nearest" (default), "stochastic" or
-            "compensated". The last two do not lose small steps; `update` then needs `params`.
-            "compensated" stores what each parameter lacks in `residual`, one byte per element. See
-            `update`.
+        rounding: How a step of a 16-bit parameter is rounded: "nearest" (default), "stochastic",
+            "compensated" or "split". All but the first keep small steps; `update` then needs
+            `params`. "compensated" and "split" store what each parameter lacks in `residual`, one
+            byte or two per element. See `update`.
 
     Returns:
         An `AdamState`. Every moment is a buffer of its own with its parameter's shape and
@@ -127,8 +130,10 @@ def fresh(params: PyTree, moments: Format, rounding: Rounding) -> AdamState:
     return state
 
 
-def no_scale(stored: LeafState, sharding: NamedSharding | None) -> jax.Array:
-    """The scales of a moment of zeros."""
+def no_scale(stored: LeafState, sharding: NamedSharding | None) -> jax.Array | None:
+    """The scales of a moment of zeros, if it has any."""
+    if stored.scale is None:
+        return None
     shape = stored.scale.shape
     return zeros(shape, stored.scale.dtype, scale_sharding(sharding, stored.v.shape, shape))
 
@@ -138,8 +143,8 @@ def _no_error(rounding: Rounding, leaf: Any, sharding: NamedSharding | None) -> 
     dtype = jnp.result_type(leaf)
     if not is_16bit(dtype):
         return None
-    if rounding.has_residual:
-        return jnp.zeros_like(leaf, dtype=jnp.int8)
+    if rounding.residual is not None:
+        return jnp.zeros_like(leaf, dtype=rounding.residual.dtype)
     return zeros((), dtype, replicated(sharding, 0))
 
 
@@ -257,15 +262,21 @@ def check_state(
         return
     if (state.nu_scale is not None) != moments.has_scale:
         leaves = jax.tree_util.tree_leaves_with_path(state.mu), jax.tree.leaves(state.nu)
+        formats: list[Format] = []
         for (path, m), v in zip(*leaves, strict=False):
-            refuse_other_format(moments, keystr(path), LeafState(m, v, {}))
-        raise ValueError(
-            f"state.nu_scale is {'None' if state.nu_scale is None else 'a tree'}, which does not "
-            f'go with moments="{moments.name}": it belongs to "int8". Make the state by `init`.'
-        )
+            stored = LeafState(m, v, {})
+            formats.append(moments.of(stored))
+            refuse_other_format(formats[-1], keystr(path), stored)
+        # One array, or a tree of small leaves alone, has no scales in either format.
+        if state.nu_scale is not None or any(format.has_scale for format in formats):
+            raise ValueError(
+                f"state.nu_scale is {'None' if state.nu_scale is None else 'a tree'}, which does "
+                f'not go with moments="{moments.name}": it belongs to "int8". Make the state by '
+                "`init`."
+            )
     if state.residual is not None and not rounding.rounds_update:
         raise ValueError(
             f'state.residual is a tree, but rounding="{rounding.name}" was asked for: it goes with '
-            '"stochastic" or "compensated". Make the state with the same rounding, or drop it: '
-            "state._replace(residual=None)."
+            '"stochastic", "compensated" or "split". Make the state with the same rounding, or '
+            "drop it: state._replace(residual=None)."
         )

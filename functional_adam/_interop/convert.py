@@ -44,10 +44,10 @@ def convert_moments(state: AdamState, params: PyTree, *, moments: MomentFormat) 
 
     Example:
         >>> import functional_adam as fa, jax.numpy as jnp
-        >>> params = {"w": jnp.zeros((2, 128))}
-        >>> _, state = fa.update({"w": jnp.ones((2, 128))}, fa.init(params))
+        >>> params = {"w": jnp.zeros((32, 128))}
+        >>> _, state = fa.update({"w": jnp.ones((32, 128))}, fa.init(params))
         >>> small = fa.convert_moments(state, params, moments="int8")
-        >>> _, small = fa.update({"w": jnp.ones((2, 128))}, small, moments="int8")
+        >>> _, small = fa.update({"w": jnp.ones((32, 128))}, small, moments="int8")
         >>> int(small.count), small.nu["w"].dtype
         (2, dtype('uint8'))
     """
@@ -96,6 +96,7 @@ def _converted(
     _check.same_shape("state.mu" + path, old.m, theta, "params" + path)
     # Of the variant's own trees, `mu_...` is kept like mu and `nu_...` like nu.
     like = {k: fresh.m if k.startswith("mu") else fresh.v for k in old.extra}
+    format = format.of(fresh)
     if isinstance(format, Int8):
         _refuse_infinite(path, old)
     wide = arithmetic_dtype(_check.leaf_dtype("params" + path, theta))

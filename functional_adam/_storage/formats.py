@@ -1,4 +1,4 @@
-"""How moments are kept between steps: in full, in bfloat16, in 8 bits.
+"""How moments are kept between steps: the formats, and of them that in 8 bits.
 
 A format is a value that knows what a fresh state is, what fits it, how to read a leaf's moments
 into the arithmetic and how to write them back. The formulas know of none of this.
@@ -8,144 +8,34 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal, TypeAlias
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import DTypeLike
 
 from functional_adam import _check
 from functional_adam._equations.family import Variant
 from functional_adam._equations.numerics import largest_ratio
 from functional_adam._equations.operands import Moments, Scalars
 from functional_adam._hints import argument_hints
-from functional_adam._storage import int8, moment_dtypes
+from functional_adam._storage import int8
+from functional_adam._storage.float_formats import BFloat16, Full
 from functional_adam._storage.floats import bits_of, is_nan
 from functional_adam._storage.leaf_state import LeafState, refuse_other_format, refuse_wide
 from functional_adam._storage.noise import RandomBits
 from functional_adam._storage.reductions import PLAIN, Reductions
-from functional_adam._storage.rounding import stochastic, undifferentiable
-from functional_adam._types import arithmetic_dtype, real_dtype
-
-
-@dataclasses.dataclass(frozen=True)
-class Full:
-    """Moments in the dtype of the arithmetic, or in those chosen: what `moments="full"` means.
-
-    8 bytes a float32 parameter. See `init` for both dtypes; below float32 they round to nearest.
-
-    Args:
-        mu_dtype: None (default) or a float dtype of at least 16 bits.
-        nu_dtype: None (default) or such a dtype, real.
-
-    Raises:
-        TypeError: not such a dtype.
-        ValueError: a 64-bit dtype without JAX's 64-bit mode.
-
-    Example:
-        >>> import functional_adam as fa, jax.numpy as jnp
-        >>> fa.init(jnp.zeros(2), moments=fa.Full(mu_dtype="bfloat16")).mu.dtype
-        dtype(bfloat16)
-    """
-
-    name: ClassVar[str] = "full"
-    is_random: ClassVar[bool] = False
-    has_scale: ClassVar[bool] = False
-    chunked: ClassVar[bool] = False
-    mu_dtype: DTypeLike | None = None
-    nu_dtype: DTypeLike | None = None
-
-    def __post_init__(self) -> None:
-        """Dtypes as NumPy has them, so that equal formats are equal."""
-        for name, real in (("mu_dtype", False), ("nu_dtype", True)):
-            dtype = moment_dtypes.asked_for(name, getattr(self, name), real=real)
-            object.__setattr__(self, name, dtype)
-
-    def incompatibility(self, variant: Variant, b1: Any, b2: Any) -> str | None:
-        """Why these moments cannot be kept so."""
-        del variant, b1, b2
-
-    def fresh(self, path: str, leaf: Any) -> LeafState:
-        """Zeros, sharded like the leaf."""
-        dtype = arithmetic_dtype(_check.leaf_dtype(path, leaf))
-        mu = jnp.zeros_like(leaf, dtype=self.mu_dtype or dtype)
-        return LeafState(mu, jnp.zeros_like(leaf, dtype=self.nu_dtype or real_dtype(dtype)), {})
-
-    def check(self, path: str, stored: LeafState) -> np.dtype[Any]:
-        """The dtype of the arithmetic, if the leaf fits."""
-        refuse_other_format(self, path, stored)
-        return moment_dtypes.fitting(path, stored.m, stored.v, self.mu_dtype, self.nu_dtype)
-
-    def load(self, stored: LeafState) -> Moments:
-        """As they are."""
-        return Moments(stored.m, stored.v, stored.extra)
-
-    def store(self, new: Moments, old: LeafState, bits: Any, s: Scalars | None) -> LeafState:
-        """To nearest."""
-        del s, bits
-        cast = jax.tree.map(lambda a, b: a.astype(b.dtype), new, self.load(old))
-        return old._replace(**cast._asdict())
-
-
-@dataclasses.dataclass(frozen=True)
-class BFloat16:
-    """Moments in bfloat16, 4 bytes a parameter: what `moments="bfloat16"` means.
-
-    Everything is rounded stochastically. The steps of `nu`, 1 - b2 of the way, are smaller than
-    half a unit of bfloat16 and would be lost; those of `mu` are lost towards the end of their way,
-    and a constant gradient would leave it 2 % short. The bits are a function of the count, the
-    leaf's path and the element's place.
-
-    Example:
-        >>> import functional_adam as fa, jax.numpy as jnp
-        >>> state = fa.init(jnp.zeros((2, 3)), moments=fa.BFloat16())
-        >>> state.mu.dtype, state.nu.dtype
-        (dtype(bfloat16), dtype(bfloat16))
-    """
-
-    name: ClassVar[str] = "bfloat16"
-    is_random: ClassVar[bool] = True
-    has_scale: ClassVar[bool] = False
-    chunked: ClassVar[bool] = False
-
-    def incompatibility(self, variant: Variant, b1: Any, b2: Any) -> str | None:
-        """None: any moment can be kept so."""
-        del variant, b1, b2
-
-    def fresh(self, path: str, leaf: Any) -> LeafState:
-        """Zeros, sharded like the leaf."""
-        refuse_wide(self, path, leaf)
-        mu, nu = (jnp.zeros_like(leaf, dtype=jnp.bfloat16) for _ in "mv")
-        return LeafState(mu, nu, {})
-
-    def check(self, path: str, stored: LeafState) -> np.dtype[Any]:
-        """The dtype of the arithmetic, if the leaf fits."""
-        refuse_other_format(self, path, stored)
-        _check.same_shape("state.nu" + path, stored.v, stored.m, "state.mu" + path)
-        return np.dtype(np.float32)
-
-    def load(self, stored: LeafState) -> Moments:
-        """As they are."""
-        return Moments(stored.m, stored.v, stored.extra)
-
-    def store(self, new: Moments, old: LeafState, bits: RandomBits, s: Scalars | None) -> LeafState:
-        """All on average; a maximum, which has no bits, downwards: it keeps what it rises by."""
-        del s
-        new = undifferentiable(new)
-
-        def rounded(x: jax.Array, random: jax.Array) -> jax.Array:
-            return stochastic(x.astype(jnp.float32), np.dtype(jnp.bfloat16), random)
-
-        down = jnp.zeros((), jnp.uint32)
-        extra = {name: rounded(x, bits.extra.get(name, down)) for name, x in new.extra.items()}
-        return old._replace(m=rounded(new.m, bits.mu), v=rounded(new.v, bits.nu), extra=extra)
+from functional_adam._storage.rounding import undifferentiable
 
 
 @dataclasses.dataclass(frozen=True)
 class Int8:
     """Both moments in 8 bits, 2.02 bytes a parameter: what `moments="int8"` means.
+
+    Leaves of fewer than `min_size` elements get float32 moments and no scales: in most models norms
+    and biases, 0.1 % of all parameters. `init` and `convert_moments` decide by the size of the leaf
+    that they see; `update` takes each leaf as the state holds it.
 
     `nu` holds codes (uint8) of sqrt(v) on a piecewise linear logarithm over 27.5 octaves of v below
     the end of the octave of the block's largest v. `mu` holds codes (int8) of m / sqrt(v), which by
@@ -158,30 +48,37 @@ class Int8:
 
     Args:
         block_size: elements that share a scale, a multiple of 16; default 128.
+        min_size: a leaf of fewer elements has float32 moments, an integer >= 0; default 4096. 0 has
+            all leaves in 8 bits.
         chunked: True makes an update pass over a leaf piece by piece: half the peak memory or less,
             more time. For leaves on one device, or under shard_map.
 
     Raises:
-        TypeError: a block size that is not an integer, or `chunked` not True or False.
-        ValueError: a block size out of range.
+        TypeError: a size that is not an integer, or `chunked` not True or False.
+        ValueError: a size out of range.
 
     Example:
         >>> import functional_adam as fa, jax.numpy as jnp
-        >>> state = fa.init(jnp.zeros((4, 256)), moments=fa.Int8())
-        >>> state.mu.dtype, state.nu.dtype, state.nu_scale.shape
-        (dtype('int8'), dtype('uint8'), (4, 2))
+        >>> params = {"w": jnp.zeros((32, 256)), "b": jnp.zeros(256)}
+        >>> state = fa.init(params, moments=fa.Int8())
+        >>> state.mu["w"].dtype, state.nu["w"].dtype, state.nu_scale["w"].shape
+        (dtype('int8'), dtype('uint8'), (32, 2))
+        >>> state.mu["b"].dtype, state.nu["b"].dtype, state.nu_scale["b"]
+        (dtype('float32'), dtype('float32'), None)
     """
 
     name: ClassVar[str] = "int8"
     is_random: ClassVar[bool] = True
     has_scale: ClassVar[bool] = True
     block_size: int = 128
+    min_size: int = 4096
     chunked: bool = False
 
     def __post_init__(self) -> None:
-        """Check both arguments."""
+        """Check the arguments."""
         _check.flag("chunked", self.chunked)
         _check.multiple("block_size", self.block_size, 16)
+        _check.whole("min_size", self.min_size)
 
     @property
     def reductions(self) -> Reductions:
@@ -208,15 +105,32 @@ class Int8:
             )
         return None
 
+    def of(self, stored: LeafState) -> Full | Int8:
+        """Float32 for a small leaf that has that; else this one, also for few codes.
+
+        Under `jax.shard_map` and `jax.vmap` an update may see a small part of a leaf with codes.
+        """
+        dtypes = getattr(stored.m, "dtype", None), getattr(stored.v, "dtype", None)
+        if dtypes != (np.float32, np.float32) or stored.scale is not None:
+            return self
+        return _SMALL if self._is_small(stored.m) else self
+
+    def _is_small(self, leaf: Any) -> bool:
+        return math.prod(np.shape(leaf)) < self.min_size
+
     def fresh(self, path: str, leaf: Any) -> LeafState:
-        """Codes of zeros, sharded like the leaf."""
+        """Codes of zeros, sharded like the leaf; zeros for a small one."""
         refuse_wide(self, path, leaf)
+        if self._is_small(leaf):
+            return _SMALL.fresh(path, leaf)
         mu, nu = (jnp.zeros_like(leaf, dtype=d) for d in (jnp.int8, jnp.uint8))
         return LeafState(mu, nu, {}, jnp.zeros(int8.blocks(mu.shape, self.block_size), jnp.uint16))
 
     def check(self, path: str, stored: LeafState) -> np.dtype[Any]:
         """The dtype of the arithmetic, if the leaf fits."""
-        refuse_other_format(self, path, stored)
+        size = math.prod(np.shape(stored.m))
+        because = f" (this leaf has {size} elements, no fewer than min_size={self.min_size})"
+        refuse_other_format(self, path, stored, because if size >= self.min_size else "")
         _check.same_shape("state.nu" + path, stored.v, stored.m, "state.mu" + path)
         wanted = int8.blocks(np.shape(stored.m), self.block_size)
         because = f"for blocks of {self.block_size}"
@@ -256,6 +170,8 @@ class Int8:
         v = jnp.where(bits_of(new.v.astype(jnp.float32)) == 0, jnp.uint8(0), v)
         return old._replace(m=m, v=v, scale=int8.packed(scales, units, blocks))
 
+
+_SMALL = Full("float32", "float32")  # of leaves that `Int8.min_size` leaves out
 
 Format: TypeAlias = Full | BFloat16 | Int8
 MomentFormat: TypeAlias = Literal["full", "bfloat16", "int8"] | Format  # as users write it

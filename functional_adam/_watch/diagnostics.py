@@ -55,7 +55,7 @@ def diagnostics(
       1 where all gradients point the same way, some sqrt((1 - b1) / (1 + b1)) where they are noise.
     - `below_eps`: the share of coordinates with sqrt(v_hat + eps_root) < eps, where eps holds the
       step back: 1 is a run that does not move, and what is 0 for ever counts here too.
-    - `clipped`, of `moments="int8"` alone: the share of moments whose code is at the end of its
+    - `clipped`, if any leaf has 8-bit moments: the share of their codes that are at the end of the
       range, where anything larger is clipped; NaN counts.
     - `learning_rate`, if known: that of the step which made `updates`.
 
@@ -127,7 +127,7 @@ def diagnostics(
         "below_eps": _ratio(sums["below"], sums["size"]),
     }
     if "ends" in sums:
-        watched["clipped"] = _ratio(sums["ends"], 2 * sums["size"])
+        watched["clipped"] = _ratio(sums["ends"], sums["codes"])
     if has_rate:
         watched["learning_rate"] = jnp.asarray(rate, jnp.float32)
     return watched
@@ -196,4 +196,5 @@ def _summed(state: AdamState, of_dtype: Callable[[Any], Scalars]) -> dict[str, j
         parts["below"].append(jnp.sum(held, dtype=jnp.float32))  # an int32 ends at 2**31
         if format == Int8.name:
             parts.setdefault("ends", []).append(int8.at_end(mu, nu))
+            parts.setdefault("codes", []).append(float(mu.size + nu.size))
     return {name: _total(values) for name, values in parts.items()}

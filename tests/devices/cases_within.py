@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from codes import CODES
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from sharded import (
+    HYPER,
     MODES,
     differing,
     lies_as,
@@ -109,18 +111,53 @@ def test_training_agrees_with_one_device():
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-6), found, wanted)
 
 
+def test_under_shard_map_leaves_keep_the_format_that_they_have():
+    """Codes whose parts are below `min_size`, and a float32 leaf that is."""
+    mesh, tx = mesh_of("8"), fa.adamw(**HYPER, moments="int8")
+    specs = {"large": P("data", None), "small": P(None, "data"), "bias": P()}
+    shapes = {"large": (64, 256), "small": (2, 1024), "bias": (7,)}
+    rng = np.random.default_rng(6)
+    theta, *grads = [
+        {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+        for _ in range(3)
+    ]
+    places = {name: NamedSharding(mesh, spec) for name, spec in specs.items()}
+    params = jax.device_put(theta, places)
+    state = tx.init(params)
+    shardings = fa.state_shardings(tx, params)
+    assert lies_as(state, shardings)
+    assert [x is None for x in state.nu_scale.values()] == [True, False, True]
+    rest = jax.tree.map(lambda sharding: sharding.spec, shardings)
+    options = dict(mesh=mesh, in_specs=(specs, rest, specs), out_specs=(specs, rest))
+    step = jax.jit(jax.shard_map(functools.partial(one_step, tx), **options, check_vma=False))
+    of_codes = jax.jit(functools.partial(one_step, fa.adamw(**HYPER, moments=CODES)))
+    of_full = jax.jit(functools.partial(one_step, fa.adamw(**HYPER)))
+    full = theta, fa.init(theta)
+    rows = slice(8, 16)  # of the second device, whose numbers are those of a leaf of its own
+    part = {"large": theta["large"][rows]}
+    codes = part, fa.init(part, moments=CODES)
+    for g in grads:
+        params, state = step(params, state, jax.device_put(g, places))
+        codes, full = of_codes(*codes, {"large": g["large"][rows]}), of_full(*full, g)
+    np.testing.assert_array_equal(state.mu["large"][rows], codes[1].mu["large"])
+    np.testing.assert_array_equal(state.nu["large"][rows], codes[1].nu["large"])
+    for name in ("small", "bias"):
+        np.testing.assert_array_equal(state.nu[name], full[1].nu[name])
+        np.testing.assert_allclose(params[name], full[0][name], rtol=1e-6)
+
+
 # ---- Inside Optax's ----
 
 SMALL = {"a": np.ones((16, 256), np.float32), "b": np.ones(8, np.float32)}
 AB = {"a": P("data", None), "b": P(None)}
-INT8 = fa.adam(moments="int8")
+INT8 = fa.adam(moments=CODES)
 WITHIN = {
     "chain": optax.chain(optax.clip_by_global_norm(1.0), INT8),
     "named_chain": optax.named_chain(("clip", optax.clip(1.0)), ("adam", INT8)),
     "masked": optax.masked(INT8, {"a": True, "b": False}),
     "partition": optax.partition({"x": INT8, "y": fa.amsgrad()}, {"a": "x", "b": "y"}),
     "inject_hyperparams": optax.inject_hyperparams(fa.adam, static_args=("moments",))(
-        moments="int8"
+        moments=CODES
     ),
     "MultiSteps": optax.MultiSteps(INT8, 2).gradient_transformation(),
     "flatten": optax.flatten(fa.adam()),  # its one leaf is no parameter: it lies everywhere
@@ -130,7 +167,7 @@ WITHIN = {
     "ema": optax.chain(INT8, optax.ema(0.9)),
     # Of "a" it keeps a row and a column, which have its path and not its shape.
     "factored": optax.chain(optax.scale_by_factored_rms(min_dim_size_to_factor=8), INT8),
-    "schedule_free": optax.contrib.schedule_free(fa.adam(b1=0.0, moments="int8"), 0.1),
+    "schedule_free": optax.contrib.schedule_free(fa.adam(b1=0.0, moments=CODES), 0.1),
 }
 # Of "a": mu, nu and scales; a third moment of ademamix; what else has its path and its shape.
 DIVIDED = dict.fromkeys(WITHIN, 3) | {"flatten": 0, "not ours": 2}

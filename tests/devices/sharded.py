@@ -9,6 +9,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from codes import format_named
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -25,9 +26,9 @@ MESHES = {
 EXPLICIT = hasattr(jax, "set_mesh")
 FORMATS, ROUNDINGS = ("full", "bfloat16", "int8"), ("nearest", "stochastic", "compensated")
 MODES = {
-    f"{moments} {rounding}": fa.adamw(**HYPER, moments=moments, rounding=rounding)
+    f"{moments} {rounding}": fa.adamw(**HYPER, moments=format_named(moments), rounding=rounding)
     for moments in FORMATS
-    for rounding in ROUNDINGS
+    for rounding in (*ROUNDINGS, "split")
 }
 # Every device has 8192 elements or more of each leaf, and of float32 rows more than a block. Of
 # smaller parts XLA for the CPU may make another loop, and round an operation once instead of
