@@ -13,9 +13,11 @@ import numpy as np
 from jax.tree_util import keystr
 
 from functional_adam import _check, _trees
+from functional_adam._kernels.tiles import kernels
 from functional_adam._nested import by_parameter
 from functional_adam._state import is_adam_state, state_shapes
 from functional_adam._storage.leaf_state import format_of
+from functional_adam._transform import settings_of
 from functional_adam._types import GradientTransformation, PyTree
 from functional_adam._watch import table
 
@@ -38,6 +40,8 @@ class LeafMemory(NamedTuple):
         extra: of a variant's own trees.
         per_device: of all parts of the state, on each device; None where no shardings were given.
         moments: the format of both moments, "full", "bfloat16" or "int8"; "" where there are none.
+        kernels: with "int8" the kinds of devices, "gpu" and "tpu", that have a kernel for the step
+            of this leaf; others pass several times over memory. See docs/performance.md.
     """
 
     path: str
@@ -51,6 +55,7 @@ class LeafMemory(NamedTuple):
     extra: int
     per_device: int | None = None
     moments: str = ""
+    kernels: tuple[str, ...] = ()
 
     @property
     def state(self) -> int:
@@ -122,7 +127,22 @@ class MemoryReport(NamedTuple):
         )
         end += "" if on_each is None else f"; {on_each:,} on each device"
         end += "" if rows in (tables[0][0], tables[1][0]) else f". {table.UNITS}"
-        return "\n".join([*table.lines(rows, gap, words), *textwrap.wrap(end, table.WIDTH)])
+        paragraphs = [end, *_without_kernels(self.leaves)]
+        wrapped = [line for text in paragraphs for line in textwrap.wrap(text, table.WIDTH)]
+        return "\n".join([*table.lines(rows, gap, words), *wrapped])
+
+
+def _without_kernels(leaves: Sequence[LeafMemory]) -> list[str]:
+    """A sentence for each kind of device that takes several passes over a leaf with codes."""
+    texts = []
+    for kind, name in (("gpu", "GPUs"), ("tpu", "TPUs")):
+        missing = [
+            leaf.path for leaf in leaves if "int8" in leaf.moments and kind not in leaf.kernels
+        ]
+        if missing:
+            more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+            texts.append(f"Several passes over memory on {name}: {', '.join(missing[:3])}{more}.")
+    return texts
 
 
 def _sizes(leaf: LeafMemory) -> tuple[int, ...]:
@@ -184,7 +204,7 @@ def memory_report(
     whole = jax.tree.map(_bytes, state)
     on_each = None if shardings is None else _on_each_device(state, shardings)
     parts = [_bytes_by_path(whole, (name,)) for name in _PARTS]
-    formats = _formats_by_path(state)
+    formats, kinds = _formats_by_path(state), _kernels_by_path(tx, state)
     mine = Counter[str]() if on_each is None else _bytes_by_path(on_each, _PARTS)
     rows: list[LeafMemory] = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
@@ -194,7 +214,7 @@ def memory_report(
         per_device = None if on_each is None else mine[name]
         format = "+".join(formats.get(name, ()))
         row = LeafMemory(name, shape, dtype.name, size, *sizes, per_device=per_device)
-        rows.append(row._replace(moments=format))
+        rows.append(row._replace(moments=format, kernels=kinds.get(name, ())))
     other = sum(jax.tree.leaves(whole)) - sum(row.state for row in rows)
     if on_each is None:
         return MemoryReport(tuple(rows), other)
@@ -236,6 +256,20 @@ def _formats_by_path(state: PyTree) -> dict[str, list[str]]:
             if mu is not None:
                 formats.setdefault(keystr(path), []).append(format_of(mu, nus[path]))
     return formats
+
+
+def _kernels_by_path(tx: GradientTransformation, state: PyTree) -> dict[str, tuple[str, ...]]:
+    """The kinds of devices that have a kernel for the parameter at each path."""
+    settings = settings_of(tx)
+    if settings is not None and settings.variant.whole_leaf:
+        return {}
+    kinds: dict[str, tuple[str, ...]] = {}
+    for one in filter(is_adam_state, jax.tree.leaves(state, is_leaf=is_adam_state)):
+        mus, scales = (by_parameter(f"state.{x}", getattr(one, x), one) for x in ("mu", "nu_scale"))
+        for path, scale in scales.items():
+            if scale is not None:
+                kinds[keystr(path)] = kernels(mus[path].shape, scale.shape)
+    return kinds
 
 
 def _bytes_by_path(sizes: PyTree, names: Sequence[str]) -> Counter[str]:

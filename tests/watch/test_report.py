@@ -145,7 +145,8 @@ def test_the_text_has_a_line_for_each_leaf_and_the_sums():
         *("leaf", "shape", "dtype", "parameter", "mu", "nu", "nu_scale", "residual"),
         *("state", "B/param"),
     ]
-    assert len(lines) == 1 + 1 + 4 + 1 + 1 + 1
+    assert len(lines) == 1 + 1 + 4 + 1 + 1 + 1 + 1
+    assert lines.pop() == "Several passes over memory on TPUs: ['body'][0], ['scalar']."
     first = ["['body'][0]", "(5,", "130)", "float32", "2,600", "650", "650", "20", "0"]
     assert lines[2].split() == [*first, "1,320", f"{1320 / 650:.3f}"]
     total = lines[-2].split()
@@ -248,3 +249,17 @@ def test_shardings_of_another_state_are_refused():
 def test_leaves_that_cannot_be_trained_are_refused():
     with pytest.raises(TypeError, match=r"params\['i'\]"):
         fa.memory_report(fa.adam(), {"i": jnp.arange(3)})
+
+
+def test_leaves_without_a_kernel_are_named():
+    shapes = {"a": (8, 1024), "b": (40, 320), "c": (16, 192), "d": (640, 160), "e": (30, 320)}
+    params = {name: jnp.ones(shape) for name, shape in shapes.items()} | {"small": jnp.ones(300)}
+    report = fa.memory_report(fa.adamw(moments=fa.Int8(min_size=1000)), params)
+    both = ("gpu", "tpu")
+    wanted = [both, both[:1], both[:1], both[:1], both[:1], ()]  # of blocks of 112, 96 and 80
+    assert [leaf.kernels for leaf in report.leaves] == wanted
+    text = str(report).splitlines()
+    assert text[-1] == "Several passes over memory on TPUs: ['b'], ['c'], ['d'] and 1 more."
+    whole = fa.memory_report(fa.lamb(moments="int8"), {"a": jnp.ones((8, 1024))})  # sums over it
+    assert whole.leaves[0].kernels == ()
+    assert str(whole).endswith("TPUs: ['a'].")
