@@ -53,7 +53,6 @@ class Full:
     name: ClassVar[str] = "full"
     is_random: ClassVar[bool] = False
     has_scale: ClassVar[bool] = False
-    chunked: ClassVar[bool] = False
     mu_dtype: DTypeLike | None = None
     nu_dtype: DTypeLike | None = None
 
@@ -108,7 +107,6 @@ class BFloat16:
     name: ClassVar[str] = "bfloat16"
     is_random: ClassVar[bool] = True
     has_scale: ClassVar[bool] = False
-    chunked: ClassVar[bool] = False
 
     def incompatibility(self, variant: Variant, b1: Any, b2: Any) -> str | None:
         """None: any moment can be kept so."""
@@ -133,7 +131,7 @@ class BFloat16:
     def store(self, new: Moments, old: LeafState, bits: RandomBits, s: Scalars | None) -> LeafState:
         """All on average; a maximum, which has no bits, downwards: it keeps what it rises by."""
         del s
-        new = undifferentiable(new)
+        new = jax.tree.map(undifferentiable, new)  # one by one: each depends on itself alone
 
         def rounded(x: jax.Array, random: jax.Array) -> jax.Array:
             return stochastic(x.astype(jnp.float32), np.dtype(jnp.bfloat16), random)
@@ -158,11 +156,9 @@ class Int8:
 
     Args:
         block_size: elements that share a scale, a multiple of 16; default 128.
-        chunked: True makes an update pass over a leaf piece by piece: half the peak memory or less,
-            more time. For leaves on one device, or under shard_map.
 
     Raises:
-        TypeError: a block size that is not an integer, or `chunked` not True or False.
+        TypeError: a block size that is not an integer.
         ValueError: a block size out of range.
 
     Example:
@@ -176,11 +172,9 @@ class Int8:
     is_random: ClassVar[bool] = True
     has_scale: ClassVar[bool] = True
     block_size: int = 128
-    chunked: bool = False
 
     def __post_init__(self) -> None:
-        """Check both arguments."""
-        _check.flag("chunked", self.chunked)
+        """Check the argument."""
         _check.multiple("block_size", self.block_size, 16)
 
     @property
@@ -194,11 +188,6 @@ class Int8:
             return (
                 f'moments="int8" keeps m relative to sqrt(v) and nothing else, and {variant.name} '
                 'bounds no such ratio or keeps further trees; use moments="bfloat16" or "full".'
-            )
-        if self.chunked and variant.whole_leaf:
-            return (
-                f"Int8(chunked=True) takes leaves piece by piece, and a step of {variant.name} "
-                "depends on its whole leaf; leave chunked False."
             )
         known = isinstance(b1, float) and isinstance(b2, float)
         if (isinstance(b2, float) and not b2) or (known and b1 * b1 >= b2):
