@@ -36,8 +36,8 @@ def size(tree: str) -> int:
     return sum(int(np.prod(shape)) for shape in TREES[tree].values())
 
 
-def abstract(tree: str) -> dict[str, jax.ShapeDtypeStruct]:
-    return {k: jax.ShapeDtypeStruct(shape, jnp.float32) for k, shape in TREES[tree].items()}
+def abstract(tree: str, dtype: Any = jnp.float32) -> dict[str, jax.ShapeDtypeStruct]:
+    return {k: jax.ShapeDtypeStruct(shape, dtype) for k, shape in TREES[tree].items()}
 
 
 def normal(tree: str, seed: int) -> dict[str, np.ndarray]:
@@ -60,6 +60,7 @@ class Pair(NamedTuple):
     ceiling: float = 1.0  # of the ratio of times
     compile_ceiling: float = COMPILE_CEILING
     alone: bool = False  # `update` without applying it, nothing donated
+    dtype: Any = jnp.float32  # of our parameters; theirs are float32
 
 
 def pair_of(kind: str, **arguments: Any) -> Pair:
@@ -75,17 +76,19 @@ PAIRS = {
 }
 
 
-def small(moments: Any, ceiling: float) -> Pair:
+def small(ceiling: float, moments: str, rounding: str = "nearest") -> Pair:
     """Ours with small moments against Optax's float32 Adam."""
     full = PAIRS["adam"]
-    make = functools.partial(full.ours.make, moments=moments)
-    return full._replace(ours=Entrant(fa, make), ceiling=ceiling, compile_ceiling=6.0)
+    make = functools.partial(full.ours.make, moments=moments, rounding=rounding)
+    dtype = jnp.float32 if rounding == "nearest" else jnp.bfloat16
+    ours = Entrant(fa, make)
+    return full._replace(ours=ours, ceiling=ceiling, compile_ceiling=6.0, dtype=dtype)
 
 
 SMALL = {
-    "bfloat16": small("bfloat16", 0.65),
-    "int8": small("int8", 1.5),
-    "int8-chunked": small(fa.Int8(chunked=True), 2.5),
+    "bfloat16": small(1.4, "bfloat16"),
+    "int8": small(3.4, "int8"),
+    "int8-compensated": small(5.0, "int8", "compensated"),
 }
 PAIRS |= SMALL
 PAIRS |= {f"{name}-alone": pair._replace(alone=True) for name, pair in SMALL.items()}
@@ -95,9 +98,14 @@ def entrant(name: str, pair: Pair) -> Entrant:
     return pair.ours if name == OURS else pair.theirs
 
 
+def dtype_of(name: str, pair: Pair) -> Any:
+    """Of parameters and gradients."""
+    return pair.dtype if name == OURS else jnp.float32
+
+
 def held(pair: Pair, tree: str) -> float:
     """Bytes a parameter of what a step replaces, parameter and moments; the counter rounds away."""
-    params = abstract(tree)
+    params = abstract(tree, pair.dtype)
     replaced = jax.tree.leaves((params, jax.eval_shape(pair.ours.make().init, params)))
     return sum(leaf.size * leaf.dtype.itemsize for leaf in replaced) / size(tree)
 
@@ -110,6 +118,8 @@ def jitted_step(name: str, pair: Pair) -> Any:
         return jax.jit(lambda params, state, grads: tx.update(grads, state, params))
 
     def step(params: Any, state: Any, grads: Any) -> tuple[Any, Any]:
+        if library is fa:
+            return fa.step(tx, grads, state, params)
         updates, state = tx.update(grads, state, params)
         return library.apply_updates(params, updates), state
 
@@ -117,7 +127,9 @@ def jitted_step(name: str, pair: Pair) -> Any:
 
 
 def jax_stepper(name: str, pair: Pair, params: Any, grads: Any) -> Callable[[int], int]:
-    own = jax.tree.map(jnp.array, params)  # a copy, since it is donated
+    dtype = dtype_of(name, pair)
+    own = jax.tree.map(lambda x: jnp.array(x, dtype), params)  # a copy, since it is donated
+    grads = jax.tree.map(lambda x: jnp.asarray(x, dtype), grads)
     carry = own, jax.jit(entrant(name, pair).make().init)(own)
     step = jitted_step(name, pair)
 

@@ -1,4 +1,4 @@
-"""Time and memory of one training step, update plus apply_updates, beside Optax and PyTorch.
+"""Time and memory of one training step beside Optax and PyTorch.
 
     python benchmarks/step.py                              # everything; many minutes
     python benchmarks/step.py --trees mlp leaf20 --pairs 10 --compare adam
@@ -11,7 +11,8 @@ rounds is the control: by how much equal programs seem to differ. The verdict is
 median is at most 1.00 (1,000 leaves and compilation: 1.10), or 0.02 above the upper end of the
 control's interval.
 
-JAX steps are jitted and donate parameters and state; a timing blocks on its results. Gradients
+Our step is `functional_adam.step`, Optax's is update plus apply_updates. Both are jitted and donate
+parameters and state; a timing blocks on its results. Gradients
 are N(0, 1), so that nothing becomes denormal. "torch" is its default, on a GPU foreach, on a CPU
 a loop over the leaves. "of copy" (accelerators only) is the 28 bytes a parameter that a step must
 move (read g, p, m, v and write p, m, v in float32; 36 with a third moment) per second, as a share
@@ -48,6 +49,7 @@ from entrants import (
     TREES,
     Pair,
     abstract,
+    dtype_of,
     entrant,
     held,
     jitted_step,
@@ -148,7 +150,7 @@ def step_rows(pair: Pair | None, tree: str, options: Any, advance: Any) -> list[
 
 def compile_once(name: str, pair: Pair, tree: str) -> tuple[list[float], Any]:
     """(seconds of [tracing, lowering, compiling], the compiled step)."""
-    params = abstract(tree)
+    params = abstract(tree, dtype_of(name, pair))
     state = jax.eval_shape(entrant(name, pair).make().init, params)
     step = jitted_step(name, pair)
     jax.clear_caches()

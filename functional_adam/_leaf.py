@@ -16,7 +16,7 @@ import numpy as np
 from functional_adam._equations import formulas as F
 from functional_adam._equations.family import Variant
 from functional_adam._equations.numerics import over, times, unfused, widened
-from functional_adam._equations.operands import Scalars
+from functional_adam._equations.operands import Moments, Scalars
 from functional_adam._storage.formats import Format
 from functional_adam._storage.leaf_state import LeafState
 from functional_adam._storage.noise import StepNoise, random_bits
@@ -54,19 +54,44 @@ def update_leaf(
 
     What is stored keeps its dtypes.
     """
-    variant, moments, rounding = config.variant, config.moments, config.rounding
-    random: Any = None if noise is None else random_bits(noise, key, g.shape)
+    x, new = advance(config, s, g, stored, theta)
+    return finish(config, s, noise, key, x, new, stored, theta)
+
+
+def advance(
+    config: LeafConfig, s: Scalars, g: jax.Array, stored: LeafState, theta: Any
+) -> tuple[jax.Array, Moments]:
+    """The first half of a step: (what the first moment averages, the new moments)."""
     wide = functools.partial(widened, s.eps.dtype)
-    x, old = jax.tree.map(wide, (g, moments.load(stored)))
-    weights: Any = _weights(rounding, stored, theta, wide)
-    x, new = variant.update_moments(s, F.coupled_decay(s, x, weights), old)
+    x, old = jax.tree.map(wide, (g, config.moments.load(stored)))
+    weights: Any = _weights(config.rounding, stored, theta, wide)
+    return config.variant.update_moments(s, F.coupled_decay(s, x, weights), old)
+
+
+def finish(
+    config: LeafConfig,
+    s: Scalars,
+    noise: StepNoise | None,
+    key: Any,
+    x: jax.Array,
+    new: Moments,
+    stored: LeafState,
+    theta: Any,
+) -> tuple[jax.Array, LeafState]:
+    """The second half: the update or the parameter, and the new moments in their format.
+
+    Of `stored` it reads what is neither of the moments, and their shapes and dtypes.
+    """
+    variant, rounding = config.variant, config.rounding
+    random: Any = None if noise is None else random_bits(noise, key, x.shape)
+    weights: Any = _weights(rounding, stored, theta, functools.partial(widened, s.eps.dtype))
     u = -times(s.step_size, over(variant.numerator(s, x, new), variant.denominator(s, new)))
     u = unfused(u, s.t)
     if config.decays:
         u = F.decoupled_decay(s, u, weights)
     if variant.rescale_update is not None:
         u = unfused(variant.rescale_update(s, u, weights), s.t)
-    stored = moments.store(new, stored, random, s)
+    stored = config.moments.store(new, stored, random, s)
     if rounding is None:
         u = u.astype(config.out)
     else:

@@ -26,7 +26,6 @@ from functional_adam._leaf_params import LeafParam, leaf_params
 from functional_adam._scalars import evaluate_schedules, scalars
 from functional_adam._settings import Settings
 from functional_adam._state import AdamState, built_like, check_state, is_adam_state, outside_boxes
-from functional_adam._storage.chunks import in_chunks
 from functional_adam._storage.floats import is_16bit
 from functional_adam._storage.leaf_state import LeafState
 from functional_adam._storage.noise import StepNoise, opaque_leaf_keys, step_noise
@@ -170,8 +169,6 @@ def _step_leaf(
     shared = s, context.noise if config.is_random else None
     key = context.keys[path] if config.is_random else None
     leaf: Callable[..., Any] = functools.partial(leaf_step, config, mode())
-    if moments.chunked:
-        leaf = functools.partial(in_chunks, leaf)
     if moments.has_scale:
         leaf = over_known_axes(leaf, g, stored, theta.value)
     new, stored = leaf(*shared, key, g, stored, theta.value)

@@ -20,8 +20,8 @@ def step(
 
     For a transformation of this package the update is never written to memory: with
     moments="int8" a GPU or TPU then moves 16 bytes per float32 parameter instead of 28, in one
-    kernel per leaf (see docs/performance.md). For any other transformation, an `optax.chain` too,
-    the two calls are made.
+    kernel per leaf, and a CPU needs no copies (see docs/performance.md). For any other
+    transformation, an `optax.chain` too, the two calls are made.
 
     Under `jax.jit` donate `state` and `params`, and take them in the order in which you return
     them: JAX gives donated memory to the first result of its shape.

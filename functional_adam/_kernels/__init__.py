@@ -1,1 +1,1 @@
-"""One pass over the memory of a leaf on GPUs and TPUs, and what chooses it."""
+"""Forms of the step of a leaf for GPUs, TPUs and CPUs, and what chooses between them."""

@@ -15,11 +15,13 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.dtypes import float0
 from jax.extend.core import Primitive
-from jax.interpreters import mlir
+from jax.interpreters import ad, batching, mlir
 
 from functional_adam import _mesh
-from functional_adam._kernels.tiles import FITS, Part, tiles
+from functional_adam._kernels import cpu
+from functional_adam._kernels.tiles import FITS, Part, origin, shift, tiles
 from functional_adam._leaf import LeafConfig, update_leaf
 from functional_adam._storage.leaf_state import LeafState
 
@@ -48,11 +50,18 @@ class Plan(NamedTuple):
 
 def step_part(plan: Plan, part: Part) -> tuple[Any, LeafState]:
     """(update or parameter, what is stored) of a part, in the form that the platform has."""
-    if plan.mode.startswith("interpret"):
+    if plan.mode.startswith("interpret") and may_have_kernel(plan.config, part):
         return _kernel(plan.mode.split()[1], plan, part, interpret=True)
     operands, tree = jax.tree.flatten(part)
     new = _one_pass.bind(*_mesh.vary_alike(operands), plan=plan, tree=tree)
     return jax.tree.unflatten(jax.tree.structure((part.g, part.stored)), new)
+
+
+def may_have_kernel(config: LeafConfig, part: Part) -> bool:
+    """XLA makes one pass of everything but codes; what sums over a leaf needs two."""
+    s, _, _ = part.scalars
+    has_codes = part.stored.scale is not None
+    return HAS_KERNELS and has_codes and not config.variant.whole_leaf and s.eps.dtype == np.float32
 
 
 # ---- The forms ----
@@ -61,43 +70,32 @@ def step_part(plan: Plan, part: Part) -> tuple[Any, LeafState]:
 def plain_step(plan: Plan, part: Part) -> tuple[Any, LeafState]:
     s, noise, key = part.scalars
     if part.starts is not None:
-        key = key + _origin(plan, part) + _shifts(plan, part)
+        shape = part.g.shape
+        at = [jax.lax.broadcasted_iota(jnp.uint32, shape, axis) for axis in range(len(shape))]
+        key = key + origin(plan.shape, part.starts) + shift(plan.shape, shape, at)
     return update_leaf(plan.config, s, noise, key, part.g, part.stored, part.theta)
 
 
 def _kernel(name: str, plan: Plan, part: Part, *, interpret: bool = False) -> tuple[Any, LeafState]:
     """The kernel of a platform, or the plain form for a leaf that it does not take."""
+    if not may_have_kernel(plan.config, part):
+        return plain_step(plan, part)
     found = tiles(part.g.shape, part.stored.scale.shape, plan.shape)
     if found is None or not FITS[name](found):
         return plain_step(plan, part)
     # Imported here, as Pallas takes half as long to import as all of JAX.
     form = importlib.import_module(f"functional_adam._kernels.{name}")
-    origin = _origin(plan, part)
-    return form.one_pass(plan.config, found, origin, part, interpret=interpret)
+    start = origin(plan.shape, part.starts)
+    return form.one_pass(plan.config, found, start, part, interpret=interpret)
 
 
-def _distances(shape: tuple[int, ...]) -> list[np.uint32]:
-    """How many elements lie between neighbours along each axis, modulo 2**32."""
-    after = [int(np.prod(shape[axis + 1 :], dtype=object)) for axis in range(len(shape))]
-    return [np.uint32(n % 2**32) for n in after]
+def _on_cpu(plan: Plan, part: Part, *, is_divided: bool = False) -> tuple[Any, LeafState]:
+    """The form for the CPU, or the plain form for a leaf for which none pays."""
+    form = cpu.form_of(plan.config, part, is_divided=is_divided)
+    return plain_step(plan, part) if form is None else form(plan.config, plan.shape, part)
 
 
-def _origin(plan: Plan, part: Part) -> Any:
-    """Where the first element of a part stands in the leaf."""
-    starts = part.starts or ()
-    pairs = zip(starts, _distances(plan.shape), strict=part.starts is not None)
-    return sum((start * distance for start, distance in pairs), np.uint32(0))
-
-
-def _shifts(plan: Plan, part: Part) -> Any:
-    """How much farther the elements of a part are from its first one in the leaf than in it."""
-    shape = part.g.shape
-    shifts = jnp.zeros(shape, jnp.uint32)
-    pairs = zip(_distances(plan.shape), _distances(shape), strict=True)
-    for axis, (in_leaf, in_part) in enumerate(pairs):
-        along = jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
-        shifts += along * np.uint32((int(in_leaf) - int(in_part)) % 2**32)
-    return shifts
+_divided_on_cpu = functools.partial(_on_cpu, is_divided=True)
 
 
 # ---- The primitive ----
@@ -115,12 +113,15 @@ def _result_types(*operands: Any, plan: Plan, tree: Any) -> list[Any]:
     return [x.update(weak_type=False) for x in results]
 
 
-def _lowered(form: Any) -> Any:
-    def flat(form: Any, *operands: Any, plan: Plan, tree: Any) -> list[Any]:
-        return jax.tree.leaves(form(plan, jax.tree.unflatten(tree, operands)))
+def _flat(form: Any, *operands: Any, plan: Plan, tree: Any) -> list[Any]:
+    return jax.tree.leaves(form(plan, jax.tree.unflatten(tree, operands)))
+
+
+def _lowered(form: Any, divided: Any = plain_step) -> Any:
+    """The rule that takes `form`, or `divided` where XLA divides the leaf over devices."""
 
     def rule(context: Any, *args: Any, **parameters: Any) -> Any:
-        chosen = functools.partial(flat, form if _is_alone(context.module_context) else plain_step)
+        chosen = functools.partial(_flat, form if _is_alone(context.module_context) else divided)
         with warnings.catch_warnings():
             # Of JAX 0.12 and later, which is to drop Triton: users can do nothing about it.
             warnings.filterwarnings("ignore", "The Pallas Triton backend", DeprecationWarning)
@@ -144,6 +145,35 @@ def _is_alone(module: Any) -> bool:
 
 
 mlir.register_lowering(_one_pass, _lowered(plain_step))
+mlir.register_lowering(_one_pass, _lowered(_on_cpu, _divided_on_cpu), platform="cpu")
 for _platform, _name in (("cuda", "gpu"), ("tpu", "tpu")):
     kernel = functools.partial(_kernel, _name)
     mlir.register_lowering(_one_pass, _lowered(kernel), platform=_platform)
+
+
+# ---- Under `jax.vmap` and derivatives: the plain form ----
+
+
+def _batched(operands: Any, axes: Any, **parameters: Any) -> tuple[list[Any], list[int]]:
+    plain = functools.partial(_flat, plain_step, **parameters)
+    new = jax.vmap(plain, in_axes=axes)(*operands)
+    return new, [0] * len(new)
+
+
+def _derivative(operands: Any, tangents: Any, **parameters: Any) -> tuple[list[Any], list[Any]]:
+    moves = [not isinstance(tangent, ad.Zero) for tangent in tangents]
+
+    def plain(*moving: Any) -> list[Any]:
+        given = iter(moving)
+        every = [next(given) if m else x for x, m in zip(operands, moves, strict=True)]
+        return _flat(plain_step, *every, **parameters)
+
+    primals = [x for x, m in zip(operands, moves, strict=True) if m]
+    new, slopes = jax.jvp(plain, primals, [t for t, m in zip(tangents, moves, strict=True) if m])
+    pairs = zip(new, slopes, strict=True)
+    zero: Any = ad.Zero
+    return new, [zero.from_primal_value(x) if t.dtype == float0 else t for x, t in pairs]
+
+
+batching.primitive_batchers[_one_pass] = _batched
+ad.primitive_jvps[_one_pass] = _derivative

@@ -22,7 +22,7 @@ from jax.experimental.custom_partitioning import (
 from jax.sharding import NamedSharding, PartitionSpec
 
 from functional_adam import _mesh
-from functional_adam._kernels.choice import HAS_KERNELS, Mode, Plan, plain_step, step_part
+from functional_adam._kernels.choice import Mode, Plan, may_have_kernel, plain_step, step_part
 from functional_adam._kernels.tiles import Part, has_full_blocks
 from functional_adam._leaf import LeafConfig, update_leaf
 from functional_adam._storage.leaf_state import LeafState
@@ -43,22 +43,23 @@ def leaf_step(
     theta: Any,
 ) -> tuple[jax.Array, LeafState]:
     """`update_leaf`, in one pass over memory where a platform has a kernel for it."""
-    if mode == "off" or not _may_have_kernel(config, s, stored):
+    if mode == "off" or not config.moments.is_random:
         return update_leaf(config, s, noise, key, g, stored, theta)
     # A residual that is not a code for each element says of which dtype a parameter was, no more.
     has_codes = config.rounding is not None and config.rounding.has_residual
     aside, stored = stored.residual, stored if has_codes else stored._replace(residual=None)
-    part: Part = undifferentiable(Part((s, noise, key), g, stored, theta))
+    part = Part((s, noise, key), g, stored, theta)
     plan = Plan(config, g.shape, mode)
-    known = _known_sharding(g, stored, theta)
-    out, stored = _by_part(plan, known, part) if known else _step_on_mesh(plan, part)
+    if may_have_kernel(config, part):
+        out, stored = _with_kernel(plan, undifferentiable(part))
+    else:
+        out, stored = step_part(plan, part)
     return out, stored if has_codes else stored._replace(residual=aside)
 
 
-def _may_have_kernel(config: LeafConfig, s: Any, stored: LeafState) -> bool:
-    """XLA makes one pass of everything but codes; what sums over a leaf needs two."""
-    has_codes = stored.scale is not None and not config.moments.chunked
-    return HAS_KERNELS and has_codes and not config.variant.whole_leaf and s.eps.dtype == np.float32
+def _with_kernel(plan: Plan, part: Part) -> tuple[Any, LeafState]:
+    known = _known_sharding(part.g, part.stored, part.theta)
+    return _by_part(plan, known, part) if known else _step_on_mesh(plan, part)
 
 
 def _step_on_mesh(plan: Plan, part: Part) -> tuple[Any, LeafState]:

@@ -109,6 +109,36 @@ def tiles(
     return Tiles(math.prod(planes), rows, width, scales[-1], length, row, plane)
 
 
+# ---- Places ----
+
+
+def origin(leaf: tuple[int, ...], starts: Any) -> Any:
+    """Where the first element of a part stands in a leaf of that shape."""
+    if starts is None:
+        return np.uint32(0)
+    pairs = zip(starts, _distances(leaf), strict=True)
+    return sum((start * distance for start, distance in pairs), np.uint32(0))
+
+
+def shift(leaf: tuple[int, ...], part: tuple[int, ...], at: list[Any]) -> Any:
+    """How much farther from the first element of a part another is in the leaf than in the part.
+
+    `at` is where the other element stands along each axis of the part, as uint32.
+    """
+    ways = zip(_distances(leaf), _distances(part), at, strict=True)
+    far = [x * np.uint32((int(in_leaf) - int(in_part)) % 2**32) for in_leaf, in_part, x in ways]
+    return sum(far, np.uint32(0))
+
+
+def _distances(shape: tuple[int, ...]) -> list[np.uint32]:
+    """How many elements lie between neighbours along each axis, modulo 2**32."""
+    after = [int(np.prod(shape[axis + 1 :], dtype=object)) for axis in range(len(shape))]
+    return [np.uint32(n % 2**32) for n in after]
+
+
+# ---- Scalars and results ----
+
+
 class Packed(NamedTuple):
     """The scalars of a step as two vectors, which is how a kernel takes them."""
 

@@ -33,7 +33,7 @@ def cautious(tx: GradientTransformation) -> GradientTransformation:
 
     Raises:
         TypeError: `tx` is not from this package, so its direction cannot be told from its decay.
-        ValueError: `tx` is cautious already, or has moments=Int8(chunked=True).
+        ValueError: `tx` is cautious already.
 
     Example:
         >>> import functional_adam as fa, jax.numpy as jnp

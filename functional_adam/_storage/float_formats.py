@@ -43,7 +43,6 @@ class Full:
     name: ClassVar[str] = "full"
     is_random: ClassVar[bool] = False
     has_scale: ClassVar[bool] = False
-    chunked: ClassVar[bool] = False
     mu_dtype: DTypeLike | None = None
     nu_dtype: DTypeLike | None = None
 
@@ -103,7 +102,6 @@ class BFloat16:
     name: ClassVar[str] = "bfloat16"
     is_random: ClassVar[bool] = True
     has_scale: ClassVar[bool] = False
-    chunked: ClassVar[bool] = False
 
     def incompatibility(self, variant: Variant, b1: Any, b2: Any) -> str | None:
         """None: any moment can be kept so."""
@@ -133,7 +131,7 @@ class BFloat16:
     def store(self, new: Moments, old: LeafState, bits: RandomBits, s: Scalars | None) -> LeafState:
         """All on average; a maximum, which has no bits, downwards: it keeps what it rises by."""
         del s
-        new = undifferentiable(new)
+        new = jax.tree.map(undifferentiable, new)  # one by one: each depends on itself alone
 
         def rounded(x: jax.Array, random: jax.Array) -> jax.Array:
             return stochastic(x.astype(jnp.float32), np.dtype(jnp.bfloat16), random)

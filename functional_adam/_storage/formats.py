@@ -50,11 +50,9 @@ class Int8:
         block_size: elements that share a scale, a multiple of 16; default 128.
         min_size: a leaf of fewer elements has float32 moments, an integer >= 0; default 4096. 0 has
             all leaves in 8 bits.
-        chunked: True makes an update pass over a leaf piece by piece: half the peak memory or less,
-            more time. For leaves on one device, or under shard_map.
 
     Raises:
-        TypeError: a size that is not an integer, or `chunked` not True or False.
+        TypeError: a size that is not an integer.
         ValueError: a size out of range.
 
     Example:
@@ -72,11 +70,9 @@ class Int8:
     has_scale: ClassVar[bool] = True
     block_size: int = 128
     min_size: int = 4096
-    chunked: bool = False
 
     def __post_init__(self) -> None:
         """Check the arguments."""
-        _check.flag("chunked", self.chunked)
         _check.multiple("block_size", self.block_size, 16)
         _check.whole("min_size", self.min_size)
 
@@ -91,11 +87,6 @@ class Int8:
             return (
                 f'moments="int8" keeps m relative to sqrt(v) and nothing else, and {variant.name} '
                 'bounds no such ratio or keeps further trees; use moments="bfloat16" or "full".'
-            )
-        if self.chunked and variant.whole_leaf:
-            return (
-                f"Int8(chunked=True) takes leaves piece by piece, and a step of {variant.name} "
-                "depends on its whole leaf; leave chunked False."
             )
         known = isinstance(b1, float) and isinstance(b2, float)
         if (isinstance(b2, float) and not b2) or (known and b1 * b1 >= b2):

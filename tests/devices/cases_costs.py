@@ -75,7 +75,7 @@ BOTH += [("int8 compensated", zero) for zero in (None, "data")]
 @pytest.mark.parametrize(("mode", "zero"), BOTH)
 def test_a_device_holds_just_the_bytes_of_its_share(mode, zero):
     params, state, _, (_, of_state) = prepared(mode, mesh_of("2x4"), zero)
-    half, matrix, vector = (8192, 8192, 32768) if zero else (16384, 8192, 65536)
+    half, matrix, vector = (16384, 8192, 32768) if zero else (32768, 8192, 65536)
     short, wide, scale = HELD[mode]
     wanted = short * half + wide * (matrix + vector) + scale * (half + matrix + vector) // 128 + 4
     assert on_device_0(state) == wanted

@@ -15,6 +15,7 @@ from sharded import EXPLICIT, HYPER, mesh_of
 
 import functional_adam as fa
 from functional_adam import _mesh
+from functional_adam._kernels import cpu
 from functional_adam._kernels.choice import HAS_KERNELS, SWITCH
 
 COLLECTIVE = re.compile(r"all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter")
@@ -25,22 +26,25 @@ CASES = [  # shape, how it is divided over a mesh of 2 x 4, the form
     ((4, 8, 256), P(None, "model", "data"), "interpret gpu"),
     ((2, 4, 8, 128), P("data", "model", None, None), "interpret gpu"),  # the plain form
     ((2048,), P("model"), "interpret tpu"),
+    ((64, 2048), P("data", "model"), "on"),
+    ((64, 2048), P(None, ("data", "model")), "on"),
 ]
 
 
-def stepped(form, shape, sharding, monkeypatch):
-    """Moments after two steps, and the collectives of the program."""
+def stepped(form, shape, sharding, monkeypatch, moments=CODES):
+    """Parameters and state after two steps, and the program."""
     monkeypatch.setenv(SWITCH, form)
-    tx = fa.adamw(**HYPER, moments=CODES)
+    monkeypatch.setattr(cpu, "_PIECE", 4096)
+    tx = fa.adamw(**HYPER, moments=moments)
     random = np.random.default_rng(5)
     numbers = [jnp.asarray(random.normal(size=shape), jnp.float32) for _ in range(3)]
     params, *grads = (jax.device_put(x, sharding) for x in numbers)
     state = tx.init(params)
     step = jax.jit(lambda params, state, g: fa.step(tx, g, state, params))
-    sent = COLLECTIVE.findall(step.lower(params, state, grads[0]).compile().as_text())
+    program = step.lower(params, state, grads[0]).compile().as_text()
     for g in grads:
         params, state = step(params, state, g)
-    return params, state, sent
+    return params, state, program
 
 
 @pytest.mark.parametrize("kind", ["Auto", "Explicit"])
@@ -49,9 +53,10 @@ def test_a_divided_leaf_has_the_bits_of_one_device(shape, spec, form, kind, monk
     if kind == "Explicit" and not EXPLICIT:
         pytest.skip("explicit axes need a newer JAX")
     sharding = NamedSharding(mesh_of("2x4", kind), spec)
-    params, state, sent = stepped(form, shape, sharding, monkeypatch)
+    params, state, program = stepped(form, shape, sharding, monkeypatch)
     alone, wanted, _ = stepped("off", shape, None, monkeypatch)
-    assert sent == []
+    assert not COLLECTIVE.search(program)
+    assert form != "on" or " while(" in program  # piece by piece
     for name in ("mu", "nu", "nu_scale"):
         found, right = getattr(state, name), np.asarray(getattr(wanted, name))
         # A parameter may differ in its last bits, and the second step's moments with it.
@@ -59,6 +64,23 @@ def test_a_divided_leaf_has_the_bits_of_one_device(shape, spec, form, kind, monk
     np.testing.assert_allclose(params, alone, rtol=1e-5, atol=1e-6)
     assert params.sharding.is_equivalent_to(sharding, len(shape))
     assert state.mu.sharding.is_equivalent_to(sharding, len(shape))
+
+
+@pytest.mark.parametrize("kind", ["Auto", "Explicit"])
+def test_divided_moments_of_16_bits_are_those_of_one_device(kind, monkeypatch):
+    if kind == "Explicit" and not EXPLICIT:
+        pytest.skip("explicit axes need a newer JAX")
+    sharding = NamedSharding(mesh_of("2x4", kind), P("model", "data"))
+    params, state, program = stepped("on", (64, 2048), sharding, monkeypatch, "bfloat16")
+    alone, wanted, _ = stepped("off", (64, 2048), None, monkeypatch, "bfloat16")
+    assert not COLLECTIVE.search(program)
+    assert program.count('inlineable="false"') == 3
+    for name in ("mu", "nu"):
+        found, right = (np.asarray(getattr(x, name), np.float32) for x in (state, wanted))
+        assert np.mean(found != right) < 0.002, name
+        assert getattr(state, name).sharding.is_equivalent_to(sharding, 2)
+    np.testing.assert_allclose(params, alone, rtol=1e-5, atol=1e-6)
+    assert params.sharding.is_equivalent_to(sharding, 2)
 
 
 def lowered_for_tpus(step, *arguments):

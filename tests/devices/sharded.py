@@ -34,7 +34,7 @@ MODES = {
 # smaller parts XLA for the CPU may make another loop, and round an operation once instead of
 # twice: see `test_of_small_parts_the_state_has_the_same_bits`.
 SHAPES = {
-    "half": ((64, 1024), jnp.bfloat16),  # divided by columns: one block of 128 on each of 8
+    "half": ((128, 1024), jnp.bfloat16),  # divided by columns: one block of 128 on each of 8
     "matrix": ((64, 1024), jnp.float32),  # by all axes
     "vector": ((65536,), jnp.float32),  # by none, so that ZeRO-1 has something to divide
 }

@@ -7,6 +7,7 @@ import pytest
 from codes import CODES
 
 import functional_adam as fa
+from functional_adam._kernels import cpu
 from functional_adam._kernels.choice import HAS_KERNELS, Plan, step_part
 from functional_adam._kernels.tiles import Part, kernels, tiles
 from functional_adam._leaf import LeafConfig
@@ -17,7 +18,7 @@ from functional_adam._transform import settings_of
 
 pytestmark = pytest.mark.skipif(not HAS_KERNELS, reason="kernels need jax 0.7.2")
 
-FORMS = ["off", "interpret gpu", "interpret tpu"]
+FORMS = ["plain", "cpu", "interpret gpu", "interpret tpu"]
 COUNT = jnp.int32(1)
 
 
@@ -59,10 +60,13 @@ def run(config, shape, form, part):
     [((6, 256), 0), ((6, 256), 1), ((4, 6, 128), 1), ((2, 4, 6, 128), 1), ((512,), 0)],
     ids=str,
 )
-def test_a_part_of_a_leaf_has_the_bits_of_its_place(form, shape, axis):
+def test_a_part_of_a_leaf_has_the_bits_of_its_place(form, shape, axis, monkeypatch):
     config, part = whole_leaf(shape)
-    mode = "on" if form == "off" else form  # on the CPU: the plain form
+    mode = form if form.startswith("interpret") else "on"  # plain, as these leaves are small
     whole = run(config, shape, "on", part)
+    if form == "cpu":
+        monkeypatch.setattr(cpu, "_PIECE", 256)
+        monkeypatch.setattr(cpu, "_LEAST", 256)
     parts = [run(config, shape, mode, cut(part, axis, half)) for half in (0, 1)]
     (_, first), (_, second) = parts
     for name in ("m", "v", "scale"):

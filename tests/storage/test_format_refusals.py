@@ -75,13 +75,6 @@ def test_8_bits_refuse_variants_without_a_bound(factory):
         factory(moments=CODES)
 
 
-@pytest.mark.parametrize("make", [fa.lamb, lambda **kwargs: fa.cautious(fa.adamw(**kwargs))])
-def test_what_needs_whole_leaves_is_not_chunked(make):
-    with pytest.raises(ValueError, match="leave chunked False"):
-        make(moments=fa.Int8(chunked=True))
-    make(moments=fa.Int8(chunked=False))
-
-
 @pytest.mark.parametrize("moments", SMALL)
 def test_wide_and_complex_leaves_are_refused_by_name(moments, x64):
     for dtype in (jnp.complex64, jnp.float64):
@@ -136,8 +129,6 @@ def test_arguments_of_the_8_bit_format_are_checked():
     for size in (True, 4096.0, None):
         with pytest.raises(TypeError, match="min_size must be an integer >= 0; got"):
             fa.Int8(min_size=size)
-    with pytest.raises(TypeError, match="chunked must be True or False; got"):
-        fa.Int8(chunked=1)
 
 
 def test_a_state_with_another_block_size_is_refused():

@@ -59,7 +59,7 @@ def every_factory(
     return [
         fa.adam(),
         fa.adam(1e-3, 0.9, 0.99, 1e-8, l2=1e-2, nesterov=True),
-        fa.adamw(1e-3, moments=fa.Int8(block_size=64, chunked=True)),
+        fa.adamw(1e-3, moments=fa.Int8(block_size=64)),
         fa.nadam(2e-3, momentum_decay=4e-3),
         fa.nadamw(2e-3),
         fa.amsgrad(1e-3, maximum="before_correction"),

@@ -1,0 +1,46 @@
+"""A step of one leaf in two forms, which have the same bits."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import functional_adam as fa
+from functional_adam._kernels.choice import SWITCH
+
+RATE = 0.004
+HYPER = {"learning_rate": RATE, "b1": 0.87, "b2": 0.993, "eps": 1e-7, "weight_decay": 0.03}
+
+
+def gradients(shape, dtype, steps, *, finite=False):
+    """Wild ones, with zeros, a spike, and half-way NaN and infinities, unless `finite`."""
+    random = np.random.default_rng(len(shape))
+    for t in range(steps):
+        g = random.normal(size=shape) * np.exp(2 * random.normal(size=shape)) * 1e-3
+        g[random.random(shape) < 0.01] = 0
+        g.flat[7] *= 1e4
+        if t == steps // 2 and not finite:
+            g.flat[5], g.flat[-1], g.flat[-3] = np.nan, np.inf, -np.inf
+        yield jnp.asarray(g, dtype)
+
+
+def stepping(monkeypatch, tx, form):
+    """A jitted step in this form."""
+
+    @jax.jit
+    def step(params, state, g):
+        monkeypatch.setenv(SWITCH, form)  # read when a step is traced
+        return fa.step(tx, g, state, params)
+
+    return step
+
+
+def moments(state):
+    kept = state.mu, state.nu, state.nu_scale, state.extra
+    return [np.asarray(x).tobytes() for x in jax.tree.leaves(kept)]
+
+
+def assert_agree(found, wanted, t):
+    """(parameters, state) of a step have the same bits, whatever NaN is written as."""
+    assert moments(found[1]) == moments(wanted[1]), t
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_array_equal(np.asarray(a, np.float64), np.asarray(b, np.float64), str(t))
