@@ -23,6 +23,7 @@ from functional_adam._equations.numerics import (
     one_minus_exp,
     safe_sqrt,
     times,
+    unfused,
 )
 from functional_adam._equations.operands import Moments, Scalars
 
@@ -92,7 +93,7 @@ def coupled_decay(s: Scalars, g: jax.Array, theta: jax.Array) -> jax.Array:
 
 def decoupled_decay(s: Scalars, u: jax.Array, theta: jax.Array) -> jax.Array:
     """u - alpha lambda theta (Loshchilov & Hutter 2019, Algorithm 2, schedule eta inside alpha)."""
-    return u - times(s.decay, theta)
+    return u - unfused(times(s.decay, theta), s.t)
 
 
 def independent_decay(s: Scalars) -> Scalars:
