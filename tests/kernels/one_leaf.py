@@ -1,4 +1,8 @@
-"""A step of one leaf in two forms, which have the same bits."""
+"""A step of one leaf in two forms, which have the same bits.
+
+A float32 parameter may differ in its last: a moment is a sum of products, which LLVM may round once
+or twice, as it likes.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +44,16 @@ def moments(state):
 
 
 def assert_agree(found, wanted, t):
-    """(parameters, state) of a step have the same bits, whatever NaN is written as."""
+    """(parameters, state) of a step have the same bits, but the last of some float32 parameters."""
     assert moments(found[1]) == moments(wanted[1]), t
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
-        np.testing.assert_array_equal(np.asarray(a, np.float64), np.asarray(b, np.float64), str(t))
+    residuals = (x[1].residual for x in (found, wanted))
+    jax.tree.map(np.testing.assert_array_equal, *residuals)
+    new, other = (np.float32(x[0]) for x in (wanted, found))
+    if wanted[0].dtype != np.float32:
+        np.testing.assert_array_equal(other, new, str(t))
+        return
+    assert np.array_equal(np.isfinite(new), np.isfinite(other))
+    within = np.isfinite(new)
+    gap = np.abs(other - new)[within]
+    assert (gap <= 2.0**-22 * (np.abs(new) + RATE)[within]).all(), t  # a step may be a sum itself
+    assert np.mean(gap > 0) < 0.1
