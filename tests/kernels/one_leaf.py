@@ -55,5 +55,6 @@ def assert_agree(found, wanted, t):
     assert np.array_equal(np.isfinite(new), np.isfinite(other))
     within = np.isfinite(new)
     gap = np.abs(other - new)[within]
-    assert (gap <= 2.0**-22 * (np.abs(new) + RATE)[within]).all(), t  # a step may be a sum itself
-    assert np.mean(gap > 0) < 0.1
+    step = 7.3 * RATE  # at most; it may be a difference of such
+    assert (gap <= 2.0**-23 * (np.abs(new) + step)[within]).all(), t
+    assert np.mean(gap > 0) < 0.2
