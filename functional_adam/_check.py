@@ -125,6 +125,15 @@ def multiple(name: str, value: Any, of: int) -> int:
     return value
 
 
+def whole(name: str, value: Any) -> int:
+    """An integer >= 0."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an integer >= 0; got {show(value)}.")
+    if value < 0:
+        raise ValueError(f"{name} must be an integer >= 0; got {value}.")
+    return value
+
+
 def choice(name: str, value: Any, options: Mapping[str, T]) -> T:
     """What `options` has under the name `value`."""
     wanted = f"{name} must be {' or '.join(map(repr, options))}"

@@ -127,8 +127,10 @@ def fresh(params: PyTree, moments: Format, rounding: Rounding) -> AdamState:
     return state
 
 
-def no_scale(stored: LeafState, sharding: NamedSharding | None) -> jax.Array:
-    """The scales of a moment of zeros."""
+def no_scale(stored: LeafState, sharding: NamedSharding | None) -> jax.Array | None:
+    """The scales of a moment of zeros, if it has any."""
+    if stored.scale is None:
+        return None
     shape = stored.scale.shape
     return zeros(shape, stored.scale.dtype, scale_sharding(sharding, stored.v.shape, shape))
 
@@ -257,12 +259,18 @@ def check_state(
         return
     if (state.nu_scale is not None) != moments.has_scale:
         leaves = jax.tree_util.tree_leaves_with_path(state.mu), jax.tree.leaves(state.nu)
+        formats: list[Format] = []
         for (path, m), v in zip(*leaves, strict=False):
-            refuse_other_format(moments, keystr(path), LeafState(m, v, {}))
-        raise ValueError(
-            f"state.nu_scale is {'None' if state.nu_scale is None else 'a tree'}, which does not "
-            f'go with moments="{moments.name}": it belongs to "int8". Make the state by `init`.'
-        )
+            stored = LeafState(m, v, {})
+            formats.append(moments.of(stored))
+            refuse_other_format(formats[-1], keystr(path), stored)
+        # One array, or a tree of small leaves alone, has no scales in either format.
+        if state.nu_scale is not None or any(format.has_scale for format in formats):
+            raise ValueError(
+                f"state.nu_scale is {'None' if state.nu_scale is None else 'a tree'}, which does "
+                f'not go with moments="{moments.name}": it belongs to "int8". Make the state by '
+                "`init`."
+            )
     if state.residual is not None and not rounding.rounds_update:
         raise ValueError(
             f'state.residual is a tree, but rounding="{rounding.name}" was asked for: it goes with '

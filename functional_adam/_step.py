@@ -153,7 +153,8 @@ def _step_leaf(
     if g is None:
         return _no_update(context.settings.rounding, stored.m, theta), stored
     settings = context.settings
-    dtype = settings.moments.check(path, stored)
+    moments = settings.moments.of(stored)
+    dtype = moments.check(path, stored)
     for name, like in settings.variant.extra:
         _check.kept_like(
             f"state.extra[{name!r}]{path}",
@@ -165,15 +166,13 @@ def _step_leaf(
     rounding = settings.rounding if _rounds(settings.rounding, path, stored, theta) else None
     out = g.dtype if theta.dtype is None else wider(g.dtype, theta.dtype)
     out = out if rounding is None else np.dtype(np.float32)  # lands on the parameter's grid
-    config = LeafConfig(
-        settings.variant, settings.moments, rounding, theta.decays, out, context.applies
-    )
+    config = LeafConfig(settings.variant, moments, rounding, theta.decays, out, context.applies)
     shared = s, context.noise if config.is_random else None
     key = context.keys[path] if config.is_random else None
     leaf: Callable[..., Any] = functools.partial(leaf_step, config, mode())
-    if settings.moments.chunked:
+    if moments.chunked:
         leaf = functools.partial(in_chunks, leaf)
-    if settings.moments.has_scale:
+    if moments.has_scale:
         leaf = over_known_axes(leaf, g, stored, theta.value)
     new, stored = leaf(*shared, key, g, stored, theta.value)
     return as_weak_as(theta.value, new) if context.applies else new, stored

@@ -96,6 +96,7 @@ def _converted(
     _check.same_shape("state.mu" + path, old.m, theta, "params" + path)
     # Of the variant's own trees, `mu_...` is kept like mu and `nu_...` like nu.
     like = {k: fresh.m if k.startswith("mu") else fresh.v for k in old.extra}
+    format = format.of(fresh)
     if isinstance(format, Int8):
         _refuse_infinite(path, old)
     wide = arithmetic_dtype(_check.leaf_dtype("params" + path, theta))

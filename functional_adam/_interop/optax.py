@@ -30,6 +30,7 @@ from functional_adam._interop.optax_pieces import (
     pieces_of,
 )
 from functional_adam._state import is_adam_state
+from functional_adam._storage.leaf_state import holds_codes
 from functional_adam._types import PyTree
 
 # Fields of Optax's states that ours have under another name; AdEMAMix counts twice.
@@ -194,7 +195,7 @@ def _moment_trees(adam: Piece) -> dict[str, PyTree]:
     if not is_adam_state(state):
         fields: dict[str, PyTree] = state._asdict()
         return {_OURS.get(name, name): x for name, x in fields.items() if "count" not in name}
-    if state.nu_scale is not None:
+    if holds_codes(state.nu_scale):
         raise ValueError(
             f"{adam.where} has 8-bit moments, which Optax has not: carry a run over with "
             'moments="full" and change it with convert_moments, before or after.'

@@ -27,6 +27,7 @@ from functional_adam._interop.torch_dict import (
     parts_of,
 )
 from functional_adam._state import AdamState, check_count, init
+from functional_adam._storage.leaf_state import holds_codes
 from functional_adam._types import PyTree
 
 _OURS = {"exp_avg": "mu", "exp_avg_sq": "nu", "max_exp_avg_sq": "nu_max"}  # torch's names, ours
@@ -233,7 +234,7 @@ def _leaf(path: str, key: Any, name: str, value: Any, like: jax.Array, transform
 
 def _columns(state: AdamState) -> dict[str, list[Any]]:
     """The leaves by torch's names."""
-    if state.nu_scale is not None:
+    if holds_codes(state.nu_scale):
         raise ValueError(
             'state has 8-bit moments: use convert_moments(state, params, moments="full") first.'
         )

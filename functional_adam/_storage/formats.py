@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal, TypeAlias
 
@@ -67,6 +68,11 @@ class Full:
         """Why these moments cannot be kept so."""
         del variant, b1, b2
 
+    def of(self, stored: LeafState) -> Format:
+        """The same for every leaf."""
+        del stored
+        return self
+
     def fresh(self, path: str, leaf: Any) -> LeafState:
         """Zeros, sharded like the leaf."""
         dtype = arithmetic_dtype(_check.leaf_dtype(path, leaf))
@@ -114,6 +120,11 @@ class BFloat16:
         """None: any moment can be kept so."""
         del variant, b1, b2
 
+    def of(self, stored: LeafState) -> Format:
+        """The same for every leaf."""
+        del stored
+        return self
+
     def fresh(self, path: str, leaf: Any) -> LeafState:
         """Zeros, sharded like the leaf."""
         refuse_wide(self, path, leaf)
@@ -147,6 +158,10 @@ class BFloat16:
 class Int8:
     """Both moments in 8 bits, 2.02 bytes a parameter: what `moments="int8"` means.
 
+    Leaves of fewer than `min_size` elements get float32 moments and no scales: in most models norms
+    and biases, 0.1 % of all parameters. `init` and `convert_moments` decide by the size of the leaf
+    that they see; `update` takes each leaf as the state holds it.
+
     `nu` holds codes (uint8) of sqrt(v) on a piecewise linear logarithm over 27.5 octaves of v below
     the end of the octave of the block's largest v. `mu` holds codes (int8) of m / sqrt(v), which by
     Cauchy and Schwarz is at most (1 - b1) / sqrt((1 - b2) (1 - b1**2 / b2)) (7.3 at the defaults),
@@ -158,30 +173,37 @@ class Int8:
 
     Args:
         block_size: elements that share a scale, a multiple of 16; default 128.
+        min_size: a leaf of fewer elements has float32 moments, an integer >= 0; default 4096. 0 has
+            all leaves in 8 bits.
         chunked: True makes an update pass over a leaf piece by piece: half the peak memory or less,
             more time. For leaves on one device, or under shard_map.
 
     Raises:
-        TypeError: a block size that is not an integer, or `chunked` not True or False.
-        ValueError: a block size out of range.
+        TypeError: a size that is not an integer, or `chunked` not True or False.
+        ValueError: a size out of range.
 
     Example:
         >>> import functional_adam as fa, jax.numpy as jnp
-        >>> state = fa.init(jnp.zeros((4, 256)), moments=fa.Int8())
-        >>> state.mu.dtype, state.nu.dtype, state.nu_scale.shape
-        (dtype('int8'), dtype('uint8'), (4, 2))
+        >>> params = {"w": jnp.zeros((32, 256)), "b": jnp.zeros(256)}
+        >>> state = fa.init(params, moments=fa.Int8())
+        >>> state.mu["w"].dtype, state.nu["w"].dtype, state.nu_scale["w"].shape
+        (dtype('int8'), dtype('uint8'), (32, 2))
+        >>> state.mu["b"].dtype, state.nu["b"].dtype, state.nu_scale["b"]
+        (dtype('float32'), dtype('float32'), None)
     """
 
     name: ClassVar[str] = "int8"
     is_random: ClassVar[bool] = True
     has_scale: ClassVar[bool] = True
     block_size: int = 128
+    min_size: int = 4096
     chunked: bool = False
 
     def __post_init__(self) -> None:
-        """Check both arguments."""
+        """Check the arguments."""
         _check.flag("chunked", self.chunked)
         _check.multiple("block_size", self.block_size, 16)
+        _check.whole("min_size", self.min_size)
 
     @property
     def reductions(self) -> Reductions:
@@ -208,15 +230,32 @@ class Int8:
             )
         return None
 
+    def of(self, stored: LeafState) -> Format:
+        """Float32 for a small leaf that has that; else this one, also for few codes.
+
+        Under `jax.shard_map` and `jax.vmap` an update may see a small part of a leaf with codes.
+        """
+        dtypes = getattr(stored.m, "dtype", None), getattr(stored.v, "dtype", None)
+        if dtypes != (np.float32, np.float32) or stored.scale is not None:
+            return self
+        return _SMALL if self._is_small(stored.m) else self
+
+    def _is_small(self, leaf: Any) -> bool:
+        return math.prod(np.shape(leaf)) < self.min_size
+
     def fresh(self, path: str, leaf: Any) -> LeafState:
-        """Codes of zeros, sharded like the leaf."""
+        """Codes of zeros, sharded like the leaf; zeros for a small one."""
         refuse_wide(self, path, leaf)
+        if self._is_small(leaf):
+            return _SMALL.fresh(path, leaf)
         mu, nu = (jnp.zeros_like(leaf, dtype=d) for d in (jnp.int8, jnp.uint8))
         return LeafState(mu, nu, {}, jnp.zeros(int8.blocks(mu.shape, self.block_size), jnp.uint16))
 
     def check(self, path: str, stored: LeafState) -> np.dtype[Any]:
         """The dtype of the arithmetic, if the leaf fits."""
-        refuse_other_format(self, path, stored)
+        size = math.prod(np.shape(stored.m))
+        because = f" (this leaf has {size} elements, no fewer than min_size={self.min_size})"
+        refuse_other_format(self, path, stored, because if size >= self.min_size else "")
         _check.same_shape("state.nu" + path, stored.v, stored.m, "state.mu" + path)
         wanted = int8.blocks(np.shape(stored.m), self.block_size)
         because = f"for blocks of {self.block_size}"
@@ -256,6 +295,8 @@ class Int8:
         v = jnp.where(bits_of(new.v.astype(jnp.float32)) == 0, jnp.uint8(0), v)
         return old._replace(m=m, v=v, scale=int8.packed(scales, units, blocks))
 
+
+_SMALL = Full("float32", "float32")  # of leaves that `Int8.min_size` leaves out
 
 Format: TypeAlias = Full | BFloat16 | Int8
 MomentFormat: TypeAlias = Literal["full", "bfloat16", "int8"] | Format  # as users write it

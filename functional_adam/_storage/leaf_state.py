@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, NamedTuple, Protocol
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -31,6 +32,11 @@ class Named(Protocol):
     name: ClassVar[str]
 
 
+def holds_codes(nu_scale: Any) -> bool:
+    """Whether any leaf has 8-bit moments, in a state whose scales these are."""
+    return bool(jax.tree.leaves(nu_scale))
+
+
 def format_of(mu: Any, nu: Any) -> str:
     """The name of the format that two leaves of a state have."""
     dtypes = getattr(mu, "dtype", None), getattr(nu, "dtype", None)
@@ -39,7 +45,7 @@ def format_of(mu: Any, nu: Any) -> str:
     return "bfloat16" if dtypes == (jnp.bfloat16, jnp.bfloat16) else "full"
 
 
-def refuse_other_format(format: Named, path: str, stored: LeafState) -> None:
+def refuse_other_format(format: Named, path: str, stored: LeafState, because: str = "") -> None:
     """Raise for moments that another format keeps, or none."""
     found = format_of(stored.m, stored.v)
     both_given = None not in (getattr(format, name, None) for name in ("mu_dtype", "nu_dtype"))
@@ -54,8 +60,8 @@ def refuse_other_format(format: Named, path: str, stored: LeafState) -> None:
     if found == "bfloat16" and format.name == "full":
         hint = ', or mu_dtype="bfloat16", nu_dtype="bfloat16" to round both to nearest'
     raise ValueError(
-        f'{held}, that is moments="{found}", but moments="{format.name}" was asked for. Pass '
-        f'moments="{found}"{hint}, or change the state with convert_moments.{restored.CAST}'
+        f'{held}, that is moments="{found}", but moments="{format.name}" was asked for{because}. '
+        f'Pass moments="{found}"{hint}, or change the state with convert_moments.{restored.CAST}'
     )
 
 

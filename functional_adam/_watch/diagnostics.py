@@ -127,7 +127,7 @@ def diagnostics(
         "below_eps": _ratio(sums["below"], sums["size"]),
     }
     if "ends" in sums:
-        watched["clipped"] = _ratio(sums["ends"], 2 * sums["size"])
+        watched["clipped"] = _ratio(sums["ends"], sums["codes"])
     if has_rate:
         watched["learning_rate"] = jnp.asarray(rate, jnp.float32)
     return watched
@@ -196,4 +196,5 @@ def _summed(state: AdamState, of_dtype: Callable[[Any], Scalars]) -> dict[str, j
         parts["below"].append(jnp.sum(held, dtype=jnp.float32))  # an int32 ends at 2**31
         if format == Int8.name:
             parts.setdefault("ends", []).append(int8.at_end(mu, nu))
+            parts.setdefault("codes", []).append(float(mu.size + nu.size))
     return {name: _total(values) for name, values in parts.items()}
