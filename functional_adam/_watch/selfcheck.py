@@ -169,7 +169,7 @@ def wide(on: bool) -> Generator[None]:
 
 def coarseness(moments: Any) -> tuple[float, bool]:
     """How far a format's updates are off, and whether a NaN stays: fast math may lose it."""
-    grads = gradients(PRECISIONS[0]._replace(steps=40, size=512))
+    grads = gradients(PRECISIONS[0]._replace(steps=40, size=4096))  # no small leaf
     truth = algorithm_1(grads, *RATES[0])
     off = scanned(adam(RATE, *RATES[0], moments=moments), grads) - truth
     grads[10, 7] = np.nan

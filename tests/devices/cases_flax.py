@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from codes import CODES
 from flax import nnx
 from flax.training.train_state import TrainState
 from jax.sharding import NamedSharding
@@ -158,13 +159,13 @@ def test_moments_are_converted_on_explicit_axes():
     mesh, tx = mesh_of("2x4", "Explicit"), MODES["full nearest"]
     params = {name: start_of(name) for name in ("w", "kernel")}
     _, state = jax.jit(tx.update)(params, tx.init(params), params)
-    wanted = fa.convert_moments(state, params, moments="int8")
+    wanted = fa.convert_moments(state, params, moments=CODES)
     places = {name: NamedSharding(mesh, P(*spec_of(name))) for name in params}
     there = jax.device_put(params, places)
     on_mesh = state._replace(
         mu=jax.device_put(state.mu, places), nu=jax.device_put(state.nu, places)
     )
-    found = fa.convert_moments(on_mesh, there, moments="int8")
+    found = fa.convert_moments(on_mesh, there, moments=CODES)
     assert differing(found, wanted) == {}
     assert lies_as(found.mu, places)
     back = fa.convert_moments(found, there, moments="full")

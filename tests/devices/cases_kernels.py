@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from codes import CODES
 from jax import export
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -30,7 +31,7 @@ CASES = [  # shape, how it is divided over a mesh of 2 x 4, the form
 def stepped(form, shape, sharding, monkeypatch):
     """Moments after two steps, and the collectives of the program."""
     monkeypatch.setenv(SWITCH, form)
-    tx = fa.adamw(**HYPER, moments="int8")
+    tx = fa.adamw(**HYPER, moments=CODES)
     random = np.random.default_rng(5)
     numbers = [jnp.asarray(random.normal(size=shape), jnp.float32) for _ in range(3)]
     params, *grads = (jax.device_put(x, sharding) for x in numbers)
@@ -158,7 +159,7 @@ def test_a_sharding_in_the_terms_of_a_mesh(axes, spec, wanted):
 def test_inside_shard_map_each_device_steps_its_part(monkeypatch):
     monkeypatch.setenv(SWITCH, "on")
     mesh = mesh_of("8")
-    tx, params = fa.adamw(**HYPER, moments="int8"), jnp.ones((8, 256))
+    tx, params = fa.adamw(**HYPER, moments=CODES), jnp.ones((8, 256))
     state, spec = jax.vmap(tx.init)(params), P("data")
     step = jax.vmap(lambda params, state, g: fa.step(tx, g, state, params))
 

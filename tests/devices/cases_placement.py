@@ -6,13 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from codes import CODES, format_named
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from sharded import EXPLICIT, MODES, differing, lies_as, mesh_of, numbers, one_step, shardings_on
 
 import functional_adam as fa
 
-INT8 = fa.adam(moments="int8")
+INT8 = fa.adam(moments=CODES)
 
 LEAVES = {  # shape, where it lies, where its scales are to lie
     "rows": ((64, 1024), P("model"), P("model")),
@@ -38,7 +39,7 @@ if EXPLICIT:
 @pytest.mark.parametrize("group", GROUPS)
 def test_an_eager_init_is_placed_as_an_update_is(group):
     kind = group.partition(",")[0]
-    mesh, tx = mesh_of("2x4", kind), fa.adamw(moments="int8", rounding="compensated")
+    mesh, tx = mesh_of("2x4", kind), fa.adamw(moments=CODES, rounding="compensated")
     leaves = {name: LEAVES[name] for name in GROUPS[group]}
     params = {}
     for name, (shape, spec, _) in leaves.items():
@@ -89,7 +90,7 @@ def test_with_explicit_axes_a_jitted_init_knows_where():
 
 @pytest.mark.slow
 def test_where_blocks_do_not_fit_out_shardings_keep_the_state_in_its_place():
-    mesh, tx = mesh_of("2x4"), fa.adam(0.03, moments="int8")
+    mesh, tx = mesh_of("2x4"), fa.adam(0.03, moments=CODES)
     place = NamedSharding(mesh, P(None, ("data", "model")))
     numbers = np.random.default_rng(3).normal(size=(2, 64, 520)).astype(np.float32)
     params = jax.device_put(numbers[0], place)  # 5 blocks on 8 devices
@@ -143,7 +144,7 @@ def test_zero_divides_the_first_dimension_that_it_can(shape, spec, full, int8):
     place = NamedSharding(mesh_of("2x4"), spec)
     params = jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=place)
     for moments, wanted in (("full", full), ("int8", int8)):
-        tx = fa.adam(moments=moments, rounding="compensated")
+        tx = fa.adam(moments=format_named(moments), rounding="compensated")
         found = fa.state_shardings(tx, params, zero_axis="data")
         assert found.mu.spec == found.nu.spec == found.residual.spec == wanted
         if found.nu_scale is not None and wanted != spec:
@@ -189,6 +190,6 @@ def test_codes_stay_divided_like_their_parameter_where_blocks_do_not(shape):
     place = NamedSharding(mesh_of("2x4"), P(*[None] * (len(shape) - 1), "model"))
     drawn = np.random.default_rng(7).normal(size=(2, *shape)).astype(np.float32)
     params, grads = (jax.device_put(x, place) for x in drawn)
-    tx = fa.adam(0.03, b1=0.8, moments="int8")
+    tx = fa.adam(0.03, b1=0.8, moments=CODES)
     _, state = jax.jit(tx.update)(grads, tx.init(params), params)
     assert lies_as((state.mu, state.nu), (place, place))

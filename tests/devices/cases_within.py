@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from codes import CODES
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from sharded import (
@@ -113,14 +114,14 @@ def test_training_agrees_with_one_device():
 
 SMALL = {"a": np.ones((16, 256), np.float32), "b": np.ones(8, np.float32)}
 AB = {"a": P("data", None), "b": P(None)}
-INT8 = fa.adam(moments="int8")
+INT8 = fa.adam(moments=CODES)
 WITHIN = {
     "chain": optax.chain(optax.clip_by_global_norm(1.0), INT8),
     "named_chain": optax.named_chain(("clip", optax.clip(1.0)), ("adam", INT8)),
     "masked": optax.masked(INT8, {"a": True, "b": False}),
     "partition": optax.partition({"x": INT8, "y": fa.amsgrad()}, {"a": "x", "b": "y"}),
     "inject_hyperparams": optax.inject_hyperparams(fa.adam, static_args=("moments",))(
-        moments="int8"
+        moments=CODES
     ),
     "MultiSteps": optax.MultiSteps(INT8, 2).gradient_transformation(),
     "flatten": optax.flatten(fa.adam()),  # its one leaf is no parameter: it lies everywhere
@@ -130,7 +131,7 @@ WITHIN = {
     "ema": optax.chain(INT8, optax.ema(0.9)),
     # Of "a" it keeps a row and a column, which have its path and not its shape.
     "factored": optax.chain(optax.scale_by_factored_rms(min_dim_size_to_factor=8), INT8),
-    "schedule_free": optax.contrib.schedule_free(fa.adam(b1=0.0, moments="int8"), 0.1),
+    "schedule_free": optax.contrib.schedule_free(fa.adam(b1=0.0, moments=CODES), 0.1),
 }
 # Of "a": mu, nu and scales; a third moment of ademamix; what else has its path and its shape.
 DIVIDED = dict.fromkeys(WITHIN, 3) | {"flatten": 0, "not ours": 2}

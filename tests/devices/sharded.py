@@ -9,6 +9,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from codes import format_named
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -25,7 +26,7 @@ MESHES = {
 EXPLICIT = hasattr(jax, "set_mesh")
 FORMATS, ROUNDINGS = ("full", "bfloat16", "int8"), ("nearest", "stochastic", "compensated")
 MODES = {
-    f"{moments} {rounding}": fa.adamw(**HYPER, moments=moments, rounding=rounding)
+    f"{moments} {rounding}": fa.adamw(**HYPER, moments=format_named(moments), rounding=rounding)
     for moments in FORMATS
     for rounding in ROUNDINGS
 }

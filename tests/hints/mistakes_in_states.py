@@ -6,6 +6,7 @@ is between them being free.
 
 import equinox as eqx
 import jax
+from codes import CODES
 from flax import linen, nnx, serialization
 from flax.training.train_state import TrainState
 from newcomer import (
@@ -186,7 +187,7 @@ IN_STATES = {
         )
         for name, call in {
             "diagnostics": lambda shapes: fa.diagnostics(UPDATES, shapes, PARAMS),
-            "convert_moments": lambda shapes: fa.convert_moments(shapes, PARAMS, moments="int8"),
+            "convert_moments": lambda shapes: fa.convert_moments(shapes, PARAMS, moments=CODES),
             "master_params": lambda shapes: fa.master_params(PARAMS, shapes),
         }.items()
     },

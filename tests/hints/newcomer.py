@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from codes import CODES
 from flax import linen
 
 import functional_adam as fa
@@ -18,7 +19,7 @@ TX, PLAIN = fa.adamw(1e-2), fa.adam(1e-2)
 STATE = TX.init(PARAMS)
 UPDATES, NEXT = TX.update(GRADS, STATE, PARAMS)
 SHAPES = jax.eval_shape(lambda: PARAMS)
-INT8, SHORT = fa.adamw(1e-2, moments="int8"), fa.adamw(1e-2, rounding="compensated")
+INT8, SHORT = fa.adamw(1e-2, moments=CODES), fa.adamw(1e-2, rounding="compensated")
 AMSGRAD = fa.amsgrad(1e-2)
 HALF = jax.tree.map(lambda x: x.astype(jnp.bfloat16), PARAMS)
 BOXED = {"w": linen.Partitioned(PARAMS["w"], names=(None, "x")), "b": PARAMS["b"]}

@@ -4,6 +4,7 @@ import functools
 
 import jax.numpy as jnp
 import numpy as np
+from codes import format_named
 from quick import quick_jit
 
 import functional_adam as fa
@@ -25,4 +26,4 @@ def gradients(steps):
 
 @functools.partial(quick_jit, static_argnames="moments")
 def converted(state, moments, params=PARAMS):
-    return fa.convert_moments(state, params, moments=moments)
+    return fa.convert_moments(state, params, moments=format_named(moments))

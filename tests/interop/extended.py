@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from codes import CODES
 from quick import quick_jit
 
 import functional_adam as fa
@@ -58,7 +59,7 @@ ADAMW = fa.adamw(0.03, weight_decay=0.1, **RATES)
 TXS = {
     "adam": fa.adam(0.03, **RATES),
     "bfloat16": fa.adam(0.03, **RATES, moments="bfloat16"),
-    "int8": fa.adam(0.03, **RATES, moments="int8"),
+    "int8": fa.adam(0.03, **RATES, moments=CODES),
     "amsgrad": fa.amsgrad(0.03, **RATES),
     "ademamix": fa.ademamix(0.03),
     "chain": optax.chain(optax.clip(0.9), optax.trace(0.4), ADAMW),

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
+from codes import CODES, format_named
 from converted import B1, B2, PARAMS, converted, gradients
 from int8_tables import ratio_table, root_table
 from quick import quick_jit
@@ -85,7 +86,7 @@ def test_a_mean_far_below_its_block_is_kept_on_average_and_not_blown_up():
 
 
 def test_8_bits_to_full_is_what_the_codes_stand_for():
-    small = converted(after(50), fa.Int8(block_size=64))
+    small = converted(after(50), fa.Int8(block_size=64, min_size=0))
     full = converted(small, "full")
     ratios = np.concatenate([-ratio_table()[::-1], ratio_table()[1:]])  # of -127 to 127
     for name, x in PARAMS.items():
@@ -104,14 +105,14 @@ def test_8_bits_to_full_is_what_the_codes_stand_for():
 def test_8_bits_with_another_block_size():
     full = after(50)
     one = converted(full, "int8")
-    two = converted(one, fa.Int8(block_size=32))
+    two = converted(one, fa.Int8(block_size=32, min_size=0))
     assert two.nu_scale["w"].shape == (3, 8)
     want = np.float64(full.nu["w"])
     got = np.float64(converted(two, "full").nu["w"])
     near = octaves_below(want) < 7
     assert np.abs(got / want - 1)[near].max() <= (1 + 1 / 32) ** 4 - 1
     with pytest.raises(ValueError, match="Make the state with the same block_size"):
-        fa.update(PARAMS, two, moments="int8")
+        fa.update(PARAMS, two, moments=CODES)
 
 
 def test_to_bfloat16_is_to_a_neighbour_and_back_is_exact():
@@ -152,7 +153,7 @@ def test_full_with_dtypes_of_its_own():
 def test_a_converted_state_is_as_init_makes_it_but_for_its_numbers(moments):
     full = after(50, "compensated")
     new = converted(full, moments)
-    fresh = fa.init(PARAMS, moments=moments, rounding="compensated")
+    fresh = fa.init(PARAMS, moments=format_named(moments), rounding="compensated")
     assert jax.tree.structure(new) == jax.tree.structure(fresh)
     shapes = [jax.tree.map(lambda x: (x.shape, x.dtype), state) for state in (new, fresh)]
     assert shapes[0] == shapes[1]
@@ -169,7 +170,7 @@ def test_full_to_full_changes_nothing():
 def test_a_run_goes_on_close_to_the_one_in_float32(moments, most):
     grads = gradients(150)["w"]
     truth = reference.adam(grads, b1=B1, b2=B2).updates[50:]
-    tx, params = fa.adam(b1=B1, b2=B2, moments=moments), {"w": PARAMS["w"]}
+    tx, params = fa.adam(b1=B1, b2=B2, moments=format_named(moments)), {"w": PARAMS["w"]}
     full = after(50)
     full = full._replace(mu={"w": full.mu["w"]}, nu={"w": full.nu["w"]})
     state = converted(full, moments, params)
@@ -210,7 +211,7 @@ def columns():
 def test_small_columns_leave_the_large_ones_their_moments():
     # Saturated at four octaves above the small ones, v came out at 0.002 of itself.
     full, grads, truth = columns()
-    tx = fa.adam(b1=B1, b2=B2, moments="int8")
+    tx = fa.adam(b1=B1, b2=B2, moments=CODES)
     state = converted(full, "int8", full.mu)
     run = quick_jit(lambda s, g: jax.lax.scan(lambda s, g: tx.update(g, s)[::-1], s, g)[1])
     updates = run(state, jax.tree.map(jnp.asarray, grads))
@@ -237,15 +238,15 @@ def test_what_cannot_be_in_8_bits_is_refused_or_nan_and_never_set_going_again():
             r"state.nu\['w'\] has 2 infinite of 128 elements, which moments=\"int8\" cannot hold"
         )
         with pytest.raises(ValueError, match=message):
-            fa.convert_moments(held, params, moments="int8")
+            fa.convert_moments(held, params, moments=CODES)
     infinite = state._replace(nu=state.mu, mu=state.nu)
     with pytest.raises(ValueError, match=r"state.mu\['w'\] has 2 infinite of 128"):
-        fa.convert_moments(infinite, params, moments="int8")
+        fa.convert_moments(infinite, params, moments=CODES)
 
     def stopped(state):
         updates = []
         for _ in range(2):
-            u, state = fa.update({"w": jnp.ones(128)}, state, moments="int8")
+            u, state = fa.update({"w": jnp.ones(128)}, state, moments=CODES)
             updates.append(u["w"])
         return np.isnan(np.float32(updates)).all(axis=0), np.isfinite(updates).all(axis=0)
 
@@ -254,6 +255,6 @@ def test_what_cannot_be_in_8_bits_is_refused_or_nan_and_never_set_going_again():
     assert (nan ^ finite).all()
     # NaN alone raises nothing and stays.
     only = state._replace(nu={"w": jnp.where(jnp.isinf(v), 0.2, v)})
-    nan, finite = stopped(fa.convert_moments(only, params, moments="int8"))
+    nan, finite = stopped(fa.convert_moments(only, params, moments=CODES))
     assert np.flatnonzero(nan).tolist() == [7, 90]
     assert (nan ^ finite).all()

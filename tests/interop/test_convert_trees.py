@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from codes import CODES
 from converted import B1, B2, converted, gradients
 
 import functional_adam as fa
@@ -25,7 +26,7 @@ def test_amsgrads_tree_goes_along_in_bfloat16_and_not_in_8_bits():
     _, after_one = fa.amsgrad(b1=B1, b2=B2, moments="bfloat16").update(jnp.asarray(g), short)
     assert int(after_one.count) == 6
     with pytest.raises(ValueError, match=r"cannot keep the trees \['nu_max'\]"):
-        fa.convert_moments(state, grads[0], moments="int8")
+        fa.convert_moments(state, grads[0], moments=CODES)
 
 
 def test_a_slow_mean_goes_along_like_mu_and_a_maximum_like_nu():
@@ -55,12 +56,12 @@ def test_what_is_no_state_or_no_such_tree_is_refused():
     full = fa.init(params)
     for state in ({"mu": params}, (full,)):
         with pytest.raises(TypeError, match="state must be an AdamState"):
-            fa.convert_moments(state, params, moments="int8")
+            fa.convert_moments(state, params, moments=CODES)
     with pytest.raises(ValueError, match="moments must be 'full' or"):
         fa.convert_moments(full, params, moments="int4")
     with pytest.raises(ValueError, match=r"state.mu"):
-        fa.convert_moments(full, {"v": params["w"]}, moments="int8")
+        fa.convert_moments(full, {"v": params["w"]}, moments=CODES)
     with pytest.raises(ValueError, match=r"state.mu\['w'\] has shape \(3, 256\), but params"):
-        fa.convert_moments(full, {"w": jnp.ones((256, 3))}, moments="int8")
+        fa.convert_moments(full, {"w": jnp.ones((256, 3))}, moments=CODES)
     with pytest.raises(TypeError, match=r"params\['w'\] is complex64, but moments="):
         fa.convert_moments(full, {"w": jnp.ones((3, 256), jnp.complex64)}, moments="bfloat16")

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from codes import CODES
 from crossings import (
     AT,
     ODD,
@@ -165,13 +166,13 @@ def test_what_does_not_cross_to_or_from_optax_raises():
             ValueError,
             "like has 8-bit moments.*convert_moments",
             fa.from_optax,
-            (opt_adam, fa.adam(moments="int8").init(leaf)),
+            (opt_adam, fa.adam(moments=CODES).init(leaf)),
         ),
         (
             ValueError,
             "state has 8-bit moments.*convert_moments",
             fa.to_optax,
-            (fa.adam(moments="int8").init(leaf), opt_adam),
+            (fa.adam(moments=CODES).init(leaf), opt_adam),
         ),
     ):
         with pytest.raises(error, match=message):

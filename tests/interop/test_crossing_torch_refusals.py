@@ -5,6 +5,7 @@ import contextlib
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from codes import CODES
 from crossings import PARAMS, entry, state_dict_of
 
 import functional_adam as fa
@@ -212,7 +213,7 @@ def test_what_does_not_fit_torch_raises():
     with pytest.raises(ValueError, match="like has 1 parameters, but there are 2 leaves"):
         fa.to_torch(state, one)
     with pytest.raises(ValueError, match="8-bit moments: use convert_moments"):
-        fa.to_torch(fa.init(leaf, moments="int8"), one)
+        fa.to_torch(fa.init(leaf, moments=CODES), one)
     with pytest.raises(ValueError, match=r"holds \['mu_slow'\], which torch's Adam has not"):
         fa.to_torch(fa.ademamix(b3=0.99).init(leaf), one)
     with pytest.raises(ValueError, match=r"\[0\] has amsgrad=True, but the state is not of an ams"):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from codes import CODES, format_named
 from extended import ADAMW, BIAS, HEAD, NEW, OLD, TXS, assert_same, live
 from quick import quick_jit
 
@@ -96,7 +97,7 @@ def test_nothing_but_gone_parameters_is_dropped():
 
 def test_another_block_size_is_refused():
     wide = {"w": jnp.ones((2, 256))}
-    small, large = (fa.adam(moments=fa.Int8(block_size=n)) for n in (32, 64))
+    small, large = (fa.adam(moments=fa.Int8(block_size=n, min_size=0)) for n in (32, 64))
     with pytest.raises(ValueError, match=r"nu_scale\['w'\] has shape \(2, 8\), but .* \(2, 4\)"):
         fa.extend_state(large, small.init(wide), wide, wide)
 
@@ -119,7 +120,7 @@ def test_layers_in_boxes_come_and_go():
     def boxed(shape):
         return linen.Partitioned(jnp.ones(shape, jnp.bfloat16), names=(None,) * len(shape))
 
-    tx = fa.adamw(0.1, b1=0.8, moments="int8", rounding="compensated")
+    tx = fa.adamw(0.1, b1=0.8, moments=CODES, rounding="compensated")
     small = {"w": boxed((3, 40))}
     large = small | {"head": boxed((5, 2))}
     _, state = quick_jit(tx.update)(large, tx.init(large), large)
@@ -131,6 +132,8 @@ def test_layers_in_boxes_come_and_go():
     assert_same(grown.mu["w"], state.mu["w"])
     assert not np.any(grown.nu_scale["head"])
     for moments in ("full", "bfloat16"):
-        there = quick_jit(functools.partial(fa.convert_moments, moments=moments))(state, large)
-        back = quick_jit(functools.partial(fa.convert_moments, moments="int8"))(there, large)
+        there = quick_jit(functools.partial(fa.convert_moments, moments=format_named(moments)))(
+            state, large
+        )
+        back = quick_jit(functools.partial(fa.convert_moments, moments=CODES))(there, large)
         assert jax.tree.structure(back) == jax.tree.structure(state)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from codes import CODES
 from quick import quick_jit
 from state_dict_stores import RATES, STORES, assert_same_bits, through
 
@@ -51,8 +52,8 @@ RUNS = {
     "full": (fa.adamw(0.03, **RATES), SHORT),
     "short mu": (fa.adam(0.03, **RATES, mu_dtype="bfloat16"), (jnp.float32,)),
     "bfloat16": (fa.adam(0.03, **RATES, moments="bfloat16"), SHORT),
-    "int8": (fa.adam(0.03, **RATES, moments="int8"), SHORT),
-    "residual": (fa.adam(0.03, **RATES, moments="int8", rounding="compensated"), SHORT),
+    "int8": (fa.adam(0.03, **RATES, moments=CODES), SHORT),
+    "residual": (fa.adam(0.03, **RATES, moments=CODES, rounding="compensated"), SHORT),
     "complex": (fa.adam(0.03, **RATES), (jnp.complex64,)),
     "amsgrad": (fa.amsgrad(0.03, **RATES, moments="bfloat16"), SHORT),
     "ademamix": (fa.ademamix(0.03), (jnp.float32,)),
@@ -222,7 +223,7 @@ def test_a_state_over_four_devices():
     code = """if True:
         import jax, jax.numpy as jnp, numpy as np, functional_adam as fa
         from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-        tx = fa.adam(0.1, moments="int8")
+        tx = fa.adam(0.1, moments=CODES)
         for kind in (AxisType.Auto, AxisType.Explicit):
             mesh = jax.make_mesh((4,), ("d",), axis_types=(kind,))
             rows, columns = NamedSharding(mesh, P("d")), NamedSharding(mesh, P(None, "d"))

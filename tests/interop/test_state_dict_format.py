@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from codes import format_named
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from quick import quick_jit
@@ -131,7 +132,7 @@ PAIRS += [
 @pytest.mark.parametrize(("moments", "rounding"), PAIRS)
 def test_orbax_keeps_a_state_of_mixed_parameters(rounding, moments, tmp_path):
     params = {"short": jnp.ones((3, 40), jnp.bfloat16), "norm": [jnp.ones(5)], "frozen": None}
-    tx = fa.adamw(0.03, **RATES, weight_decay=0.1, moments=moments, rounding=rounding)
+    tx = fa.adamw(0.03, **RATES, weight_decay=0.1, moments=format_named(moments), rounding=rounding)
     grads = jax.tree.map(lambda p: 0.3 * p, params)
     update = quick_jit(tx.update)
     _, state = update(grads, tx.init(params), params)

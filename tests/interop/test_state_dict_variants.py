@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
+from codes import CODES
 from state_dict_stores import HEADER, RATES, assert_same_bits
 
 import functional_adam as fa
@@ -103,7 +104,7 @@ def test_variants_are_found_inside_wrappers(name):
 
 
 def test_variants_of_small_moments_are_told():
-    tx = fa.adamw(0.03, moments="int8", rounding="compensated")
+    tx = fa.adamw(0.03, moments=CODES, rounding="compensated")
     params = {"w": jnp.ones((2, 3), jnp.bfloat16), "frozen": None}
     flat = fa.to_state_dict(tx.init(params), tx=tx)
     assert variants_of(flat) == {"": "adam"}

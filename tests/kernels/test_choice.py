@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from codes import CODES
 from jax import export
 
 import functional_adam as fa
@@ -12,7 +13,7 @@ from functional_adam._kernels.choice import HAS_KERNELS, SWITCH
 pytestmark = pytest.mark.skipif(not HAS_KERNELS, reason="kernels need jax 0.7.2")
 
 SHAPE = (4, 256)
-TX = fa.adamw(0.01, b1=0.8, b2=0.97, weight_decay=0.1, moments="int8")
+TX = fa.adamw(0.01, b1=0.8, b2=0.97, weight_decay=0.1, moments=CODES)
 PARAMS = jnp.asarray(np.random.default_rng(1).normal(size=SHAPE), jnp.float32)
 GRADS = jnp.asarray(np.random.default_rng(2).normal(size=SHAPE), jnp.float32)
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from codes import CODES
 
 import functional_adam as fa
 from functional_adam._kernels.choice import HAS_KERNELS, SWITCH
@@ -52,7 +53,7 @@ def gradients(shape, dtype):
 def stepping(monkeypatch, form, rounding):
     """The transformation, and a jitted step of one leaf in this form."""
     monkeypatch.setenv(SWITCH, form)
-    tx = fa.adamw(0.004, moments="int8", rounding=rounding, **HYPER)
+    tx = fa.adamw(0.004, moments=CODES, rounding=rounding, **HYPER)
 
     @jax.jit
     def step(params, state, g):

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from codes import CODES
 
 import functional_adam as fa
 from functional_adam._kernels.choice import HAS_KERNELS, Plan, step_part
@@ -22,10 +23,10 @@ COUNT = jnp.int32(1)
 
 def whole_leaf(shape):
     """The operands of a first step, and what is known of it before any number is."""
-    settings = settings_of(fa.adamw(0.02, b1=0.8, b2=0.97, weight_decay=0.1, moments="int8"))
+    settings = settings_of(fa.adamw(0.02, b1=0.8, b2=0.97, weight_decay=0.1, moments=CODES))
     random = np.random.default_rng(3)
     theta, g = (jnp.asarray(random.normal(size=shape), jnp.float32) for _ in range(2))
-    state = fa.init(theta, moments="int8")
+    state = fa.init(theta, moments=CODES)
     stored = LeafState(state.mu, state.nu, {}, state.nu_scale)
     s = scalars(settings, COUNT, np.dtype(np.float32))
     given = s, step_noise(COUNT), jnp.asarray(leaf_key("['w']"))

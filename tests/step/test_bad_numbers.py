@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from codes import format_named
 from modes import switched
 from same_bits import assert_same_bits
 
@@ -66,7 +67,9 @@ MOST = 4  # bad steps in a row that are skipped
 
 @functools.cache
 def transformation(moments, rounding):
-    return optax.apply_if_finite(fa.adamw(**HYPER, moments=moments, rounding=rounding), MOST)
+    return optax.apply_if_finite(
+        fa.adamw(**HYPER, moments=format_named(moments), rounding=rounding), MOST
+    )
 
 
 def one_step(tx, params, state, grads):
@@ -215,7 +218,9 @@ def test_an_ordinary_step_makes_no_infinity_on_its_way(traced):
                 if (moments, rounding) != ("full", "nearest"):
                     continue
                 b1, b2 = jnp.float32(b1), jnp.float32(b2)  # noqa: PLW2901
-            tx = getattr(fa, name)(1e-3, b1=b1, b2=b2, moments=moments, rounding=rounding)
+            tx = getattr(fa, name)(
+                1e-3, b1=b1, b2=b2, moments=format_named(moments), rounding=rounding
+            )
             params = jnp.asarray([1.0, -0.3, 0.0], jnp.bfloat16)
             state = tx.init(params)
             for _ in range(2):

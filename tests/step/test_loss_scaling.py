@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from codes import CODES
 from pages import ROOT, blocks
 from same_bits import assert_same_bits
 
@@ -112,7 +113,7 @@ def test_what_eps_and_clipping_see_are_gradients_without_the_scale():
 @pytest.mark.parametrize(
     ("dtype", "options"),
     [
-        ("float32", {"moments": "int8"}),
+        ("float32", {"moments": CODES}),
         ("float16", {"rounding": "compensated"}),
     ],
 )

@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 import reference
+from codes import CODES
 
 import functional_adam as fa
 
@@ -15,7 +16,7 @@ ABSENT = {
     "adamw": fa.adamw(lambda n: 0.02 / (1 + jnp.float32(n)), b1=0.83, b2=0.97, weight_decay=0.3),
     "adopt": fa.adopt(0.02, b1=0.83, b2=0.97),
     "amsgrad": fa.amsgrad(0.02, b1=0.83, b2=0.97, moments="bfloat16"),
-    "int8": fa.adamw(0.02, b1=0.83, b2=0.97, moments="int8", rounding="compensated"),
+    "int8": fa.adamw(0.02, b1=0.83, b2=0.97, moments=CODES, rounding="compensated"),
     "stochastic": fa.nadam(0.02, b1=0.83, b2=0.97, rounding="stochastic"),
 }
 

@@ -5,6 +5,7 @@ import functools
 import numpy as np
 import pytest
 import reference
+from codes import CODES, format_named
 from format_runs import SMALL, normal, rms, scanned, slow
 from int8_tables import root_table
 
@@ -41,7 +42,7 @@ def spiked(moments):
     for i, spike in enumerate(SPIKES):
         grads[FIRST, i, WHERE] *= np.float32(spike)
         grads[LATER, 4 + i, WHERE] *= np.float32(spike)
-    (updates, _), _ = scanned(fa.adam(1e-3, moments=moments), grads)
+    (updates, _), _ = scanned(fa.adam(1e-3, moments=format_named(moments)), grads)
     return updates, truth
 
 
@@ -87,7 +88,7 @@ def test_a_spike_of_two_steps_in_a_small_leaf_leaves_its_neighbours_their_steps(
     # All move by 1 a step in float32. A scale that follows the spike would hold them for thousands.
     grads = np.ones((600, size), np.float32)
     grads[100:102, 0] *= 1e6
-    (updates, _), _ = scanned(fa.adam(1.0, moments="int8"), grads)
+    (updates, _), _ = scanned(fa.adam(1.0, moments=CODES), grads)
     for steps, least in ((slice(110, 200), 0.8), (slice(200, 600), 0.85)):
         assert -updates[steps, 1:].mean() > least
 
@@ -103,7 +104,7 @@ def column_streams(*shapes):
     rows = normal(COLUMN_STEPS, 4, 128, seed=54) * np.float32(SIZES)
     grads["orders"] = np.stack([rows[..., order] for order in ORDERS], axis=1)
     truth = {k: reference.adam(g, b2=COLUMN_B2).updates for k, g in grads.items()}
-    (updates, _), _ = scanned(fa.adam(b2=COLUMN_B2, moments="int8"), grads)
+    (updates, _), _ = scanned(fa.adam(b2=COLUMN_B2, moments=CODES), grads)
     return {k: (updates[k], truth[k]) for k in grads}
 
 
@@ -148,7 +149,7 @@ def test_where_a_neighbour_rises_the_others_stand_still_and_do_not_run_on(b1, b2
     grads = np.ones((700, 128), np.float32)
     grads[300:] = -1
     grads[300:, 0] = 1e7
-    (updates, _), _ = scanned(fa.adam(1.0, b1=b1, b2=b2, moments="int8"), grads)
+    (updates, _), _ = scanned(fa.adam(1.0, b1=b1, b2=b2, moments=CODES), grads)
     truth = reference.adam(grads, learning_rate=1.0, b1=b1, b2=b2).updates
     assert (np.abs(updates[320:, 1:]) < 0.5 * np.abs(truth[320:, 1:]).max(axis=0)).all()
     # What is left of the old direction dies with b1.
@@ -169,7 +170,7 @@ def test_what_is_far_below_its_block_never_moves_more(b1, b2):
     sizes = np.geomspace(5e-6, 2e-4, 128)
     sizes[0] = 1
     grads = np.float32(np.ones((900, 1)) * sizes)
-    (updates, _), _ = scanned(fa.adam(1.0, b1=b1, b2=b2, eps=0.0, moments="int8"), grads)
+    (updates, _), _ = scanned(fa.adam(1.0, b1=b1, b2=b2, eps=0.0, moments=CODES), grads)
     moved = np.abs(updates[600:]).mean(axis=0)
     assert moved.max() < 1.06
     assert moved[sizes > 1.5e-4].min() > 0.9
@@ -214,7 +215,7 @@ def streamed(moments, b2):
     """(updates, true updates, decoded v, true v), each (LENGTH, streams, COORDINATES)."""
     grads = np.float32(np.stack(list(streams().values()), axis=1))
     truth = true_stream(b2)
-    tx = fa.adam(1e-3, b2=b2, moments=moments)
+    tx = fa.adam(1e-3, b2=b2, moments=format_named(moments))
     (updates, (nu, scale)), _ = scanned(tx, grads, see=lambda state: (state.nu, state.nu_scale))
     v = decoded_v(nu, scale) if moments == "int8" else nu.astype(np.float64)
     return updates, truth.updates, v, truth.nu
@@ -282,7 +283,7 @@ def test_a_long_first_memory_costs_no_more_than_documented(b1, most):
     # "When not to" in docs/memory.md. The errors are noise: the size of the updates is right.
     grads = normal(1500, 256, seed=71)
     truth = reference.adam(grads, b1=b1, b2=0.999).updates[500:]
-    (updates, _), _ = scanned(fa.adam(b1=b1, b2=0.999, moments="int8"), grads)
+    (updates, _), _ = scanned(fa.adam(b1=b1, b2=0.999, moments=CODES), grads)
     u = updates[500:]
     assert rms(u - truth) <= most * rms(truth)
     assert rms(u) == pytest.approx(rms(truth), rel=0.03)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from codes import CODES
 from hypothesis import strategies as st
 
 import functional_adam as fa
@@ -51,7 +52,7 @@ ADVERSARIAL = [(0.9, 0.999), (0.9, 0.95), (0.6, 0.97)]
 
 @functools.cache
 def adversarial(b1, b2):
-    tx = fa.adam(1.0, b1=b1, b2=b2, moments="int8")
+    tx = fa.adam(1.0, b1=b1, b2=b2, moments=CODES)
 
     def body(state, g):
         u, state = tx.update(g, state)

@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 import reference
+from codes import CODES, format_named
 from format_runs import SMALL, normal, rms, scanned, slow
 
 import functional_adam as fa
@@ -30,7 +31,7 @@ def test_every_variant_runs_in_bfloat16_and_those_with_a_bound_in_8_bits(factory
     grads = 0.3 + normal(200, 2, 128, seed=21)
     params = jnp.asarray(normal(2, 128, seed=22))
     formats = ["full", "bfloat16"] + ["int8"] * (factory in BOUNDED)
-    txs = [factory(3e-3, moments=moments) for moments in formats]
+    txs = [factory(3e-3, moments=format_named(moments)) for moments in formats]
 
     def update(g, states, params):
         both = [tx.update(g, s, params) for tx, s in zip(txs, states, strict=True)]
@@ -49,9 +50,9 @@ def test_every_variant_runs_in_bfloat16_and_those_with_a_bound_in_8_bits(factory
 @pytest.mark.parametrize(("b1", "b2"), [(0.9, 0.81), (0.95, 0.9), (0.3, 0.0), (0.0, 0.0)])
 def test_8_bits_need_a_bounded_ratio(b1, b2):
     with pytest.raises(ValueError, match=r"bounded only for b1\*\*2 < b2; got b1="):
-        fa.adam(b1=b1, b2=b2, moments="int8")
+        fa.adam(b1=b1, b2=b2, moments=CODES)
     with pytest.raises(ValueError, match=r"bounded only for b1\*\*2 < b2; got b1="):
-        fa.update(jnp.ones(3), fa.init(jnp.ones(3), moments="int8"), b1=b1, b2=b2, moments="int8")
+        fa.update(jnp.ones(3), fa.init(jnp.ones(3), moments=CODES), b1=b1, b2=b2, moments=CODES)
 
 
 def test_traced_rates_are_not_checked_and_do_not_explode():
@@ -59,9 +60,9 @@ def test_traced_rates_are_not_checked_and_do_not_explode():
 
     @jax.jit
     def two(b1, b2):
-        state = fa.init(grads, moments="int8")
-        _, state = fa.update(grads, state, b1=b1, b2=b2, moments="int8")
-        return fa.update(grads, state, b1=b1, b2=b2, moments="int8", learning_rate=1.0)[0]
+        state = fa.init(grads, moments=CODES)
+        _, state = fa.update(grads, state, b1=b1, b2=b2, moments=CODES)
+        return fa.update(grads, state, b1=b1, b2=b2, moments=CODES, learning_rate=1.0)[0]
 
     assert np.isfinite(two(0.9, 0.7)).all()
     want = reference.adam([grads, grads], learning_rate=1.0, b1=0.3, b2=0.97).updates[1]
@@ -71,14 +72,14 @@ def test_traced_rates_are_not_checked_and_do_not_explode():
 @pytest.mark.parametrize("factory", OTHERS, ids=lambda f: f.__name__)
 def test_8_bits_refuse_variants_without_a_bound(factory):
     with pytest.raises(ValueError, match=r'relative to sqrt\(v\) .* use moments="bfloat16"'):
-        factory(moments="int8")
+        factory(moments=CODES)
 
 
 @pytest.mark.parametrize("make", [fa.lamb, lambda **kwargs: fa.cautious(fa.adamw(**kwargs))])
 def test_what_needs_whole_leaves_is_not_chunked(make):
     with pytest.raises(ValueError, match="leave chunked False"):
-        make(moments=fa.Int8(chunked=True))
-    make(moments=fa.Int8(chunked=False))
+        make(moments=fa.Int8(min_size=0, chunked=True))
+    make(moments=fa.Int8(min_size=0, chunked=False))
 
 
 @pytest.mark.parametrize("moments", SMALL)
@@ -87,19 +88,19 @@ def test_wide_and_complex_leaves_are_refused_by_name(moments, x64):
         params = {"a": [jnp.ones(2, jnp.float16), jnp.ones(3, dtype)]}
         message = rf"params\['a'\]\[1\] is {np.dtype(dtype).name}, but moments=\"{moments}\""
         with pytest.raises(TypeError, match=message):
-            fa.init(params, moments=moments)
+            fa.init(params, moments=format_named(moments))
 
 
 @pytest.mark.parametrize("moments", SMALL)
 @pytest.mark.parametrize("name", ["mu_dtype", "nu_dtype"])
 def test_a_dtype_beside_a_format_is_refused(moments, name):
     with pytest.raises(ValueError, match=f'{name} goes with moments="full" alone; got moments='):
-        fa.adam(moments=moments, **{name: "bfloat16"})
+        fa.adam(moments=format_named(moments), **{name: "bfloat16"})
 
 
 def test_a_state_of_another_format_is_refused_naming_both():
     g = jnp.ones(3)
-    states = {moments: fa.init(g, moments=moments) for moments in ("full", *SMALL)}
+    states = {moments: fa.init(g, moments=format_named(moments)) for moments in ("full", *SMALL)}
     for held, state in states.items():
         for asked in states:
             if held == asked or (held, asked) == ("full", "full"):
@@ -126,28 +127,30 @@ def test_arguments_of_the_8_bit_format_are_checked():
         with pytest.raises(
             ValueError, match=f"block_size must be a positive multiple of 16; got {size}"
         ):
-            fa.Int8(block_size=size)
+            fa.Int8(block_size=size, min_size=0)
     for size in (True, 16.0, "128"):
         with pytest.raises(TypeError, match="block_size must be a positive multiple of 16"):
-            fa.Int8(block_size=size)
+            fa.Int8(block_size=size, min_size=0)
     with pytest.raises(TypeError, match="chunked must be True or False; got"):
-        fa.Int8(chunked=1)
+        fa.Int8(min_size=0, chunked=1)
 
 
 def test_a_state_with_another_block_size_is_refused():
     g = {"w": jnp.ones((2, 256))}
-    state = fa.init(g, moments=fa.Int8(block_size=64))
+    state = fa.init(g, moments=fa.Int8(block_size=64, min_size=0))
     with pytest.raises(ValueError, match=r"nu_scale\['w'\] must be uint16 of shape \(2, 2\) for"):
-        fa.update(g, state, moments="int8")
-    _, after = fa.update(g, state, moments=fa.Int8(block_size=64))
+        fa.update(g, state, moments=CODES)
+    _, after = fa.update(g, state, moments=fa.Int8(block_size=64, min_size=0))
     assert after.nu_scale["w"].shape == (2, 4)
 
 
 @pytest.mark.parametrize("moments", SMALL)
 def test_a_derivative_through_small_moments_raises(moments):
     def loss(x):
-        _, state = fa.update(x, fa.init(x, moments=moments), moments=moments)
-        return fa.update(x, state, moments=moments)[0].sum()
+        _, state = fa.update(
+            x, fa.init(x, moments=format_named(moments)), moments=format_named(moments)
+        )
+        return fa.update(x, state, moments=format_named(moments))[0].sum()
 
     with pytest.raises(TypeError, match="Cannot differentiate through moments="):
         jax.grad(loss)(jnp.array([0.3, -2.0]))

@@ -12,6 +12,7 @@ import numpy as np
 import optax
 import pytest
 import reference
+from codes import format_named
 from format_runs import SMALL, assert_same_bits, normal, rms, scanned, slow
 
 import functional_adam as fa
@@ -34,7 +35,7 @@ def at(tree, i):
 
 @functools.cache
 def jitted(moments):
-    tx = fa.adam(2e-3, b1=0.83, b2=0.98, moments=moments)
+    tx = fa.adam(2e-3, b1=0.83, b2=0.98, moments=format_named(moments))
     return tx, jax.jit(tx.update)
 
 
@@ -108,7 +109,9 @@ def test_chunks_change_no_bit(shape):
         theta, settings = theta.astype(jnp.bfloat16), settings | {"weight_decay": 0.1}
     results = []
     for chunked in (False, True):
-        tx = fa.adamw(3e-3, moments=fa.Int8(chunked=chunked), **({"weight_decay": 0.0} | settings))
+        tx = fa.adamw(
+            3e-3, moments=fa.Int8(min_size=0, chunked=chunked), **({"weight_decay": 0.0} | settings)
+        )
         state, update = tx.init(theta), jax.jit(tx.update)
         for g in grads:
             u, state = update(g, state, theta)
@@ -135,7 +138,7 @@ def codes_of_w(tx, grads):
 
 @pytest.mark.parametrize("moments", SMALL)
 def test_a_leafs_bits_are_the_same_in_any_company(moments):
-    tx, w = fa.adam(moments=moments), at(tree_grads(1), 0)["w"]
+    tx, w = fa.adam(moments=format_named(moments)), at(tree_grads(1), 0)["w"]
     two = {"w": w, "b": 2 * w}
     masked = optax.masked(tx, {"w": True, "b": False})
     parts = optax.partition({"x": tx, "y": optax.sgd(0.1)}, {"w": "x", "b": "y"})
@@ -147,7 +150,7 @@ def test_a_leafs_bits_are_the_same_in_any_company(moments):
 
 @pytest.mark.parametrize("moments", SMALL)
 def test_equal_leaves_at_different_paths_are_rounded_differently(moments):
-    tx, state = fa.adam(moments=moments), None
+    tx, state = fa.adam(moments=format_named(moments)), None
     for i in range(2):  # after one step all ratios are the largest there can be
         w = at(tree_grads(2), i)["w"]
         _, state = tx.update({"a": w, "b": w}, state or tx.init({"a": w, "b": w}))
@@ -185,7 +188,7 @@ def avals(tree):
 
 @pytest.mark.parametrize("moments", SMALL)
 def test_many_steps_are_one_compilation_and_keep_all_types(moments):
-    tx, traces = fa.adam(b1=0.83, moments=moments), []
+    tx, traces = fa.adam(b1=0.83, moments=format_named(moments)), []
 
     @jax.jit
     def update(g, state):
@@ -206,7 +209,7 @@ def test_many_steps_are_one_compilation_and_keep_all_types(moments):
 @pytest.mark.parametrize("moments", SMALL)
 def test_64_bit_mode_changes_no_type_and_no_code(moments, x64):
     grads = normal(5, 3, 128, seed=19)
-    tx = fa.adam(3e-3, b2=0.98, moments=moments)
+    tx = fa.adam(3e-3, b2=0.98, moments=format_named(moments))
     (updates, _), state = scanned(tx, grads)
     assert avals(state) == avals(tx.init(grads[0]))
     assert updates.dtype == np.float32

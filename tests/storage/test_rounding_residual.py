@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from codes import format_named
 from short_floats import SHORT, pairs, step, unit
 
 import functional_adam as fa
@@ -129,7 +130,7 @@ def test_other_parameters_take_the_plain_step():
     ],
 )
 def test_a_parameter_that_has_changed_its_dtype_is_refused(rounding, moments, now, at_init):
-    tx = fa.adamw(0.01, b1=0.7, weight_decay=0.2, rounding=rounding, moments=moments)
+    tx = fa.adamw(0.01, b1=0.7, weight_decay=0.2, rounding=rounding, moments=format_named(moments))
     params = {"a": jnp.ones(3, jnp.float16), "b": jnp.ones(5, at_init)}
     state = tx.init(params)
     params["b"] = params["b"].astype(now)

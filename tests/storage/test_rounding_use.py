@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 import reference
+from codes import format_named
 from short_floats import pairs, unit
 
 import functional_adam as fa
@@ -83,7 +84,13 @@ def wrapped(kind, tx):
 def test_wrappers_that_add_or_select_updates_keep_them_on_the_grid(kind, moments, standard):
     rng = np.random.default_rng(37)
     start = jnp.asarray(rng.standard_normal((2, 128)), jnp.bfloat16)
-    tx = fa.adamw(LEARNING_RATE, b1=0.7, weight_decay=0.1, moments=moments, rounding="compensated")
+    tx = fa.adamw(
+        LEARNING_RATE,
+        b1=0.7,
+        weight_decay=0.1,
+        moments=format_named(moments),
+        rounding="compensated",
+    )
     outer = wrapped(kind, tx)
     params, state, update = start, outer.init(start), jax.jit(outer.update)
     grads = rng.standard_normal((6, 2, 128)).astype(np.float32)

@@ -9,13 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from codes import CODES
 from faults import assert_same_bits, delete, files_of, flip, truncate
 from running import example
 
 import functional_adam as fa
 
 SETTINGS = {"seed": 3}
-TX = fa.adamw(0.007, b1=0.85, b2=0.97, moments="int8", rounding="compensated")
+TX = fa.adamw(0.007, b1=0.85, b2=0.97, moments=CODES, rounding="compensated")
 
 
 @pytest.fixture(scope="module")

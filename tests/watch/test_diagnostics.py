@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from codes import CODES, format_named
 from quick import quick_jit
 from watched import B1, B2, EPS, HYPER, RATE, assert_close, expected, flat, numbers, watch
 
@@ -45,7 +46,7 @@ def test_eps_root_counts_as_in_the_update():
 
 @pytest.mark.parametrize("moments", ["bfloat16", "int8"])
 def test_small_moments_are_read(moments):
-    updates, state, params = after(fa.adam(RATE, **HYPER, moments=moments))
+    updates, state, params = after(fa.adam(RATE, **HYPER, moments=format_named(moments)))
     watched = watch(updates, state, params, **HYPER)
     full = quick_jit(functools.partial(fa.convert_moments, moments="full"))(state, params)
     wanted = expected(updates, params, full.mu, full.nu, 6)
@@ -63,7 +64,7 @@ def share_at_end(state):
 
 def test_clipping_is_seen():
     # A spike far above the rest of its block saturates: its root's code, and no other.
-    tx = fa.adam(RATE, **HYPER, moments="int8")
+    tx = fa.adam(RATE, **HYPER, moments=CODES)
     params = jnp.zeros((1, 128))
     state, update = tx.init(params), quick_jit(tx.update)
     watched = quick_jit(functools.partial(fa.diagnostics, **HYPER))
@@ -189,7 +190,7 @@ def test_a_step_from_zero_has_no_infinite_ratio():
 @pytest.mark.parametrize("moments", ["full", "bfloat16", "int8"])
 def test_leaves_beyond_an_int32_are_counted(moments):
     """In shapes alone: a count kept in 32 bits raises or wraps, hence the dtypes of all sums."""
-    tx = fa.adam(RATE, **HYPER, moments=moments)
+    tx = fa.adam(RATE, **HYPER, moments=format_named(moments))
     params = {"w": jax.ShapeDtypeStruct((2**16, 2**15 + 128), jnp.float32)}
     state = jax.eval_shape(tx.init, params)
     watch = functools.partial(fa.diagnostics, **HYPER)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from codes import CODES
 
 import functional_adam as fa
 from functional_adam._watch import table
@@ -25,8 +26,8 @@ TRANSFORMATIONS = {
     "full": fa.adam(),
     "mu_dtype": fa.adam(mu_dtype="bfloat16"),
     "bfloat16": fa.adam(moments="bfloat16"),
-    "int8": fa.adamw(moments="int8", rounding="compensated"),
-    "blocks of 16": fa.adamw(moments=fa.Int8(block_size=16), rounding="stochastic"),
+    "int8": fa.adamw(moments=CODES, rounding="compensated"),
+    "blocks of 16": fa.adamw(moments=fa.Int8(block_size=16, min_size=0), rounding="stochastic"),
     "amsgrad": fa.amsgrad(moments="bfloat16", rounding="compensated"),
     "ademamix": fa.ademamix(),
 }
@@ -54,7 +55,7 @@ def test_bytes_of_each_part_of_a_leaf():
     tx = fa.amsgrad(moments="bfloat16", rounding="compensated")
     (leaf,) = fa.memory_report(tx, jnp.ones((6, 50), jnp.float16)).leaves
     assert leaf[3:9] == (600, 600, 600, 0, 300, 600)
-    (leaf,) = fa.memory_report(fa.adam(moments="int8"), jnp.ones((6, 300))).leaves
+    (leaf,) = fa.memory_report(fa.adam(moments=CODES), jnp.ones((6, 300))).leaves
     assert leaf[3:9] == (7200, 1800, 1800, 36, 0, 0)
 
 
@@ -75,7 +76,7 @@ class Box:
 
 def test_what_lies_outside_of_boxes_belongs_to_their_parameters():
     """Scales and residuals, which are not shaped like the parameters; None where there is none."""
-    adam = fa.adam(moments="int8", rounding="compensated")
+    adam = fa.adam(moments=CODES, rounding="compensated")
     boxed = {"h": Box(jnp.ones((6, 300), jnp.bfloat16)), "w": Box(jnp.ones((5, 130)))}
 
     def init(params):
@@ -94,17 +95,17 @@ def test_what_lies_outside_of_boxes_belongs_to_their_parameters():
 
 def test_nothing_is_allocated():
     shape = jax.ShapeDtypeStruct((2**20, 2**20), jnp.bfloat16)  # 2 TiB
-    report = fa.memory_report(fa.adamw(moments="int8", rounding="compensated"), {"w": shape})
+    report = fa.memory_report(fa.adamw(moments=CODES, rounding="compensated"), {"w": shape})
     assert report.parameter_bytes == 2**41
     assert report.state_bytes == 3 * 2**40 + 2**34 + 4
     assert report.other == 4
 
 
-INT8 = fa.adam(moments="int8")
+INT8 = fa.adam(moments=CODES)
 WITHIN = {
     "chain": (optax.chain(optax.clip_by_global_norm(1.0), INT8), 0),
     "inject_hyperparams": (
-        optax.inject_hyperparams(lambda rate: fa.adam(rate, moments="int8"))(rate=3e-3),
+        optax.inject_hyperparams(lambda rate: fa.adam(rate, moments=CODES))(rate=3e-3),
         None,
     ),
     "trace": (optax.chain(optax.trace(0.9), INT8), 4 * 354),
