@@ -19,7 +19,8 @@ from functional_adam._optimizers.nadam import nadam, nadamw
 from functional_adam._optimizers.radam import radam, scale_by_radam
 from functional_adam._optimizers.yogi import scale_by_yogi, yogi
 from functional_adam._state import AdamState, init
-from functional_adam._storage.formats import BFloat16, Full, Int8
+from functional_adam._storage.float_formats import BFloat16, Full
+from functional_adam._storage.formats import Int8
 from functional_adam._take_step import step
 from functional_adam._types import GradientTransformation
 from functional_adam._update import update

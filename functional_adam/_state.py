@@ -17,8 +17,9 @@ from functional_adam import _check, _trees
 from functional_adam._hints import restored, tree_hints
 from functional_adam._hints.keywords import explained
 from functional_adam._mesh import replicated, scale_sharding, sharding_of, zeros
+from functional_adam._storage.float_formats import Full
 from functional_adam._storage.floats import is_16bit
-from functional_adam._storage.formats import Format, Full, MomentFormat, make_format
+from functional_adam._storage.formats import Format, MomentFormat, make_format
 from functional_adam._storage.leaf_state import LeafState, refuse_other_format
 from functional_adam._storage.rounding import ROUNDINGS, Rounding
 from functional_adam._types import ParameterRounding, PyTree

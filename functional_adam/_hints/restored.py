@@ -72,6 +72,17 @@ def count(state: Any) -> str:
     return CAST
 
 
+def other_min_size(name: str) -> str:
+    """For scales that one of two states has and the other has not."""
+    if ".nu_scale" not in name:
+        return ""
+    return (
+        " A leaf has scales where its moments have 8 bits: Int8(min_size=...) says from which size "
+        "on, with moments=fa.Int8(min_size=0) everywhere. Make the target with the min_size that "
+        "was saved; convert_moments then brings the state into another."
+    )
+
+
 def boxed(tree: Any, wanted: Any) -> str:
     """For arrays of which some are in Flax's boxes and their counterparts are not."""
     for is_box, way in ((_is_box, "flax.linen.meta.unbox"), (is_variable, "flax.nnx.as_pure")):

@@ -17,6 +17,7 @@ from jax.tree_util import keystr
 from jax.typing import ArrayLike
 
 from functional_adam import _check
+from functional_adam._hints import restored
 from functional_adam._interop import header as H
 from functional_adam._interop.to_devices import put, shardings_of
 from functional_adam._interop.variants_in import variants_in
@@ -120,13 +121,13 @@ def from_state_dict(
         if name not in saved:
             raise ValueError(
                 f"target{name} is not in flat, which holds {_some(saved)}. Pass a target of the "
-                "structure that was saved."
+                f"structure that was saved.{restored.other_min_size(name)}"
             )
     for name in saved:
         if name not in wanted:
             raise ValueError(
                 f"flat holds {name}, which is not in target, with its {_some(wanted)}. Pass a "
-                "target of the structure that was saved."
+                f"target of the structure that was saved.{restored.other_min_size(name)}"
             )
     for name, leaf in wanted.items():  # all of these before the first is read
         _check_target(name, leaf, saved[name])

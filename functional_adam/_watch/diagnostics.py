@@ -55,7 +55,7 @@ def diagnostics(
       1 where all gradients point the same way, some sqrt((1 - b1) / (1 + b1)) where they are noise.
     - `below_eps`: the share of coordinates with sqrt(v_hat + eps_root) < eps, where eps holds the
       step back: 1 is a run that does not move, and what is 0 for ever counts here too.
-    - `clipped`, of `moments="int8"` alone: the share of moments whose code is at the end of its
+    - `clipped`, if any leaf has 8-bit moments: the share of their codes that are at the end of the
       range, where anything larger is clipped; NaN counts.
     - `learning_rate`, if known: that of the step which made `updates`.
 

@@ -15,9 +15,11 @@ from jax.tree_util import keystr
 from functional_adam import _check, _trees
 from functional_adam._nested import by_parameter
 from functional_adam._state import is_adam_state, state_shapes
+from functional_adam._storage.leaf_state import format_of
 from functional_adam._types import GradientTransformation, PyTree
 from functional_adam._watch import table
 
+_WORDS = ("leaf", "shape", "dtype", "moments")  # the last where leaves differ
 _PARTS = ("mu", "nu", "nu_scale", "residual", "extra")
 
 
@@ -35,6 +37,7 @@ class LeafMemory(NamedTuple):
         residual: of what rounding="compensated" keeps.
         extra: of a variant's own trees.
         per_device: of all parts of the state, on each device; None where no shardings were given.
+        moments: the format of both moments, "full", "bfloat16" or "int8"; "" where there are none.
     """
 
     path: str
@@ -47,6 +50,7 @@ class LeafMemory(NamedTuple):
     residual: int
     extra: int
     per_device: int | None = None
+    moments: str = ""
 
     @property
     def state(self) -> int:
@@ -107,7 +111,9 @@ class MemoryReport(NamedTuple):
         total = LeafMemory("total", (self.parameters,), "", *sums, per_device=of_leaves)
         parts = [name for name in _PARTS if getattr(total, name)]
         forms = (parts, table.whole), (parts, table.short), ([], table.short)
-        tables = [(_rows([*self.leaves, total], *form), gap) for form in forms for gap in (2, 1)]
+        words = 4 if len({leaf.moments for leaf in self.leaves}) > 1 else 3
+        leaves = [*self.leaves, total]
+        tables = [(_rows(leaves, *form, words), gap) for form in forms for gap in (2, 1)]
         rows, gap = next((t for t in tables if table.fits(*t)), tables[-1])
         end = (
             f"{self.other:,} bytes besides; {self.state_bytes:,} in all, "
@@ -116,7 +122,7 @@ class MemoryReport(NamedTuple):
         )
         end += "" if on_each is None else f"; {on_each:,} on each device"
         end += "" if rows in (tables[0][0], tables[1][0]) else f". {table.UNITS}"
-        return "\n".join([*table.lines(rows, gap, words=3), *textwrap.wrap(end, table.WIDTH)])
+        return "\n".join([*table.lines(rows, gap, words), *textwrap.wrap(end, table.WIDTH)])
 
 
 def _sizes(leaf: LeafMemory) -> tuple[int, ...]:
@@ -124,21 +130,20 @@ def _sizes(leaf: LeafMemory) -> tuple[int, ...]:
 
 
 def _rows(
-    leaves: Sequence[LeafMemory], parts: Sequence[str], of: Callable[[int], str]
+    leaves: Sequence[LeafMemory], parts: Sequence[str], of: Callable[[int], str], words: int
 ) -> list[list[str]]:
     """The head, and for each leaf (the total last) its sizes as `of` writes them."""
-    head = ["leaf", "shape", "dtype", "parameter", *parts, "state", "B/param"]
+    head = [*_WORDS[:words], "parameter", *parts, "state", "B/param"]
     head += [] if leaves[-1].per_device is None else ["per device"]
-    return [head, *(_row(leaf, parts, of) for leaf in leaves)]
+    return [head, *(_row(leaf, parts, of, words) for leaf in leaves)]
 
 
-def _row(leaf: LeafMemory, parts: Sequence[str], of: Callable[[int], str]) -> list[str]:
+def _row(leaf: LeafMemory, parts: Sequence[str], of: Callable[[int], str], words: int) -> list[str]:
     count = math.prod(leaf.shape)
     sizes = [leaf.parameter, *(getattr(leaf, part) for part in parts), leaf.state]
+    shape = str(leaf.shape) if leaf.dtype else ""
     return [
-        leaf.path or "(params)",
-        str(leaf.shape) if leaf.dtype else "",
-        leaf.dtype,
+        *(leaf.path or "(params)", shape, leaf.dtype, leaf.moments)[:words],
         *map(of, sizes),
         f"{leaf.state / count:.3f}" if count else "-",
         *([] if leaf.per_device is None else [of(leaf.per_device)]),
@@ -179,6 +184,7 @@ def memory_report(
     whole = jax.tree.map(_bytes, state)
     on_each = None if shardings is None else _on_each_device(state, shardings)
     parts = [_bytes_by_path(whole, (name,)) for name in _PARTS]
+    formats = _formats_by_path(state)
     mine = Counter[str]() if on_each is None else _bytes_by_path(on_each, _PARTS)
     rows: list[LeafMemory] = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
@@ -186,7 +192,9 @@ def memory_report(
         sizes = [of_part[name] for of_part in parts]
         size = math.prod(shape) * dtype.itemsize
         per_device = None if on_each is None else mine[name]
-        rows.append(LeafMemory(name, shape, dtype.name, size, *sizes, per_device=per_device))
+        format = "+".join(formats.get(name, ()))
+        row = LeafMemory(name, shape, dtype.name, size, *sizes, per_device=per_device)
+        rows.append(row._replace(moments=format))
     other = sum(jax.tree.leaves(whole)) - sum(row.state for row in rows)
     if on_each is None:
         return MemoryReport(tuple(rows), other)
@@ -217,6 +225,17 @@ def _on_each_device(state: PyTree, shardings: PyTree) -> PyTree:
         bytes_of(keystr(path), leaf, sharding)
         for (path, leaf), sharding in zip(leaves, given, strict=True)
     )
+
+
+def _formats_by_path(state: PyTree) -> dict[str, list[str]]:
+    """The formats of the moments of the parameter at each path: one for each state that has it."""
+    formats: dict[str, list[str]] = {}
+    for one in filter(is_adam_state, jax.tree.leaves(state, is_leaf=is_adam_state)):
+        mus, nus = (by_parameter(f"state.{x}", getattr(one, x), one) for x in ("mu", "nu"))
+        for path, mu in mus.items():
+            if mu is not None:
+                formats.setdefault(keystr(path), []).append(format_of(mu, nus[path]))
+    return formats
 
 
 def _bytes_by_path(sizes: PyTree, names: Sequence[str]) -> Counter[str]:

@@ -223,7 +223,7 @@ def test_a_state_over_four_devices():
     code = """if True:
         import jax, jax.numpy as jnp, numpy as np, functional_adam as fa
         from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-        tx = fa.adam(0.1, moments=CODES)
+        tx = fa.adam(0.1, moments=fa.Int8(min_size=0))
         for kind in (AxisType.Auto, AxisType.Explicit):
             mesh = jax.make_mesh((4,), ("d",), axis_types=(kind,))
             rows, columns = NamedSharding(mesh, P("d")), NamedSharding(mesh, P(None, "d"))

@@ -146,7 +146,7 @@ def test_it_is_a_pair_and_a_tree_of_two_functions():
         (
             fa.adamw(mask={"w": True, "b": False}, moments=fa.Int8(block_size=64)),
             "adamw(learning_rate=0.001, mask={'w': True, 'b': False}, "
-            "moments=Int8(block_size=64, chunked=False))",
+            "moments=Int8(block_size=64, min_size=4096, chunked=False))",
         ),
         (fa.cautious(fa.adamw(2e-3)), "cautious(adamw(learning_rate=0.002))"),
     ],
