@@ -12,6 +12,7 @@ from codes import CODES
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from sharded import (
+    HYPER,
     MODES,
     differing,
     lies_as,
@@ -108,6 +109,41 @@ def test_training_agrees_with_one_device():
     )
     found = fitted(jax.jit(jax.shard_map(step, **options, check_vma=False)), params, *batch)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-6), found, wanted)
+
+
+def test_under_shard_map_leaves_keep_the_format_that_they_have():
+    """Codes whose parts are below `min_size`, and a float32 leaf that is."""
+    mesh, tx = mesh_of("8"), fa.adamw(**HYPER, moments="int8")
+    specs = {"large": P("data", None), "small": P(None, "data"), "bias": P()}
+    shapes = {"large": (64, 256), "small": (2, 1024), "bias": (7,)}
+    rng = np.random.default_rng(6)
+    theta, *grads = [
+        {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+        for _ in range(3)
+    ]
+    places = {name: NamedSharding(mesh, spec) for name, spec in specs.items()}
+    params = jax.device_put(theta, places)
+    state = tx.init(params)
+    shardings = fa.state_shardings(tx, params)
+    assert lies_as(state, shardings)
+    assert [x is None for x in state.nu_scale.values()] == [True, False, True]
+    rest = jax.tree.map(lambda sharding: sharding.spec, shardings)
+    options = dict(mesh=mesh, in_specs=(specs, rest, specs), out_specs=(specs, rest))
+    step = jax.jit(jax.shard_map(functools.partial(one_step, tx), **options, check_vma=False))
+    of_codes = jax.jit(functools.partial(one_step, fa.adamw(**HYPER, moments=CODES)))
+    of_full = jax.jit(functools.partial(one_step, fa.adamw(**HYPER)))
+    full = theta, fa.init(theta)
+    rows = slice(8, 16)  # of the second device, whose numbers are those of a leaf of its own
+    part = {"large": theta["large"][rows]}
+    codes = part, fa.init(part, moments=CODES)
+    for g in grads:
+        params, state = step(params, state, jax.device_put(g, places))
+        codes, full = of_codes(*codes, {"large": g["large"][rows]}), of_full(*full, g)
+    np.testing.assert_array_equal(state.mu["large"][rows], codes[1].mu["large"])
+    np.testing.assert_array_equal(state.nu["large"][rows], codes[1].nu["large"])
+    for name in ("small", "bias"):
+        np.testing.assert_array_equal(state.nu[name], full[1].nu[name])
+        np.testing.assert_allclose(params[name], full[0][name], rtol=1e-6)
 
 
 # ---- Inside Optax's ----
