@@ -22,7 +22,6 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 import functional_adam as fa
-from functional_adam._storage import int8
 
 # ---- Contestants ----
 
@@ -30,7 +29,7 @@ from functional_adam._storage import int8
 class Contestant(NamedTuple):
     """`keep` replaces (m, v) by what storage keeps of them; `state_bytes` is then by hand."""
 
-    moments: str = "full"
+    moments: str | fa.Int8 = "full"
     rounding: str = "nearest"
     short_weights: bool = False
     nudged: bool = False  # first weights multiplied by 1 + 1e-6 N: what chaos alone makes of a run
@@ -66,14 +65,8 @@ class Contestant(NamedTuple):
 
     def second_moment(self, state: fa.AdamState) -> Any:
         """v as float32, decoded."""
-        if self.moments != "int8":
-            return jax.tree.map(lambda v: v.astype(jnp.float32), state.nu)
-
-        def decode(nu: jax.Array, scale: jax.Array) -> jax.Array:
-            w = int8.root(int8.split(nu, scale.shape), int8.unpacked(scale)[0])
-            return int8.join(w * w, nu.shape)
-
-        return jax.tree.map(decode, state.nu, state.nu_scale)
+        shapes = jax.tree.map(lambda m: jnp.zeros(m.shape), state.mu)
+        return fa.convert_moments(state, shapes, moments="full").nu
 
 
 def relative_to_largest(x: jax.Array, size: int, coded: Callable[[jax.Array], jax.Array]):

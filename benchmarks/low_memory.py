@@ -149,6 +149,8 @@ def replay(job: dict[str, Any], advance: Callable[[int], None]) -> dict[str, Any
 @functools.cache
 def streamer(name: str, b2: float):
     contestant = CONTESTANTS[name]
+    if contestant.moments == "int8":  # streams are smaller than its min_size
+        contestant = contestant._replace(moments=fa.Int8(min_size=0))
 
     @jax.jit
     def run(stream):
