@@ -35,7 +35,8 @@ class AdamState(NamedTuple):
             moments="bfloat16" bfloat16, with "int8" int8 codes (see `Int8`).
         nu: second moment (the mean of |g|**2), likewise and always real; `nu_dtype` overrides. With
             moments="bfloat16" bfloat16, with "int8" uint8 codes.
-        nu_scale: None, or with moments="int8" a tree of uint16, one for each block of some 128.
+        nu_scale: None, or with moments="int8" a tree of uint16, one for each block of about 128.
+            None for each leaf below `Int8.min_size`, whose moments are float32.
         residual: None, or a tree with None for each parameter that is not of 16 bits. For the
             others it holds with rounding="compensated" an int8 array of the parameter's shape, and
             with "stochastic" a zero of its dtype, which tells whether the parameter still has it.

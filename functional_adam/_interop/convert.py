@@ -44,10 +44,10 @@ def convert_moments(state: AdamState, params: PyTree, *, moments: MomentFormat) 
 
     Example:
         >>> import functional_adam as fa, jax.numpy as jnp
-        >>> params = {"w": jnp.zeros((2, 128))}
-        >>> _, state = fa.update({"w": jnp.ones((2, 128))}, fa.init(params))
+        >>> params = {"w": jnp.zeros((32, 128))}
+        >>> _, state = fa.update({"w": jnp.ones((32, 128))}, fa.init(params))
         >>> small = fa.convert_moments(state, params, moments="int8")
-        >>> _, small = fa.update({"w": jnp.ones((2, 128))}, small, moments="int8")
+        >>> _, small = fa.update({"w": jnp.ones((32, 128))}, small, moments="int8")
         >>> int(small.count), small.nu["w"].dtype
         (2, dtype('uint8'))
     """
