@@ -13,7 +13,8 @@ from jax.tree_util import keystr
 from functional_adam import _check, _nested, _trees
 from functional_adam._state import AdamState
 from functional_adam._storage.floats import is_16bit
-from functional_adam._storage.rounding import added, as_weak_as, master
+from functional_adam._storage.residual import COMPENSATED, SPLIT, master
+from functional_adam._storage.rounding import added, as_weak_as
 from functional_adam._types import PyTree
 
 
@@ -49,14 +50,15 @@ def apply_updates(params: PyTree, updates: PyTree) -> PyTree:
 def master_params(params: PyTree, state: PyTree) -> PyTree:
     """The float32 weights that 16-bit parameters and the `residual` beside them stand for.
 
-    theta + residual * ulp(theta) / 256, for evaluation and for saving. A 16-bit parameter that
-    `optax.masked` or `optax.partition` gives to another transformation stands for itself alone, and
-    is cast. Parameters of other dtypes are returned as they are.
+    With rounding="compensated" that is theta + residual * ulp(theta) / 256, with "split" a float32
+    weight to its last bit: for evaluation and for saving. A 16-bit parameter that `optax.masked` or
+    `optax.partition` gives to another transformation stands for itself alone, and is cast.
+    Parameters of other dtypes are returned as they are.
 
     Args:
         params: the parameters.
-        state: an `AdamState` made with rounding="compensated", or any state that holds one or
-            several: that of `optax.chain`, `masked`, `partition` (a state for each group),
+        state: an `AdamState` made with rounding="compensated" or "split", or any state that holds
+            one or several: that of `optax.chain`, `masked`, `partition` (a state for each group),
             `MultiSteps`, `inject_hyperparams`, or the `opt_state` of a Flax `nnx.Optimizer`.
 
     Returns:
@@ -102,8 +104,8 @@ def _residuals(
 ) -> tuple[dict[_nested.Path, Any], list[Callable[[_nested.Path], bool]]]:
     """The codes by the paths of their parameters; and what tells those that others have."""
     codes: dict[_nested.Path, Any] = {}
-    compensated = [(where, state) for where, state in states if _has_codes(state)]
-    for where, state in compensated:
+    coded = [(where, state) for where, state in states if _has_codes(state)]
+    for where, state in coded:
         mine = _nested.by_parameter(f"{where}.residual", state.residual, state)
         for path, code in mine.items():
             if path in codes:
@@ -112,18 +114,18 @@ def _residuals(
                     "pass the one state that belongs to params."
                 )
             codes[path] = code
-    if not compensated:
+    if not coded:
         where, state = states[0]
         raise ValueError(
             f"{where}.residual is {'None' if state.residual is None else 'of zeros'}: "
-            'only a state made with rounding="compensated" knows more of the weights than the '
-            "parameters themselves."
+            'only a state made with rounding="compensated" or "split" knows more of the weights '
+            "than the parameters themselves."
         )
-    return codes, [_nested.left_out(state.mu) for _, state in compensated]
+    return codes, [_nested.left_out(state.mu) for _, state in coded]
 
 
 def _has_codes(state: AdamState) -> bool:
-    """Whether the residual is that of rounding="compensated"; "stochastic" has zeros there."""
+    """Whether the residual is of codes; rounding="stochastic" has zeros there."""
     kept = jax.tree.leaves(state.residual)
     is_zero = any(jnp.issubdtype(x.dtype, jnp.inexact) for x in kept)
     return state.residual is not None and not is_zero
@@ -132,7 +134,10 @@ def _has_codes(state: AdamState) -> bool:
 def _master(path: str, p: Any, code: Any) -> Any:
     if p is None:
         return None
-    _check.residual(path, code, _check.leaf_dtype("params" + path, p), np.shape(p))
+    found = getattr(code, "dtype", None)
+    kind = SPLIT if found == SPLIT.dtype else COMPENSATED
+    wanted = jax.ShapeDtypeStruct(np.shape(p), kind.dtype)
+    _check.residual(path, code, _check.leaf_dtype("params" + path, p), wanted)
     return p if code is None else master(jnp.asarray(p), code)
 
 

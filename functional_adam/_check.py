@@ -218,10 +218,12 @@ def codes(
         )
 
 
-def residual(path: str, kept: Any, dtype: np.dtype[Any], shape: tuple[int, ...] | None) -> None:
+def residual(
+    path: str, kept: Any, dtype: np.dtype[Any], wanted: jax.ShapeDtypeStruct | None
+) -> None:
     """What the state keeps of a parameter fits its dtype, which is still that of `init`.
 
-    With a `shape` it keeps codes for 16 bits; without, a zero of the dtype.
+    For 16 bits these are codes like `wanted`; where that is None, a zero of the dtype.
     """
     short = jnp.finfo(dtype).bits == 16
     if kept is None and short:
@@ -237,15 +239,17 @@ def residual(path: str, kept: Any, dtype: np.dtype[Any], shape: tuple[int, ...] 
         raise ValueError(
             f"params{path} is {dtype} now; it was {before} at init.{tree_hints.other_dtype()}"
         )
-    if is_zero != (shape is None):
-        held, wanted = ("a zero", "codes") if is_zero else ("codes", "a zero")
+    held, right = ("a zero" if is_zero else "codes"), ("a zero" if wanted is None else "codes")
+    if wanted is not None and {kept.dtype, wanted.dtype} == {np.dtype("int8"), np.dtype("int16")}:
+        held, right = f"{kept.dtype} codes", f"{wanted.dtype} codes"
+    if held != right:
         raise ValueError(
-            f"state.residual{path} must be {wanted}; got {held}: the state was made with another "
+            f"state.residual{path} must be {right}; got {held}: the state was made with another "
             f"rounding.{tree_hints.other_rounding()}"
         )
-    if shape is not None:
-        advice = "Make the state with the same rounding."
-        codes("state.residual" + path, kept, np.int8, shape, "(that of the parameter)", advice)
+    if wanted is not None:
+        advice, because = "Make the state with the same rounding.", "(that of the parameter)"
+        codes("state.residual" + path, kept, wanted.dtype, wanted.shape, because, advice)
 
 
 def kept_like(path: str, leaf: Any, moment: Any) -> None:

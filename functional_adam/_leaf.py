@@ -15,12 +15,13 @@ import numpy as np
 
 from functional_adam._equations import formulas as F
 from functional_adam._equations.family import Variant
-from functional_adam._equations.numerics import over, times, widened
+from functional_adam._equations.numerics import over, times, unfused, widened
 from functional_adam._equations.operands import Scalars
 from functional_adam._storage.formats import Format
 from functional_adam._storage.leaf_state import LeafState
 from functional_adam._storage.noise import StepNoise, random_bits
-from functional_adam._storage.rounding import Rounding, added, master, round_update
+from functional_adam._storage.residual import master
+from functional_adam._storage.rounding import Rounding, added, round_update
 
 
 class LeafConfig(NamedTuple):
@@ -36,7 +37,8 @@ class LeafConfig(NamedTuple):
     @property
     def is_random(self) -> bool:
         """Whether anything is rounded stochastically."""
-        return self.moments.is_random or self.rounding is not None
+        rounds = self.rounding is not None and self.rounding.is_random
+        return self.moments.is_random or rounds
 
 
 def update_leaf(
@@ -59,10 +61,11 @@ def update_leaf(
     weights: Any = _weights(rounding, stored, theta, wide)
     x, new = variant.update_moments(s, F.coupled_decay(s, x, weights), old)
     u = -times(s.step_size, over(variant.numerator(s, x, new), variant.denominator(s, new)))
+    u = unfused(u, s.t)
     if config.decays:
         u = F.decoupled_decay(s, u, weights)
     if variant.rescale_update is not None:
-        u = variant.rescale_update(s, u, weights)
+        u = unfused(variant.rescale_update(s, u, weights), s.t)
     stored = moments.store(new, stored, random, s)
     if rounding is None:
         u = u.astype(config.out)

@@ -38,8 +38,9 @@ class AdamState(NamedTuple):
         nu_scale: None, or with moments="int8" a tree of uint16, one for each block of about 128.
             None for each leaf below `Int8.min_size`, whose moments are float32.
         residual: None, or a tree with None for each parameter that is not of 16 bits. For the
-            others it holds with rounding="compensated" an int8 array of the parameter's shape, and
-            with "stochastic" a zero of its dtype, which tells whether the parameter still has it.
+            others it holds with rounding="compensated" an int8 array of the parameter's shape, with
+            "split" an int16 array, and with "stochastic" a zero of the parameter's dtype, which
+            tells whether the parameter still has it.
         extra: None, or a dict of the further trees that a variant keeps, each like the parameters:
             `nu_max` in amsgrad (stored like `nu`), `mu_slow` in ademamix (like `mu`).
 
@@ -82,10 +83,10 @@ def init(
             moments="bfloat16" to a `nu` of 16 bits: in bfloat16 it stops moving where b2 >= 0.99,
             and in float16 small values become 0, which makes steps hundreds of times too long (see
             docs/precision.md).
-        rounding: How a step of a 16-bit parameter is rounded: "nearest" (default), "stochastic" or
-            "compensated". The last two do not lose small steps; `update` then needs `params`.
-            "compensated" stores what each parameter lacks in `residual`, one byte per element. See
-            `update`.
+        rounding: How a step of a 16-bit parameter is rounded: "nearest" (default), "stochastic",
+            "compensated" or "split". All but the first keep small steps; `update` then needs
+            `params`. "compensated" and "split" store what each parameter lacks in `residual`, one
+            byte or two per element. See `update`.
 
     Returns:
         An `AdamState`. Every moment is a buffer of its own with its parameter's shape and
@@ -142,8 +143,8 @@ def _no_error(rounding: Rounding, leaf: Any, sharding: NamedSharding | None) -> 
     dtype = jnp.result_type(leaf)
     if not is_16bit(dtype):
         return None
-    if rounding.has_residual:
-        return jnp.zeros_like(leaf, dtype=jnp.int8)
+    if rounding.residual is not None:
+        return jnp.zeros_like(leaf, dtype=rounding.residual.dtype)
     return zeros((), dtype, replicated(sharding, 0))
 
 
@@ -276,6 +277,6 @@ def check_state(
     if state.residual is not None and not rounding.rounds_update:
         raise ValueError(
             f'state.residual is a tree, but rounding="{rounding.name}" was asked for: it goes with '
-            '"stochastic" or "compensated". Make the state with the same rounding, or drop it: '
-            "state._replace(residual=None)."
+            '"stochastic", "compensated" or "split". Make the state with the same rounding, or '
+            "drop it: state._replace(residual=None)."
         )

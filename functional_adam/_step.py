@@ -104,7 +104,7 @@ def _step_context(
     settings: Settings, count: jax.Array, paths: tuple[str, ...], advice: str
 ) -> StepContext:
     """What the leaves at these paths share in the step that makes `count` of them."""
-    random = settings.moments.is_random or settings.rounding.rounds_update
+    random = settings.moments.is_random or settings.rounding.is_random
     return StepContext(
         settings,
         functools.cache(functools.partial(scalars, settings, count)),
@@ -192,6 +192,7 @@ def _rounds(rounding: Rounding, path: str, stored: LeafState, theta: LeafParam) 
     """Whether this parameter is rounded; what its state keeps for that is checked."""
     if not rounding.rounds_update or theta.dtype is None:
         return False
-    shape = np.shape(stored.m) if rounding.has_residual else None
-    _check.residual(path, stored.residual, theta.dtype, shape)
+    kind = rounding.residual
+    codes = None if kind is None else jax.ShapeDtypeStruct(np.shape(stored.m), kind.dtype)
+    _check.residual(path, stored.residual, theta.dtype, codes)
     return is_16bit(theta.dtype)

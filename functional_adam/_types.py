@@ -35,7 +35,7 @@ Mask: TypeAlias = PyTree | Callable[[PyTree], PyTree]
 Placement: TypeAlias = Literal["after_correction", "before_correction"]
 
 # How parameters of 16 bits take their steps.
-ParameterRounding: TypeAlias = Literal["nearest", "stochastic", "compensated"]
+ParameterRounding: TypeAlias = Literal["nearest", "stochastic", "compensated", "split"]
 
 if TYPE_CHECKING:
     # Type checkers see Optax's own class, so that `optax.chain(optax.clip(1.0), fa.adam())`

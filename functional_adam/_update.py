@@ -83,13 +83,14 @@ def update(
         moments: How m and v are stored: "full" (default), "bfloat16" or "int8", which take 8, 4 and
             2 bytes per float32 parameter; or a `Full`, `BFloat16` or `Int8` object. A state of
             another format is refused.
-        rounding: How a step of a 16-bit parameter is rounded: "nearest" (default), "stochastic" or
-            "compensated". The last two do not lose small steps; `update` then needs `params`.
-            "nearest" rounds as `apply_updates` does and loses steps below half a unit of the
-            parameter. "stochastic" rounds up or down so that the mean is right. "compensated"
-            rounds to nearest and stores the rest in `state.residual`, in 1/256ths of a unit. With
-            the last two the update is float32, lands exactly on the parameter's grid, and must come
-            last in a chain.
+        rounding: How a step of a 16-bit parameter is rounded: "nearest" (default), "stochastic",
+            "compensated" or "split". All but the first keep small steps; `update` then needs
+            `params`. "nearest" rounds as `apply_updates` does and loses steps below half a unit of
+            the parameter. "stochastic" rounds up or down so that the mean is right. "compensated"
+            rounds to nearest and stores the rest in `state.residual`, in 1/256ths of a unit.
+            "split" stores all of it: training is then the same, bit for bit, as with float32
+            weights that are cast in the loss. With these three the update is float32, lands exactly
+            on the parameter's grid, and must come last in a chain.
         l2: L2 regularization >= 0, or a schedule: adds l2 * theta to the gradient; `update` then
             needs `params`. None (default): no regularization. The sum is the gradient of the loss
             plus l2/2 |theta|**2, as with `weight_decay` of `torch.optim.Adam`.

@@ -32,8 +32,8 @@ mu_dtype: Dtype of m in the state, such as "bfloat16". None (default): at least 
 nu_dtype: Dtype of v in the state, always real. None (default): at least float32.
 moments: How m and v are stored: "full" (default), "bfloat16" or "int8", which take 8, 4 and 2 bytes
     per float32 parameter; or a `Full`, `BFloat16` or `Int8` object.
-rounding: How a step of a 16-bit parameter is rounded: "nearest" (default), "stochastic" or
-    "compensated". The last two do not lose small steps; `update` then needs `params`.
+rounding: How a step of a 16-bit parameter is rounded: "nearest" (default), "stochastic",
+    "compensated" or "split". All but the first keep small steps; `update` then needs `params`.
 nesterov: True looks one step ahead (Nesterov momentum): m_hat is then that of `nadam`.
 l2: L2 regularization >= 0, or a schedule: adds l2 * theta to the gradient; `update` then needs
     `params`. None (default): no regularization.
@@ -100,8 +100,8 @@ init.mu_dtype: That is float64 for float64 parameters and complex for complex on
 init.nu_dtype: Prefer moments="bfloat16" to a `nu` of 16 bits: in bfloat16 it stops moving where
     b2 >= 0.99, and in float16 small values become 0, which makes steps hundreds of times too long
     (see docs/precision.md).
-init.rounding: "compensated" stores what each parameter lacks in `residual`, one byte per element.
-    See `update`.
+init.rounding: "compensated" and "split" store what each parameter lacks in `residual`, one byte
+    or two per element. See `update`.
 lamb.mask: The norms scale every leaf, decayed or not.
 update.learning_rate: A coordinate moves by about the step size, whatever the size of its gradient.
 update.mu_dtype: A state of another dtype is refused. (If `mu` has 16 bits and you did not ask for
@@ -112,8 +112,10 @@ update.mask: A single boolean is refused beside a decay: write `mask=None` or `w
 update.nesterov: It is b1 m / (1 - b1**(t+1)) + (1 - b1) g / (1 - b1**t).
 update.rounding: "nearest" rounds as `apply_updates` does and loses steps below half a unit of the
     parameter. "stochastic" rounds up or down so that the mean is right. "compensated" rounds to
-    nearest and stores the rest in `state.residual`, in 1/256ths of a unit. With the last two the
-    update is float32, lands exactly on the parameter's grid, and must come last in a chain.
+    nearest and stores the rest in `state.residual`, in 1/256ths of a unit. "split" stores all of
+    it: training is then the same, bit for bit, as with float32 weights that are cast in the loss.
+    With these three the update is float32, lands exactly on the parameter's grid, and must come
+    last in a chain.
 update.l2: The sum is the gradient of the loss plus l2/2 |theta|**2, as with `weight_decay` of
     `torch.optim.Adam`.
 update.eps_placement: The second is the paper's other form, with both corrections outside:

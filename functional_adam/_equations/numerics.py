@@ -162,6 +162,27 @@ def times(c: jax.Array, x: jax.Array) -> jax.Array:
     return jax.lax.complex(c * x.real, c * x.imag) if jnp.iscomplexobj(x) else c * x
 
 
+@jax.custom_jvp
+def unfused(x: jax.Array, t: jax.Array) -> jax.Array:
+    """x, a product in float32 that no compiler fuses with a sum that follows; t is any number > 0.
+
+    Fused, the product is not rounded before the sum. XLA would do so in some programs and not in
+    others, and in one program for a parameter and not for its residual. It cannot know that t is
+    positive, and what it adds to the bits of x stands between the two.
+    """
+    if x.dtype != jnp.float32:
+        return x
+    bits = jax.lax.bitcast_convert_type(x, jnp.int32) + (t < 0).astype(jnp.int32)
+    return jax.lax.bitcast_convert_type(bits, jnp.float32)
+
+
+@unfused.defjvp
+def _unfused_jvp(  # registered, never called by name
+    primals: tuple[Any, ...], tangents: tuple[Any, ...]
+) -> Any:
+    return unfused(*primals), tangents[0]
+
+
 def over(x: jax.Array, d: jax.Array) -> jax.Array:
     """x / d for real d, part by part where x is complex.
 

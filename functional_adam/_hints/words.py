@@ -18,6 +18,7 @@ _ALIASES = {
     "rounding": {
         "nearest": {"none", "false", "rne", "round"},
         "stochastic": {"sr", "random"},
+        "split": {"master", "masterweights", "fp32master", "splitsgd", "float32", "fp32", "exact"},
         "compensated": {"kahan", "kahansum", "errorfeedback", "compensation"},
     },
 }

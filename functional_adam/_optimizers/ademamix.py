@@ -62,8 +62,9 @@ def ademamix(
         nu_dtype: Dtype of v in the state, always real. None (default): at least float32.
         moments: How the three moments are stored: "full" (default) or "bfloat16", which take 12 and
             6 bytes per float32 parameter; or a `Full` or `BFloat16` object. "int8" is refused.
-        rounding: How a step of a 16-bit parameter is rounded: "nearest" (default), "stochastic" or
-            "compensated". The last two do not lose small steps; `update` then needs `params`.
+        rounding: How a step of a 16-bit parameter is rounded: "nearest" (default), "stochastic",
+            "compensated" or "split". All but the first keep small steps; `update` then needs
+            `params`.
         independent_weight_decay: True: the learning rate does not multiply `weight_decay`.
 
     Returns:

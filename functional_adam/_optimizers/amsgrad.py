@@ -67,8 +67,9 @@ def amsgrad(
         nu_dtype: Dtype of v and v_max in the state, always real. None (default): at least float32.
         moments: How the three moments are stored: "full" (default) or "bfloat16", which take 12 and
             6 bytes per float32 parameter; or a `Full` or `BFloat16` object. "int8" is refused.
-        rounding: How a step of a 16-bit parameter is rounded: "nearest" (default), "stochastic" or
-            "compensated". The last two do not lose small steps; `update` then needs `params`.
+        rounding: How a step of a 16-bit parameter is rounded: "nearest" (default), "stochastic",
+            "compensated" or "split". All but the first keep small steps; `update` then needs
+            `params`.
         maximum: What v_max is the maximum of: "after_correction" (default) of v / c2, or
             "before_correction" of v.
         eps_placement: Where eps is added: "after_correction" (default), or (only with

@@ -57,8 +57,9 @@ def lamb(
         nu_dtype: Dtype of v in the state, always real. None (default): at least float32.
         moments: How m and v are stored: "full" (default), "bfloat16" or "int8", which take 8, 4 and
             2 bytes per float32 parameter; or a `Full`, `BFloat16` or `Int8` object.
-        rounding: How a step of a 16-bit parameter is rounded: "nearest" (default), "stochastic" or
-            "compensated". The last two do not lose small steps; `update` then needs `params`.
+        rounding: How a step of a 16-bit parameter is rounded: "nearest" (default), "stochastic",
+            "compensated" or "split". All but the first keep small steps; `update` then needs
+            `params`.
 
     Returns:
         A `GradientTransformation` whose state is an `AdamState`.

@@ -63,8 +63,9 @@ def nadam(
         nu_dtype: Dtype of v in the state, always real. None (default): at least float32.
         moments: How m and v are stored: "full" (default), "bfloat16" or "int8", which take 8, 4 and
             2 bytes per float32 parameter; or a `Full`, `BFloat16` or `Int8` object.
-        rounding: How a step of a 16-bit parameter is rounded: "nearest" (default), "stochastic" or
-            "compensated". The last two do not lose small steps; `update` then needs `params`.
+        rounding: How a step of a 16-bit parameter is rounded: "nearest" (default), "stochastic",
+            "compensated" or "split". All but the first keep small steps; `update` then needs
+            `params`.
         momentum_decay: psi >= 0 of Dozat's momentum schedule; PyTorch's default is 0.004. None
             (default): the simplified form.
         l2: L2 regularization >= 0, or a schedule: adds l2 * theta to the gradient; `update` then
@@ -139,8 +140,9 @@ def nadamw(
         nu_dtype: Dtype of v in the state, always real. None (default): at least float32.
         moments: How m and v are stored: "full" (default), "bfloat16" or "int8", which take 8, 4 and
             2 bytes per float32 parameter; or a `Full`, `BFloat16` or `Int8` object.
-        rounding: How a step of a 16-bit parameter is rounded: "nearest" (default), "stochastic" or
-            "compensated". The last two do not lose small steps; `update` then needs `params`.
+        rounding: How a step of a 16-bit parameter is rounded: "nearest" (default), "stochastic",
+            "compensated" or "split". All but the first keep small steps; `update` then needs
+            `params`.
         momentum_decay: psi >= 0 of Dozat's momentum schedule; PyTorch's default is 0.004. None
             (default): the simplified form.
         independent_weight_decay: True: the learning rate does not multiply `weight_decay`.

@@ -62,8 +62,9 @@ def radam(
         nu_dtype: Dtype of v in the state, always real. None (default): at least float32.
         moments: How m and v are stored: "full" (default), "bfloat16" or "int8", which take 8, 4 and
             2 bytes per float32 parameter; or a `Full`, `BFloat16` or `Int8` object.
-        rounding: How a step of a 16-bit parameter is rounded: "nearest" (default), "stochastic" or
-            "compensated". The last two do not lose small steps; `update` then needs `params`.
+        rounding: How a step of a 16-bit parameter is rounded: "nearest" (default), "stochastic",
+            "compensated" or "split". All but the first keep small steps; `update` then needs
+            `params`.
         l2: L2 regularization >= 0, or a schedule: adds l2 * theta to the gradient; `update` then
             needs `params`. None (default): no regularization.
         eps_placement: Where eps is added: "after_correction" (default) to sqrt(v_hat), or

@@ -15,7 +15,14 @@ from functional_adam._storage.floats import (
     is_finite,
     with_sign,
 )
-from functional_adam._storage.noise import RandomBits, fraction
+from functional_adam._storage.noise import RandomBits
+from functional_adam._storage.residual import (
+    COMPENSATED,
+    SPLIT,
+    Residual,
+    nearest_half,
+    power,
+)
 from functional_adam._types import arithmetic_dtype
 
 T = TypeVar("T")
@@ -77,32 +84,49 @@ class Rounding(NamedTuple):
     """How a parameter of 16 bits takes its step; parameters of other dtypes are not rounded."""
 
     name: str
-    to_dtype: Callable[[jax.Array, np.dtype[Any], jax.Array], jax.Array]
+    to_dtype: Callable[[jax.Array, np.dtype[Any], RandomBits], jax.Array]
     rounds_update: bool = True  # chosen with the update, and not when it is applied
-    has_residual: bool = False
+    is_random: bool = True  # needs the bits of a step
+    residual: Residual | None = None  # of the kind that is kept beside the parameter
+    further_bits: int | None = None  # of a weight that is itself rounded, on average
+
+    @property
+    def has_residual(self) -> bool:
+        """Whether anything is kept beside each number of a parameter."""
+        return self.residual is not None
 
 
-def _nearest(x: jax.Array, dtype: np.dtype[Any], random: jax.Array) -> jax.Array:
+def _nearest(x: jax.Array, dtype: np.dtype[Any], random: RandomBits) -> jax.Array:
     del random
     return x.astype(dtype)
 
 
-def _up_from_half_way(x: jax.Array, dtype: np.dtype[Any], random: jax.Array) -> jax.Array:
+def _on_average(x: jax.Array, dtype: np.dtype[Any], random: RandomBits) -> jax.Array:
+    return stochastic(x, dtype, random.theta)
+
+
+def _up_from_half_way(x: jax.Array, dtype: np.dtype[Any], random: RandomBits) -> jax.Array:
     """To nearest; from half-way upwards, as there 128 codes would be missing and an int8 has 127.
 
     Clipped to these, a weight that rises by less than a code a step would stand still there.
     """
     del random
-    power = jnp.minimum(_power(x), np.float32(2.0**127))  # -inf + inf were NaN
-    return (x + power * np.float32(2.0 ** -(jnp.finfo(dtype).nmant + 12))).astype(dtype)
+    size = jnp.minimum(power(x), np.float32(2.0**127))  # -inf + inf were NaN
+    return (x + size * np.float32(2.0 ** -(jnp.finfo(dtype).nmant + 12))).astype(dtype)
+
+
+def _half(x: jax.Array, dtype: np.dtype[Any], random: RandomBits) -> jax.Array:
+    del random
+    return nearest_half(x, dtype)
 
 
 ROUNDINGS = {
     rounding.name: rounding
     for rounding in (
-        Rounding("nearest", _nearest, rounds_update=False),
-        Rounding("stochastic", stochastic),
-        Rounding("compensated", _up_from_half_way, has_residual=True),
+        Rounding("nearest", _nearest, rounds_update=False, is_random=False),
+        Rounding("stochastic", _on_average),
+        Rounding("compensated", _up_from_half_way, residual=COMPENSATED, further_bits=8),
+        Rounding("split", _half, residual=SPLIT, is_random=False),
     )
 }
 
@@ -116,18 +140,15 @@ def round_update(
     there theta + u, which is what applying it comes to, is still the number the code refers to.
     """
     x = undifferentiable(x)
-    if rounding.has_residual:  # first to what theta and a code can stand for, then to theta
-        x = _to_grid(x, theta.dtype, 8, random.code)
+    if rounding.further_bits:  # first to what theta and a code can stand for, then to theta
+        x = _to_grid(x, theta.dtype, rounding.further_bits, random.code)
     wide = theta.astype(jnp.float32)
-    goal = rounding.to_dtype(x, theta.dtype, random.theta).astype(jnp.float32)
+    goal = rounding.to_dtype(x, theta.dtype, random).astype(jnp.float32)
     u = jnp.where(goal == wide, 0, goal - wide)  # 0 for what is infinite and stays so
-    if not rounding.has_residual:
+    if rounding.residual is None:
         return u, None
     landed = (wide + u).astype(theta.dtype)
-    missing = (x - landed.astype(jnp.float32)) / _code_unit(landed)
-    # Whole, but below a power of two, whose own unit is twice that of x. By other bits than above.
-    code = jnp.clip(jnp.floor(missing + fraction(random.theta)), -128, 127)
-    return u, jnp.where(is_finite(missing), code, 0).astype(jnp.int8)
+    return u, rounding.residual.code(x, landed, random)
 
 
 def added(theta: jax.Array, u: jax.Array) -> jax.Array:
@@ -140,25 +161,3 @@ def as_weak_as(theta: jax.Array, total: jax.Array) -> jax.Array:
     """`total`, of the weak type of theta."""
     # Only `full_like` hands a weak type on, and only with a scalar: hence one call an element.
     return jnp.vectorize(jax.lax.full_like)(theta, total) if theta.weak_type else total
-
-
-@jax.jit
-def master(theta: jax.Array, code: jax.Array | None) -> jax.Array:
-    """The float32 weight that theta, of 16 bits, stands for: theta + code ulp(theta) / 256."""
-    wide = theta.astype(jnp.float32)
-    return wide if code is None else wide + code.astype(jnp.float32) * _code_unit(theta)
-
-
-def _code_unit(theta: jax.Array) -> jax.Array:
-    """1/256 of the distance from theta to its neighbour in its dtype."""
-    info = jnp.finfo(theta.dtype)
-    power = _power(theta.astype(jnp.float32))
-    # float16's subnormals are spaced like its smallest normals; and float32 holds the unit itself.
-    least = max(float(info.tiny), 2.0 ** (info.nmant + 8 - 126))
-    power = jnp.clip(power, np.float32(least), np.float32(2.0**127))
-    return power * np.float32(2.0 ** -(info.nmant + 8))
-
-
-def _power(x: jax.Array) -> jax.Array:
-    """The power of two at or below |x|, 0 for float32's subnormals; infinite for NaN too."""
-    return from_bits(bits_of(x) & np.int32(0x7F800000))

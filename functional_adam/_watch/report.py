@@ -34,7 +34,7 @@ class LeafMemory(NamedTuple):
         mu: of the first moment.
         nu: of the second.
         nu_scale: of its scales.
-        residual: of what rounding="compensated" keeps.
+        residual: of what rounding="compensated" or "split" keeps.
         extra: of a variant's own trees.
         per_device: of all parts of the state, on each device; None where no shardings were given.
         moments: the format of both moments, "full", "bfloat16" or "int8"; "" where there are none.
