@@ -144,7 +144,8 @@ def round_update(
         x = _to_grid(x, theta.dtype, rounding.further_bits, random.code)
     wide = theta.astype(jnp.float32)
     goal = rounding.to_dtype(x, theta.dtype, random).astype(jnp.float32)
-    u = jnp.where(goal == wide, 0, goal - wide)  # 0 for what is infinite and stays so
+    # What stays as it is adds -0, which keeps infinities and the sign of a zero.
+    u = jnp.where(goal == wide, -0.0, goal - wide)
     if rounding.residual is None:
         return u, None
     landed = (wide + u).astype(theta.dtype)

@@ -13,6 +13,7 @@ from short_floats import SHORT, pairs, step, unit
 import functional_adam as fa
 from functional_adam._storage import noise as N
 from functional_adam._storage import rounding as R
+from functional_adam._storage.residual import master
 
 pytestmark = pytest.mark.usefixtures("strict")
 
@@ -217,7 +218,7 @@ def all_landings(x, name):
         bits = N.RandomBits(None, None, code=code_bits, theta=theta_bits, extra={})
         u, code = R.round_update(R.ROUNDINGS["compensated"], x, theta, bits)
         landed = (theta.astype(jnp.float32) + u).astype(dtype)
-        found.append((landed, R.master(landed, code)))
+        found.append((landed, master(landed, code)))
     return [jnp.concatenate(parts, axis=1) for parts in zip(*found, strict=True)]
 
 
@@ -232,11 +233,11 @@ def test_a_master_weight_is_right_on_average_over_its_bits_up_to_the_ends_of_the
     theta = np.array(thetas).astype(SHORT[name]).astype(np.float64)
     x = (theta[:, None] + CODES * unit(theta, name)[:, None] / 256).ravel()
     x = np.float32(sign * x[x <= largest + unit(largest, name) * 127 / 256])
-    landed, master = map(np.float64, all_landings(x, name))
+    landed, weight = map(np.float64, all_landings(x, name))
     code = unit(landed, name) / 256
-    assert (np.abs(master - x[:, None]) <= code).all()
-    assert (np.abs(landed - master) <= 128 * code).all()
-    assert (np.abs(master.mean(1) - x) <= code.mean(1) / 60).all()
+    assert (np.abs(weight - x[:, None]) <= code).all()
+    assert (np.abs(landed - weight) <= 128 * code).all()
+    assert (np.abs(weight.mean(1) - x) <= code.mean(1) / 60).all()
 
 
 @pytest.mark.parametrize("name", SHORT)
@@ -245,6 +246,6 @@ def test_a_compensated_weight_out_of_range_is_infinite_with_no_code(name):
     x = largest + unit(largest, name) * np.array([0.6, 1.0]) if name == "float16" else []
     x = np.float32([*x, np.inf])
     for sign in (1, -1):
-        landed, master = map(np.float64, all_landings(sign * x, name))
+        landed, weight = map(np.float64, all_landings(sign * x, name))
         assert (landed == sign * np.inf).all()
-        assert (master == sign * np.inf).all()
+        assert (weight == sign * np.inf).all()

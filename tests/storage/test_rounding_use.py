@@ -12,6 +12,7 @@ from short_floats import pairs, unit
 import functional_adam as fa
 from functional_adam._storage import noise as N
 from functional_adam._storage import rounding as R
+from functional_adam._storage.residual import master
 
 pytestmark = pytest.mark.usefixtures("strict")
 
@@ -130,7 +131,7 @@ def test_compensated_weights_do_not_drift_where_a_code_would_be_128(dtype, sign)
     def walked(theta, code):
         def step(kept, i):
             theta, code, moved = kept
-            w = R.master(theta, code)
+            w = master(theta, code)
             x = w + spacing * jnp.sin(0.37 * i + 0.01 * jnp.arange(n, dtype=jnp.float32))
             random = N.random_bits(N.step_noise(i.astype(jnp.int32) + 1), N.leaf_key("['w']"), (n,))
             u, code = R.round_update(R.ROUNDINGS["compensated"], x, theta, random)
@@ -139,7 +140,7 @@ def test_compensated_weights_do_not_drift_where_a_code_would_be_128(dtype, sign)
         return jax.lax.scan(step, (theta, code, jnp.zeros(n)), jnp.arange(float(steps)))[0]
 
     *end, moved = walked(theta, code)
-    drift = np.float64(R.master(*end)) - np.float64(theta) - np.float64(moved)
+    drift = np.float64(master(*end)) - np.float64(theta) - np.float64(moved)
     assert abs(drift.mean()) < 5 * drift.std() / n**0.5
     assert drift.std() < 2 * steps**0.5 * spacing / 256  # one rounding of a code a step
 
