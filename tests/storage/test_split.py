@@ -94,7 +94,7 @@ def test_what_is_no_number_or_too_large_has_no_residual(name):
     inside, outside = np.float32(largest + unit(largest, name) * np.array([0.49, 0.5]))
     x = np.float32([np.nan, np.nan, np.inf, -np.inf, outside, -outside])
     x[:2] = np.array([0x7FFFFFFF, 0xFFFFFFFF], np.uint32).view(np.float32)  # one more would be -0
-    theta, code, weight = halves(x, dtype)
+    theta, code, weight = halves(x, dtype, np.full(6, 1.5, dtype))
     wanted = np.float32([np.nan, np.nan, *[np.inf, -np.inf] * 2])
     np.testing.assert_array_equal(np.float32(theta), wanted)
     np.testing.assert_array_equal(weight, wanted)
