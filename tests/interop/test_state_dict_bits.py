@@ -54,6 +54,7 @@ RUNS = {
     "bfloat16": (fa.adam(0.03, **RATES, moments="bfloat16"), SHORT),
     "int8": (fa.adam(0.03, **RATES, moments=CODES), SHORT),
     "residual": (fa.adam(0.03, **RATES, moments=CODES, rounding="compensated"), SHORT),
+    "split": (fa.adam(0.03, **RATES, rounding="split"), SHORT),
     "complex": (fa.adam(0.03, **RATES), (jnp.complex64,)),
     "amsgrad": (fa.amsgrad(0.03, **RATES, moments="bfloat16"), SHORT),
     "ademamix": (fa.ademamix(0.03), (jnp.float32,)),

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from codes import format_named
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from quick import quick_jit
@@ -120,19 +119,24 @@ def test_two_leaves_of_one_name_are_refused():
 # ---- Orbax ----
 
 # Each format and each rounding once; the other pairs in `make test-all`.
-PAIRS = [("full", "stochastic"), ("bfloat16", "nearest"), ("int8", "compensated")]
+PAIRS = [
+    ("full", "stochastic"),
+    ("bfloat16", "nearest"),
+    ("int8", "compensated"),
+    ("bfloat16", "split"),
+]
 PAIRS += [
     pytest.param(moments, rounding, marks=pytest.mark.slow)
     for moments in ("full", "bfloat16", "int8")
-    for rounding in ("nearest", "stochastic", "compensated")
+    for rounding in ("nearest", "stochastic", "compensated", "split")
     if (moments, rounding) not in PAIRS
 ]
 
 
 @pytest.mark.parametrize(("moments", "rounding"), PAIRS)
 def test_orbax_keeps_a_state_of_mixed_parameters(rounding, moments, tmp_path):
-    params = {"short": jnp.ones((3, 40), jnp.bfloat16), "norm": [jnp.ones(5)], "frozen": None}
-    tx = fa.adamw(0.03, **RATES, weight_decay=0.1, moments=format_named(moments), rounding=rounding)
+    params = {"short": jnp.ones((64, 80), jnp.bfloat16), "norm": [jnp.ones(5)], "frozen": None}
+    tx = fa.adamw(0.03, **RATES, weight_decay=0.1, moments=moments, rounding=rounding)
     grads = jax.tree.map(lambda p: 0.3 * p, params)
     update = quick_jit(tx.update)
     _, state = update(grads, tx.init(params), params)

@@ -190,3 +190,60 @@ def test_steps_of_a_billionth_of_a_weight_are_lost_as_in_float32_and_larger_ones
         )
         weights = np.float64(fa.master_params(*end))
         np.testing.assert_allclose(weights, np.float64(params) - moved, rtol=0, atol=moved / 50)
+
+
+# In a state --------------------------------------------------------------------------------------
+
+
+def test_a_state_of_another_rounding_is_refused_and_begins_anew():
+    params = {"w": jnp.ones((2, 3), jnp.bfloat16), "b": jnp.ones(3)}
+    txs = {name: fa.adam(0.1, rounding=name) for name in ROUNDINGS}
+    states = {name: tx.init(params) for name, tx in txs.items()}
+    assert (states["split"].residual["w"].dtype, states["split"].residual["b"]) == (np.int16, None)
+    for held, asked, message in [
+        ("compensated", "split", r"residual\['w'\] must be int16 codes; got int8 codes: the state"),
+        ("split", "compensated", r"residual\['w'\] must be int8 codes; got int16 codes"),
+        ("stochastic", "split", r"residual\['w'\] must be codes; got a zero"),
+        ("split", "stochastic", r"residual\['w'\] must be a zero; got codes"),
+        ("nearest", "split", r"residual\['w'\] is None"),
+        ("split", "nearest", r'is a tree, but rounding="nearest" was asked for.*or "split"'),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            txs[asked].update(params, states[held], params)
+    anew = states["compensated"]._replace(residual=states["split"].residual)
+    txs["split"].update(params, anew, params)
+    cut = states["split"]._replace(residual={"w": jnp.zeros(6, jnp.int16), "b": None})
+    with pytest.raises(ValueError, match=r"residual\['w'\] must be int16 of shape \(2, 3\)"):
+        txs["split"].update(params, cut, params)
+    with pytest.raises(ValueError, match=r"residual\['w'\] must be int16 of shape \(2, 3\)"):
+        fa.master_params(params, cut)
+    with pytest.raises(ValueError, match=r'Write rounding="split"'):
+        fa.adam(rounding="master weights")
+    with pytest.raises(ValueError, match=r'rounding="split" needs the parameters'):
+        txs["split"].update(params, states["split"])
+
+
+def test_nothing_random_is_made_for_full_moments():
+    params = jnp.ones((4, 8), jnp.bfloat16)
+    texts = {}
+    for name in ROUNDINGS:
+        tx = fa.adam(0.1, rounding=name)
+        texts[name] = str(jax.make_jaxpr(tx.update)(params, tx.init(params), params))
+    random = {name: "u32" in text for name, text in texts.items()}
+    assert random == {"nearest": False, "stochastic": True, "compensated": True, "split": False}
+
+
+def test_members_of_a_vmap_are_those_alone():
+    tx = fa.adamw(**HYPER, weight_decay=0.1, rounding="split")
+    params = jnp.asarray(normal(3, 4, 50, seed=7), jnp.bfloat16)
+    grads = jnp.asarray(normal(5, 3, 4, 50, seed=8), jnp.bfloat16)
+
+    def run(params, grads):
+        body = lambda kept, g: (fa.step(tx, g, kept[1], kept[0]), None)  # noqa: E731
+        return jax.lax.scan(body, (params, tx.init(params)), grads)[0]
+
+    found, state = jax.jit(jax.vmap(run, in_axes=(0, 1)))(params, grads)
+    for n in range(3):
+        alone, own = jax.jit(run)(params[n], grads[:, n])
+        np.testing.assert_array_equal(found[n], alone)
+        np.testing.assert_array_equal(state.residual[n], own.residual)

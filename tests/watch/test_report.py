@@ -29,6 +29,7 @@ TRANSFORMATIONS = {
     "int8": fa.adamw(moments=CODES, rounding="compensated"),
     "blocks of 16": fa.adamw(moments=fa.Int8(block_size=16, min_size=0), rounding="stochastic"),
     "amsgrad": fa.amsgrad(moments="bfloat16", rounding="compensated"),
+    "split": fa.adamw(rounding="split"),
     "ademamix": fa.ademamix(),
 }
 
@@ -57,6 +58,9 @@ def test_bytes_of_each_part_of_a_leaf():
     assert leaf[3:9] == (600, 600, 600, 0, 300, 600)
     (leaf,) = fa.memory_report(fa.adam(moments=CODES), jnp.ones((6, 300))).leaves
     assert leaf[3:9] == (7200, 1800, 1800, 36, 0, 0)
+    split = fa.adam(moments=CODES, rounding="split")
+    (leaf,) = fa.memory_report(split, jnp.ones((6, 300), jnp.bfloat16)).leaves
+    assert leaf[3:9] == (3600, 1800, 1800, 36, 3600, 0)
 
 
 @jax.tree_util.register_pytree_with_keys_class
