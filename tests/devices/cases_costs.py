@@ -64,10 +64,11 @@ def test_a_step_sends_nothing_but_the_updates_of_zero_and_uses_up_its_arguments(
 # with ZeRO-1 an eighth, an eighth and a half. Bytes an element, and 2 for each block of 128.
 HELD = {
     "full nearest": (8, 8, 0),
+    "full split": (8 + 2, 8, 0),
     "bfloat16 compensated": (4 + 1, 4, 0),
     "int8 compensated": (2 + 1, 2, 2),
 }
-BOTH = [("full nearest", "data"), ("bfloat16 compensated", None)]
+BOTH = [("full nearest", "data"), ("full split", "data"), ("bfloat16 compensated", None)]
 BOTH += [("int8 compensated", zero) for zero in (None, "data")]
 
 

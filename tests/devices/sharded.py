@@ -28,7 +28,7 @@ FORMATS, ROUNDINGS = ("full", "bfloat16", "int8"), ("nearest", "stochastic", "co
 MODES = {
     f"{moments} {rounding}": fa.adamw(**HYPER, moments=format_named(moments), rounding=rounding)
     for moments in FORMATS
-    for rounding in ROUNDINGS
+    for rounding in (*ROUNDINGS, "split")
 }
 # Every device has 8192 elements or more of each leaf, and of float32 rows more than a block. Of
 # smaller parts XLA for the CPU may make another loop, and round an operation once instead of
