@@ -1,14 +1,18 @@
 """rounding="split": float32 weights in two halves of 16 bits, and training that is float32's."""
 
 import functools
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+import optax
 import pytest
 from codes import format_named
-from format_runs import normal
+from format_runs import assert_same_bits, normal
+from modes import switched
 from short_floats import SHORT, every, pairs, unit
 
 import functional_adam as fa
@@ -152,6 +156,12 @@ def nearest_half(w):
     return upper.view(np.float32).astype(ml_dtypes.bfloat16)
 
 
+def cast_for_the_loss(w):
+    """`nearest_half` of a traced weight."""
+    upper = (jax.lax.bitcast_convert_type(w, jnp.uint32) + 0x8000) & jnp.uint32(0xFFFF0000)
+    return jax.lax.bitcast_convert_type(upper, jnp.float32).astype(jnp.bfloat16)
+
+
 @pairs(("stream", "setting"), list(STREAMS), SETTINGS)
 def test_weights_are_those_of_float32_in_every_bit(stream, setting):
     """By `update` and by `step`; float32's by `update`, from the same gradients."""
@@ -178,6 +188,50 @@ def test_weights_are_those_of_float32_in_every_bit(stream, setting):
         np.testing.assert_array_equal(found, nearest_half(theirs[0]))
         np.testing.assert_array_equal(state.nu, theirs[1].nu)
     assert np.mean(np.float32(found) != np.asarray(theirs[0])) > 0.9
+
+
+def stepped(tx, params, state, grads):
+    return fa.step(tx, grads, state, params)
+
+
+def transformer():
+    """The byte transformer that benchmarks/low_memory.py trains."""
+    sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+    try:
+        return pytest.importorskip("baselines").TASKS["transformer"]
+    finally:
+        sys.path.pop(0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moments", ["full", "int8"])
+def test_a_transformer_trains_as_with_float32_weights_cast_in_the_loss(moments):
+    with switched("jax_numpy_dtype_promotion", "standard"):  # the benchmark's own arithmetic
+        task = transformer()
+        rate = optax.warmup_cosine_decay_schedule(0.0, 1e-3, 50, 1000)
+        make = functools.partial(fa.adamw, rate, b1=0.88, b2=0.99, moments=moments)
+        txs = make(rounding="split", weight_decay=0.1), make(weight_decay=0.1)
+        half = jax.tree.map(lambda p: p.astype(jnp.bfloat16), task.init(jax.random.key(3)))
+        starts = half, jax.tree.map(lambda p: p.astype(jnp.float32), half)
+        (ours, state), (theirs, other) = (
+            (p, tx.init(p)) for p, tx in zip(starts, txs, strict=True)
+        )
+        step, wide_step = (jax.jit(functools.partial(stepped, tx)) for tx in txs)
+        gradient = jax.jit(jax.value_and_grad(task.loss))
+        in_the_loss = jax.jit(functools.partial(jax.tree.map, cast_for_the_loss))
+        data, losses = task.load()[0], []
+        for t in range(1000):
+            batch = task.batch(data, jax.random.key(t))
+            loss, grads = gradient(ours, batch)
+            ours, state = step(ours, state, grads)
+            wanted, grads = gradient(in_the_loss(theirs), batch)
+            grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
+            theirs, other = wide_step(theirs, other, grads)
+            assert loss == wanted, t
+            losses.append(float(loss))
+        assert np.mean(losses[-50:]) < 0.6 * losses[0]
+        assert_same_bits(fa.master_params(ours, state), theirs)
+        assert_same_bits(state.nu, other.nu)
 
 
 def test_steps_of_a_billionth_of_a_weight_are_lost_as_in_float32_and_larger_ones_are_not():
