@@ -128,6 +128,7 @@ CONTESTANTS = {
     "bf16 weights, nearest": Contestant(rounding="nearest", short_weights=True),
     "bf16 weights, stochastic": Contestant(rounding="stochastic", short_weights=True),
     "bf16 weights, compensated": Contestant(rounding="compensated", short_weights=True),
+    "bf16 weights, split": Contestant(rounding="split", short_weights=True),
     "everything": Contestant("int8", "compensated", short_weights=True),
 }
 MOMENTS = [name for name, c in CONTESTANTS.items() if not c.short_weights]

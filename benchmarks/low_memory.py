@@ -118,7 +118,7 @@ def train(job: dict[str, Any], advance: Callable[[int], None]) -> dict[str, Any]
     (params, state), (losses, worst) = chunks(run, (params, contestant.init(params)), job, advance)
     held_out = data_of(name)[1]
     found = {"held_out": float(held_out_loss(name)(params, held_out))}
-    if contestant.rounding == "compensated":
+    if contestant.rounding in ("compensated", "split"):
         master = fa.master_params(params, state)
         found["held_out_master"] = float(held_out_loss(name)(master, held_out))
     found |= {"last": float(losses[-len(losses) // 10 :].mean()), "worst": float(worst.max())}

@@ -218,7 +218,7 @@ def parse_args() -> argparse.Namespace:
     add("--wait", "seconds for the others to come", 60, type=number(int, 1))
     parser.add_argument("--devices", help="to make of one process's CPU", type=count, metavar="N")
     add("--moments", "as they are kept", "full", choices=("full", "bfloat16", "int8"))
-    roundings = ("nearest", "stochastic", "compensated")
+    roundings = ("nearest", "stochastic", "compensated", "split")
     add("--rounding", "unless nearest, weights are bfloat16", "nearest", choices=roundings)
     add("--steps", "in all", 2000, type=number(int, 1))
     add("--batch-size", "images a step", 64, type=number(int, 1, 1437))

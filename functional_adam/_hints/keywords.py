@@ -154,6 +154,8 @@ _ELSEWHERE = {
         ("stochastic_rounding", "bf16_stochastic_round"), 'write rounding="stochastic"'
     ),
     "kahan_sum": 'write rounding="compensated"',
+    "master_weights": 'write rounding="split"',
+    "use_master_weights": 'write rounding="split"',
     **dict.fromkeys(("caution", "cautious"), "wrap it, fa.cautious(fa.adamw(...))"),
     "decouple_lr": "write independent_weight_decay=True",
     "decoupled_weight_decay": "fa.adamw, fa.nadamw and fa.adamaxw decay so",

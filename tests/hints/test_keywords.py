@@ -48,6 +48,7 @@ CASES = {
         dict(lr=1e-3, betas=(0.9, 0.95), eps=1e-8, maximize=True, fused=True),
         ["learning_rate=0.001 here", "b1=0.9, b2=0.95 here", "maximize: to climb", "fused: leave"],
     ),
+    "a float32 copy": (fa.adamw, dict(master_weights=True), ['rounding="split"']),
     "8 bits": (fa.adamw, dict(optim_bits=8), ['moments="int8"']),
     "clipping": (fa.adamw, dict(max_grad_norm=1.0), ["optax.clip_by_global_norm(1.0)"]),
     "params": (fa.adam, dict(params=X, lr=0.1), ["state = tx.init(params) takes them"]),
