@@ -70,7 +70,7 @@ def lowered_for_tpus(step, *arguments):
 def test_tpus_get_a_kernel_where_a_trace_knows_how_a_leaf_is_divided(kind):
     if kind == "Explicit" and not EXPLICIT:
         pytest.skip("explicit axes need a newer JAX")
-    tx = fa.adamw(**HYPER, moments="int8", rounding="compensated")
+    tx = fa.adamw(**HYPER, moments=CODES, rounding="compensated")
     sharding = NamedSharding(mesh_of("2x4", kind), P("data", "model"))
     params = jax.device_put(jnp.ones((16, 1024), jnp.bfloat16), sharding)
     text = lowered_for_tpus(lambda p, s, g: fa.step(tx, g, s, p), params, tx.init(params), params)
@@ -81,7 +81,7 @@ def test_tpus_get_a_kernel_where_a_trace_knows_how_a_leaf_is_divided(kind):
 @pytest.mark.skipif(not EXPLICIT, reason="explicit axes need a newer JAX")
 def test_axes_made_explicit_for_a_step_are_enough():
     mesh, spec = mesh_of("2x4", "Auto"), P("data", "model")
-    tx = fa.adamw(**HYPER, moments="int8")
+    tx = fa.adamw(**HYPER, moments=CODES)
     params = jax.device_put(jnp.ones((16, 1024)), NamedSharding(mesh, spec))
     state, specs = tx.init(params), jax.tree.map(lambda x: x.spec, fa.state_shardings(tx, params))
     step = jax.sharding.explicit_axes(
@@ -96,7 +96,7 @@ def test_axes_made_explicit_for_a_step_are_enough():
 
 
 def test_what_a_step_returns_inside_shard_map_differs_as_its_part_does():
-    tx, mesh = fa.adamw(**HYPER, moments="int8"), mesh_of("8")
+    tx, mesh = fa.adamw(**HYPER, moments=CODES), mesh_of("8")
     params = jnp.asarray(np.random.default_rng(7).normal(size=(8, 128)), jnp.float32)
     state, spec = tx.init(params), P("data")
     specs = jax.tree.map(lambda x: spec if x.ndim else P(), state)
@@ -115,7 +115,7 @@ def test_what_a_step_returns_inside_shard_map_differs_as_its_part_does():
 
 
 def test_moments_of_different_gradients_are_no_replicas():
-    tx, mesh, params = fa.adamw(**HYPER, moments="int8"), mesh_of("8"), jnp.ones((8, 128))
+    tx, mesh, params = fa.adamw(**HYPER, moments=CODES), mesh_of("8"), jnp.ones((8, 128))
     state, g = tx.init(params), jnp.asarray(np.random.default_rng(8).normal(size=(64, 128)))
     nothing = jax.tree.map(lambda _: P(), state)
 

@@ -102,7 +102,7 @@ def test_a_kernel_gives_the_bits_of_the_plain_form(shape, rounding, dtype, form,
         if rounding == "split":
             np.testing.assert_array_equal(np.float32(found), np.float32(params))
             np.testing.assert_array_equal(kept.residual, state.residual)
-            assert np.count_nonzero(kept.residual) > 0.9 * kept.residual.size
+            assert np.count_nonzero(kept.residual) > 0.7 * kept.residual.size
             continue
         if rounding == "stochastic":  # either neighbour of nearly the same number
             np.testing.assert_allclose(found, params, rtol=2**-10, atol=2**-24)
