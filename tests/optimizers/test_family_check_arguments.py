@@ -48,7 +48,7 @@ FLAGS = {
 CHOICES = {
     **dict.fromkeys(["eps_placement", "maximum"], "'after_correction' or 'before_correction'"),
     "moments": "'full' or 'bfloat16' or 'int8'",
-    "rounding": "'nearest' or 'stochastic' or 'compensated'",
+    "rounding": "'nearest' or 'stochastic' or 'compensated' or 'split'",
 }
 OTHERS = {"mask", "mu_dtype", "nu_dtype"}
 
