@@ -81,7 +81,8 @@ def _kernel(name: str, plan: Plan, part: Part, *, interpret: bool = False) -> tu
     if not may_have_kernel(plan.config, part):
         return plain_step(plan, part)
     found = tiles(part.g.shape, part.stored.scale.shape, plan.shape)
-    if found is None or not FITS[name](found):
+    dtypes = [x.dtype for x in (part.g, part.theta) if x is not None]
+    if found is None or not FITS[name](found, dtypes):
         return plain_step(plan, part)
     # Imported here, as Pallas takes half as long to import as all of JAX.
     form = importlib.import_module(f"functional_adam._kernels.{name}")

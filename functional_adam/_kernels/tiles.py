@@ -7,6 +7,7 @@ a mesh a kernel has a part, which is why the distances of rows and planes are th
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -69,23 +70,32 @@ def has_full_blocks(shape: tuple[int, ...], scales: tuple[int, ...]) -> bool:
     return math.prod(shape) > 0 and block_length(width, scales[-1]) * scales[-1] == width
 
 
-def fits_gpu(tiles: Tiles) -> bool:
+def fits_gpu(tiles: Tiles, dtypes: Sequence[np.dtype[Any]]) -> bool:
     """Whether a GPU has a kernel for such a leaf: where 32 bits count its elements."""
+    del dtypes
     return tiles.planes * tiles.rows * tiles.width < 2**31
 
 
-def fits_tpu(tiles: Tiles) -> bool:
-    """Whether a TPU has a kernel for such a leaf: one block a row, or blocks of whole vectors."""
-    return tiles.width > 1 and (tiles.blocks == 1 or tiles.length == tiles.lanes)
+def fits_tpu(tiles: Tiles, dtypes: Sequence[np.dtype[Any]]) -> bool:
+    """Whether a TPU has a kernel for such a leaf: one block a row, or blocks of whole vectors.
+
+    `dtypes` are those of the gradient and the parameter: Mosaic has no float16.
+    """
+    fits = tiles.width > 1 and (tiles.blocks == 1 or tiles.length == tiles.lanes)
+    return fits and np.dtype(np.float16) not in dtypes
 
 
 FITS = {"gpu": fits_gpu, "tpu": fits_tpu}
 
 
-def kernels(shape: tuple[int, ...], scales: tuple[int, ...]) -> tuple[str, ...]:
-    """The kinds of devices that have a kernel for codes of a leaf of this shape."""
+def kernels(
+    shape: tuple[int, ...], scales: tuple[int, ...], dtype: np.dtype[Any]
+) -> tuple[str, ...]:
+    """The kinds of devices that have a kernel for codes of a leaf of this shape and dtype."""
     found = tiles(shape, scales)
-    return () if found is None else tuple(name for name, fits in FITS.items() if fits(found))
+    if found is None:
+        return ()
+    return tuple(name for name, fits in FITS.items() if fits(found, [dtype]))
 
 
 def tiles(

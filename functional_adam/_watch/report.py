@@ -204,7 +204,7 @@ def memory_report(
     whole = jax.tree.map(_bytes, state)
     on_each = None if shardings is None else _on_each_device(state, shardings)
     parts = [_bytes_by_path(whole, (name,)) for name in _PARTS]
-    formats, kinds = _formats_by_path(state), _kernels_by_path(tx, state)
+    formats, kinds = _formats_by_path(state), _kernels_by_path(tx, state, params)
     mine = Counter[str]() if on_each is None else _bytes_by_path(on_each, _PARTS)
     rows: list[LeafMemory] = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
@@ -258,17 +258,24 @@ def _formats_by_path(state: PyTree) -> dict[str, list[str]]:
     return formats
 
 
-def _kernels_by_path(tx: GradientTransformation, state: PyTree) -> dict[str, tuple[str, ...]]:
+def _kernels_by_path(
+    tx: GradientTransformation, state: PyTree, params: PyTree
+) -> dict[str, tuple[str, ...]]:
     """The kinds of devices that have a kernel for the parameter at each path."""
     settings = settings_of(tx)
     if settings is not None and settings.variant.whole_leaf:
         return {}
+    dtypes = {
+        keystr(path): jax.dtypes.result_type(x)
+        for path, x in jax.tree_util.tree_leaves_with_path(params)
+    }
     kinds: dict[str, tuple[str, ...]] = {}
     for one in filter(is_adam_state, jax.tree.leaves(state, is_leaf=is_adam_state)):
         mus, scales = (by_parameter(f"state.{x}", getattr(one, x), one) for x in ("mu", "nu_scale"))
         for path, scale in scales.items():
             if scale is not None:
-                kinds[keystr(path)] = kernels(mus[path].shape, scale.shape)
+                name = keystr(path)
+                kinds[name] = kernels(mus[path].shape, scale.shape, dtypes[name])
     return kinds
 
 

@@ -97,4 +97,6 @@ def test_what_is_a_leaf_of_full_blocks():
     ids=str,
 )
 def test_which_devices_have_a_kernel_for_a_leaf(shape, scales, wanted):
-    assert kernels(shape, scales) == wanted
+    assert kernels(shape, scales, np.dtype(np.float32)) == wanted
+    half = kernels(shape, scales, np.dtype(np.float16))  # which Mosaic has not
+    assert half == tuple(name for name in wanted if name != "tpu")

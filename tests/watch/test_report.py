@@ -260,6 +260,8 @@ def test_leaves_without_a_kernel_are_named():
     assert [leaf.kernels for leaf in report.leaves] == wanted
     text = str(report).splitlines()
     assert text[-1] == "Several passes over memory on TPUs: ['b'], ['c'], ['d'] and 1 more."
+    half = {"a": jnp.ones((8, 1024), jnp.float16)}
+    assert fa.memory_report(fa.adamw(moments="int8"), half).leaves[0].kernels == ("gpu",)
     whole = fa.memory_report(fa.lamb(moments="int8"), {"a": jnp.ones((8, 1024))})  # sums over it
     assert whole.leaves[0].kernels == ()
     assert str(whole).endswith("TPUs: ['a'].")
