@@ -146,7 +146,7 @@ def test_the_text_has_a_line_for_each_leaf_and_the_sums():
         *("state", "B/param"),
     ]
     assert len(lines) == 1 + 1 + 4 + 1 + 1 + 1 + 1
-    assert lines.pop() == "Several passes over memory on TPUs: ['body'][0], ['scalar']."
+    assert lines.pop() == "Several passes over memory on TPUs: ['body'][0], ['head'], ['scalar']."
     first = ["['body'][0]", "(5,", "130)", "float32", "2,600", "650", "650", "20", "0"]
     assert lines[2].split() == [*first, "1,320", f"{1320 / 650:.3f}"]
     total = lines[-2].split()
