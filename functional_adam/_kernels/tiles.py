@@ -75,8 +75,12 @@ def fits_gpu(tiles: Tiles) -> bool:
 
 
 def fits_tpu(tiles: Tiles) -> bool:
-    """Whether a TPU has a kernel for such a leaf: one block a row, or blocks of whole vectors."""
-    return tiles.width > 1 and (tiles.blocks == 1 or tiles.length == tiles.lanes)
+    """Whether a TPU has a kernel for such a leaf: one block a row, or blocks of whole vectors.
+
+    32 rows of a longer block would not fit into the chip's memory, with all that is made of them.
+    """
+    has_lanes = tiles.blocks == 1 or tiles.length == tiles.lanes
+    return has_lanes and tiles.lanes <= 2**12 and 1 < tiles.width < 2**31
 
 
 FITS = {"gpu": fits_gpu, "tpu": fits_tpu}
