@@ -45,10 +45,12 @@ def over_auto_axes(f: Callable[..., T], like: T) -> Callable[..., T]:
     """f, where its result lies like `like`, and no mesh axis is explicit inside.
 
     An explicit axis that divides a dimension must divide all that is made of it, its blocks too.
+    What of `like` lies on no explicit axes has its result in full on each device of the mesh.
     """
-    shardings = jax.tree.map(sharding_of, like)
-    if not any(map(_is_explicit, jax.tree.leaves(shardings))):
+    explicit = [x for x in map(sharding_of, jax.tree.leaves(like)) if x and _is_explicit(x)]
+    if not explicit:
         return f
+    shardings = jax.tree.map(lambda x: sharding_of(x) or replicated(explicit[0], x.ndim), like)
     on_auto_axes: Any = jax.sharding.auto_axes(f, out_sharding=shardings)
     return on_auto_axes
 

@@ -121,8 +121,10 @@ def _divisible(plan: Plan, tree: Any, whole: Callable[..., Any]) -> Callable[...
 def over_known_axes(
     leaf: Callable[..., Any], g: Any, stored: LeafState, theta: Any
 ) -> Callable[..., Any]:
-    """`leaf` for arrays that may lie on explicit axes of a mesh."""
-    return leaf if _known_sharding(g, stored, theta) else _mesh.over_auto_axes(leaf, (g, stored))
+    """`leaf` for arrays that may lie on explicit axes of a mesh; a gradient may lie elsewhere."""
+    if _known_sharding(g, stored, theta):
+        return leaf
+    return _mesh.over_auto_axes(leaf, (stored.m, stored))
 
 
 def _known_sharding(g: Any, stored: LeafState, theta: Any) -> NamedSharding | None:

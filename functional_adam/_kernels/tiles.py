@@ -79,9 +79,11 @@ def fits_gpu(tiles: Tiles, dtypes: Sequence[np.dtype[Any]]) -> bool:
 def fits_tpu(tiles: Tiles, dtypes: Sequence[np.dtype[Any]]) -> bool:
     """Whether a TPU has a kernel for such a leaf: one block a row, or blocks of whole vectors.
 
+    32 rows of a longer block would not fit into the chip's memory, with all that is made of them.
     `dtypes` are those of the gradient and the parameter: Mosaic has no float16.
     """
-    fits = tiles.width > 1 and (tiles.blocks == 1 or tiles.length == tiles.lanes)
+    has_lanes = tiles.blocks == 1 or tiles.length == tiles.lanes
+    fits = has_lanes and tiles.lanes <= 2**12 and 1 < tiles.width < 2**31
     return fits and np.dtype(np.float16) not in dtypes
 
 

@@ -19,9 +19,10 @@ from functional_adam._storage.formats import Int8
 from functional_adam._storage.leaf_state import LeafState
 from functional_adam._storage.reductions import GROUPS, Reductions, groups_of
 
-_TILE = 2**16  # elements that are brought into the chip's memory at once
+_TILE = 2**16  # elements that are brought into the chip's memory at once, if 32 rows have no more
 _ROWS = 32  # of a tile of 8-bit numbers
-_BLOCKS = 128  # of a row in a tile: the scales of a tile are a tile themselves
+_BLOCKS = 128  # of a row whose scales are brought at once: these are a tile themselves
+_WIDTH = 2**12  # elements of a row in a tile of `_ROWS`, which with few rows more would not fit
 
 # ---- Blocks along lanes ----
 
@@ -75,8 +76,8 @@ def one_pass(
     scalars, g, stored, theta, _ = part
     config = config._replace(moments=_OnLanes(groups=groups_of(tiles.length)))
     tiles, lanes = _folded(tiles), tiles.lanes
-    blocks = tiles.blocks if tiles.blocks < 2 * _BLOCKS else _BLOCKS
-    rows = min(tiles.rows, max(_ROWS, _TILE // (blocks * lanes) // _ROWS * _ROWS))
+    rows, blocks, across = _tile(tiles)
+    pieces = np.int32(pl.cdiv(across, blocks))  # of the blocks whose scales are there
     given = packed((scalars, origin))
     whole, tree = jax.tree.flatten((g, stored, theta))
     arrays = [x.reshape(tiles.planes, tiles.rows, -1) for x in whole]
@@ -89,12 +90,15 @@ def one_pass(
         start = start + row * np.uint32(rows * tiles.row_distance % 2**32)
         start = start + column * np.uint32(blocks * lanes)
         step = functools.partial(update_leaf, config, s, noise)
-        left = tiles.width - pl.program_id(2) * blocks * lanes
-        _block_by_block(step, tiles, left, key + start, inputs, references[len(arrays) :])
+        at = pl.program_id(2)
+        place = jax.lax.rem(at, pieces) * blocks, tiles.width - at * blocks * lanes
+        _block_by_block(step, tiles, place, key + start, inputs, references[len(arrays) :])
 
     def spec(x: Any) -> pl.BlockSpec:
-        each = 1 if x.shape[-1] == tiles.blocks else lanes
-        return pl.BlockSpec((None, rows, blocks * each), lambda *at: at)
+        if x.shape[-1] != tiles.blocks:
+            return pl.BlockSpec((None, rows, blocks * lanes), lambda *at: at)
+        shape = None, rows, across
+        return pl.BlockSpec(shape, lambda plane, row, at: (plane, row, jax.lax.div(at, pieces)))
 
     shapes, places = results(config, arrays, stored, theta)
     vectors = [pl.BlockSpec(memory_space=tpu.SMEM)] * 2
@@ -111,6 +115,14 @@ def one_pass(
     return like(part, new)
 
 
+def _tile(tiles: Tiles) -> tuple[int, int, int]:
+    """(rows and blocks of a tile, blocks of a row whose scales are brought at once)."""
+    across = tiles.blocks if tiles.blocks < 2 * _BLOCKS else _BLOCKS
+    blocks = pl.cdiv(across, pl.cdiv(across * tiles.lanes, max(tiles.lanes, _WIDTH)))
+    rows = max(_ROWS, _TILE // (blocks * tiles.lanes) // _ROWS * _ROWS)
+    return min(tiles.rows, rows), blocks, across
+
+
 def _folded(tiles: Tiles) -> Tiles:
     """A single row as several: a tile has 8 rows or more, whether they are filled or not."""
     if tiles.rows > 1 or not (tiles.is_contiguous and _fills_lanes(tiles)):
@@ -121,17 +133,18 @@ def _folded(tiles: Tiles) -> Tiles:
 
 
 def _block_by_block(
-    step: Any, tiles: Tiles, left: Any, key: Any, inputs: Any, outputs: Any
+    step: Any, tiles: Tiles, place: tuple[Any, Any], key: Any, inputs: Any, outputs: Any
 ) -> None:
     """Step for step the blocks of a tile: rows of one column at once.
 
-    Of the rows `left` elements are left from this tile on; what lies beyond is read as 0.
+    The tile's scales begin at the `first` of those brought. Of the rows `left` elements are left
+    from this tile on; what lies beyond is read as 0.
     """
-    g, stored, theta = inputs
+    (first, left), (g, stored, theta) = place, inputs
     out, stored_out = jax.tree.unflatten(jax.tree.structure((g, stored)), outputs)
     lanes = tiles.lanes
     scales = stored.scale[...].astype(jnp.int32)
-    rows, blocks = scales.shape
+    rows = scales.shape[0]
     column = jax.lax.broadcasted_iota(jnp.int32, scales.shape, 1)
     # `update_leaf` counts the elements of what it gets; these are the distances of whole rows.
     row = jax.lax.broadcasted_iota(jnp.uint32, (rows, 1), 0)
@@ -140,7 +153,7 @@ def _block_by_block(
 
     def one(j: Any, new_scales: jax.Array) -> jax.Array:
         at = pl.ds(pl.multiple_of(j * lanes, lanes), lanes)
-        here = column == j
+        here = column == first + j
         scale = jnp.sum(jnp.where(here, scales, 0).astype(jnp.float32), axis=1, keepdims=True)
         given = jax.tree.map(lambda x: x[:, at], (g, stored._replace(scale=None), theta))
         if not _fills_lanes(tiles):
@@ -157,7 +170,8 @@ def _block_by_block(
             target[:, at] = x
         return jnp.where(here, scale, new_scales)
 
-    new_scales = jax.lax.fori_loop(0, blocks, one, jnp.zeros_like(scales))
+    new_scales = stored_out.scale[...].astype(jnp.int32)  # of the row's tiles before this one
+    new_scales = jax.lax.fori_loop(0, g.shape[1] // lanes, one, new_scales)
     stored_out.scale[...] = new_scales.astype(jnp.uint16)
 
 

@@ -13,7 +13,8 @@ STEPS = 4
 pytestmark = pytest.mark.skipif(not HAS_KERNELS, reason="kernels need jax 0.7.2")
 
 FORMS = ["interpret gpu", "interpret tpu"]
-# Rows that do not fill a tile, planes, one row, merged axes, blocks of 64, last blocks not full.
+# Rows that do not fill a tile, planes, one row, merged axes, blocks of 64, last blocks not full,
+# rows of several tiles, and of several tiles of scales.
 SHAPES = [
     (33, 256),
     (3, 5, 128),
@@ -28,6 +29,8 @@ SHAPES = [
     (3, 7, 100),
     (13,),
     (2, 4, 12, 9),
+    (9, 33 * 128),
+    (3, 257 * 128 - 5),
 ]
 ROUNDINGS = [
     ("nearest", "float32"),
@@ -42,6 +45,7 @@ CASES = [
     *((shape, *ROUNDINGS[3], FORMS[n % 2]) for n, shape in enumerate(SHAPES[1:3])),
     *((SHAPES[0], *rounding, form) for rounding in ROUNDINGS[1:] for form in FORMS),
     (SHAPES[0], *ROUNDINGS[0], FORMS[1]),
+    *((shape, *ROUNDINGS[0], FORMS[1]) for shape in SHAPES[-2:]),
 ]
 PRODUCT = [(s, *r, form) for s in SHAPES for r in ROUNDINGS for form in FORMS]
 SLOW = [pytest.param(*case, marks=pytest.mark.slow) for case in PRODUCT if case not in CASES]

@@ -1,5 +1,7 @@
 """A part of a leaf, as a device of a mesh has it, steps as it does in the whole leaf."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 from codes import CODES
 
 import functional_adam as fa
-from functional_adam._kernels import cpu
+from functional_adam._kernels import cpu, tpu
 from functional_adam._kernels.choice import HAS_KERNELS, Plan, step_part
 from functional_adam._kernels.tiles import Part, kernels, tiles
 from functional_adam._leaf import LeafConfig
@@ -93,6 +95,9 @@ def test_what_is_a_leaf_of_full_blocks():
         ((), (1,), ("gpu",)),
         ((2**16, 2**15), (2**16, 2**8), ("tpu",)),  # more elements than 31 bits count
         ((0, 128), (0, 1), ()),
+        ((512, 8192), (512, 2), ("gpu", "tpu")),  # blocks of 4096
+        ((512, 8192), (512, 1), ("gpu",)),  # 32 of which are too much for a TPU at once
+        ((1, 2**31), (1, 2**24), ()),
     ],
     ids=str,
 )
@@ -100,3 +105,16 @@ def test_which_devices_have_a_kernel_for_a_leaf(shape, scales, wanted):
     assert kernels(shape, scales, np.dtype(np.float32)) == wanted
     half = kernels(shape, scales, np.dtype(np.float16))  # which Mosaic has not
     assert half == tuple(name for name in wanted if name != "tpu")
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 31, 33, 128, 129, 250, 255, 256, 393, 2**16])
+@pytest.mark.parametrize("length", [128, 256, 1024, 4096])
+def test_a_tile_fits_into_the_memory_of_a_tpu(length, blocks):
+    found = tiles((4096, blocks * length), (4096, blocks))
+    rows, wide, across = tpu._tile(found)
+    # A float32 update reads 10 bytes an element and writes 6, each twice, as one tile is computed
+    # while the next one is on its way. By default a kernel has 16 MiB, for what it computes too.
+    assert rows * wide * length * 2 * (10 + 6) <= 2**22
+    assert rows % 32 == 0  # tiles of 8-bit numbers
+    assert across == blocks or across % 128 == 0 == across % wide
+    assert wide * math.ceil(across / wide) < across + wide
