@@ -6,6 +6,7 @@ that a program does not run on, and `jax.export` for several platforms has the f
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import os
@@ -123,7 +124,7 @@ def _lowered(form: Any, divided: Any = plain_step) -> Any:
 
     def rule(context: Any, *args: Any, **parameters: Any) -> Any:
         chosen = functools.partial(_flat, form if _is_alone(context.module_context) else divided)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _as_wide_as(context.avals_in):
             # Of JAX 0.12 and later, which is to drop Triton: users can do nothing about it.
             warnings.filterwarnings("ignore", "The Pallas Triton backend", DeprecationWarning)
             try:
@@ -135,6 +136,14 @@ def _lowered(form: Any, divided: Any = plain_step) -> Any:
                 raise
 
     return rule
+
+
+def _as_wide_as(operands: Any) -> Any:
+    """No 64-bit mode where no operand has 64 bits: in that TPUs refuse even a loop's counter."""
+    if any(x.dtype.itemsize > 4 for x in operands):
+        return contextlib.nullcontext()
+    enable_x64: Any = getattr(jax, "enable_x64", None)  # since JAX 0.8
+    return jax.experimental.disable_x64() if enable_x64 is None else enable_x64(False)
 
 
 def _is_alone(module: Any) -> bool:

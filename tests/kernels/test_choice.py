@@ -50,6 +50,12 @@ def test_each_platform_has_its_form(platform, call):
     assert call is None or call in text
 
 
+def test_in_64_bit_mode_a_tpu_has_its_kernel(x64):
+    text = exported("tpu")
+    assert "tpu_custom_call" in text
+    assert "f64" not in text
+
+
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 def test_off_means_the_plain_form(platform, monkeypatch):
     monkeypatch.setenv(SWITCH, "off")
