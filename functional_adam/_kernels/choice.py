@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import experimental
 from jax.dtypes import float0
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
@@ -142,8 +143,8 @@ def _as_wide_as(operands: Any) -> Any:
     """No 64-bit mode where no operand has 64 bits: in that TPUs refuse even a loop's counter."""
     if any(x.dtype.itemsize > 4 for x in operands):
         return contextlib.nullcontext()
-    enable_x64: Any = getattr(jax, "enable_x64", None)  # since JAX 0.8
-    return jax.experimental.disable_x64() if enable_x64 is None else enable_x64(False)
+    modes: Any = jax if hasattr(jax, "enable_x64") else experimental  # before JAX 0.8
+    return modes.enable_x64(False)
 
 
 def _is_alone(module: Any) -> bool:
