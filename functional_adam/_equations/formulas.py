@@ -140,4 +140,5 @@ def uncorrected_nesterov_weights(s: Scalars) -> Scalars:
 
 def nesterov_momentum(s: Scalars, x: jax.Array, new: Moments) -> jax.Array:
     """ahead m + now x."""
-    return times(s.derived["ahead"], new.m) + times(s.derived["now"], x)
+    ahead, now = times(s.derived["ahead"], new.m), times(s.derived["now"], x)
+    return unfused(ahead, s.t) + unfused(now, s.t)

@@ -95,11 +95,17 @@ def test_moments_of_16_bits_one_after_the_other_are_those_of_the_plain_form(
     assert_steps_agree(monkeypatch, tx, (33, 256), rounding, dtype, finite=name in WHOLE)
 
 
-@pytest.mark.parametrize("name", ["nadam", "lamb", "cautious"])
+@pytest.mark.parametrize(
+    ("name", "rounding", "dtype"),
+    [
+        *((name, *ROUNDINGS[0]) for name in ("nadam", "lamb", "cautious")),
+        ("nadam", "split", "bfloat16"),  # which shows each bit of the weight
+    ],
+)
 @pytest.mark.usefixtures("small_pieces")
-def test_members_of_the_family_have_the_codes_of_the_plain_form(name, monkeypatch):
-    tx = FAMILY[name](moments=CODES)
-    assert_steps_agree(monkeypatch, tx, (33, 256), *ROUNDINGS[0], finite=name in WHOLE)
+def test_members_of_the_family_have_the_codes_of_the_plain_form(name, rounding, dtype, monkeypatch):
+    tx = FAMILY[name](moments=CODES, rounding=rounding)
+    assert_steps_agree(monkeypatch, tx, (33, 256), rounding, dtype, finite=name in WHOLE)
 
 
 @pytest.mark.parametrize("moments", ["int8", "bfloat16"])
