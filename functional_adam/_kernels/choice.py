@@ -120,6 +120,9 @@ def _flat(form: Any, *operands: Any, plan: Plan, tree: Any) -> list[Any]:
     return jax.tree.leaves(form(plan, jax.tree.unflatten(tree, operands)))
 
 
+_one_pass.def_impl(functools.partial(_flat, plain_step))  # for `jax.disable_jit`
+
+
 def _lowered(form: Any, divided: Any = plain_step) -> Any:
     """The rule that takes `form`, or `divided` where XLA divides the leaf over devices."""
 

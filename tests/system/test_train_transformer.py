@@ -17,9 +17,15 @@ def bytes_by_hand(weights, moments, residual):
     shapes += [(3, 32, 96), (3, 32, 32), (3, 32, 128), (3, 128, 32)]
     count = sum(math.prod(shape) for shape in shapes)
     assert count == COUNT
-    # With 8 bits two bytes for each row: no last axis is longer than a block but that of 256.
-    blocks = 256 + 64 + 2 * 32 + 1 + 3 + 3 + 3 * (32 + 32 + 32 + 128) if moments == 2 else 0
-    state = (moments + residual) * count + 2 * blocks + 4  # 4: the counter
+    state = residual * count + 4  # 4: the counter
+    for shape in shapes:
+        size = math.prod(shape)
+        if moments == 2 and size < 4096:
+            state += 8 * size  # small leaves are in float32
+        elif moments == 2:  # two bytes for each block: no last axis but that of 256 is longer
+            state += 2 * size + 2 * size // min(shape[-1], 128)
+        else:
+            state += moments * size
     return [weights * count, weights * count, state], count
 
 
