@@ -51,7 +51,10 @@ def over_auto_axes(f: Callable[..., T], like: T) -> Callable[..., T]:
     if not explicit:
         return f
     shardings = jax.tree.map(lambda x: sharding_of(x) or replicated(explicit[0], x.ndim), like)
-    on_auto_axes: Any = jax.sharding.auto_axes(f, out_sharding=shardings)
+    mesh = explicit[0].mesh  # of which `jax.shard_map` may have taken some axes
+    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    names = tuple(name for name, kind in kinds if kind == AxisType.Explicit)
+    on_auto_axes: Any = jax.sharding.auto_axes(f, axes=names, out_sharding=shardings)
     return on_auto_axes
 
 
@@ -151,6 +154,12 @@ def _kind(x: Any) -> tuple[str, Any]:
     aval = jax.typeof(x)
     name = _KINDS[0] if hasattr(aval, _KINDS[0]) else _KINDS[1]
     return name, getattr(aval, name)
+
+
+def is_partly_manual() -> bool:
+    """Whether some axes of the mesh are `jax.shard_map`'s, and XLA divides over the others."""
+    kinds = {*jax.sharding.get_abstract_mesh().axis_types}
+    return AxisType.Manual in kinds and len(kinds) > 1
 
 
 def vary_alike(arrays: list[Any]) -> list[Any]:

@@ -66,6 +66,7 @@ def _step_on_mesh(plan: Plan, part: Part) -> tuple[Any, LeafState]:
     """`step_part` of a leaf of which only XLA knows how it is divided, if it is."""
     operands, tree = jax.tree.flatten(part)
     by_blocks = has_full_blocks(part.g.shape, part.stored.scale.shape)
+    by_blocks = by_blocks and not _mesh.is_partly_manual()  # there XLA asks, and JAX cannot answer
     new = _transformable(plan, tree, by_blocks)(*operands)
     return jax.tree.unflatten(jax.tree.structure((part.g, part.stored)), new)
 

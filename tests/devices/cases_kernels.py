@@ -221,3 +221,27 @@ def test_inside_shard_map_each_device_steps_its_part(monkeypatch):
     np.testing.assert_array_equal(kept.nu, right.nu)
     np.testing.assert_array_equal(kept.mu, right.mu)
     np.testing.assert_allclose(found, wanted, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["Auto", "Explicit"])
+@pytest.mark.skipif(not EXPLICIT, reason="explicit axes need a newer JAX")
+def test_inside_shard_map_over_some_axes_xla_divides_over_the_others(kind, monkeypatch):
+    mesh, tx = mesh_of("2x4", kind), fa.adamw(**HYPER, moments=CODES)
+    sharding = NamedSharding(mesh, P("data", "model"))
+    numbers = np.random.default_rng(6).normal(size=(2, 16, 1024)).astype(np.float32)
+    params, g = (jax.device_put(x, sharding) for x in numbers)
+    state = tx.init(params)
+    spec = jax.tree.map(lambda x: P("data") if x.ndim else P(), state)
+    found = {}
+    for form in ("on", "off"):
+        monkeypatch.setenv(SWITCH, form)
+        inside = jax.shard_map(
+            lambda params, state, g: fa.step(tx, g, state, params),
+            mesh=mesh,
+            axis_names={"data"},
+            in_specs=(P("data"), spec, P("data")),
+            out_specs=(P("data"), spec),
+        )
+        found[form] = jax.jit(inside)(params, state, g)
+        assert found[form][0].sharding.is_equivalent_to(sharding, 2)
+    jax.tree.map(np.testing.assert_array_equal, found["on"], found["off"])
