@@ -56,7 +56,8 @@ def test_a_divided_leaf_has_the_bits_of_one_device(shape, spec, form, kind, monk
     params, state, program = stepped(form, shape, sharding, monkeypatch)
     alone, wanted, _ = stepped("off", shape, None, monkeypatch)
     assert not COLLECTIVE.search(program)
-    assert form != "on" or " while(" in program  # piece by piece
+    if form == "on" and HAS_KERNELS:
+        assert " while(" in program  # piece by piece; older JAX takes the plain form on a mesh
     for name in ("mu", "nu", "nu_scale"):
         found, right = getattr(state, name), np.asarray(getattr(wanted, name))
         # A parameter may differ in its last bits, and the second step's moments with it.
