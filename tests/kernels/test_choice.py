@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from codes import CODES
 from jax import export
+from quick import quick_jit
 
 import functional_adam as fa
 from functional_adam._kernels.choice import HAS_KERNELS, SWITCH
@@ -73,9 +74,9 @@ def test_vmap_takes_the_plain_form_of_each(form, monkeypatch):
     monkeypatch.setenv(SWITCH, form)
     both = jnp.stack([PARAMS, 2 * PARAMS]), jnp.stack([GRADS, -GRADS])
     states = jax.vmap(TX.init)(both[0])
-    _, mapped = jax.jit(jax.vmap(step_again()))(both[0], states, both[1])
+    _, mapped = quick_jit(jax.vmap(step_again()))(both[0], states, both[1])
     for i in range(2):
-        _, alone = jax.jit(step_again())(both[0][i], TX.init(PARAMS), both[1][i])
+        _, alone = quick_jit(step_again())(both[0][i], TX.init(PARAMS), both[1][i])
         np.testing.assert_array_equal(mapped.nu[i], alone.nu)
         np.testing.assert_array_equal(mapped.mu[i], alone.mu)
 
@@ -95,11 +96,11 @@ def test_scan_carries_a_state(form, monkeypatch):
     def body(carry, g):
         return step(*carry, g), None
 
-    (_, state), _ = jax.jit(lambda start: jax.lax.scan(body, start, grads))(start)
+    (_, state), _ = quick_jit(lambda start: jax.lax.scan(body, start, grads))(start)
     monkeypatch.setenv(SWITCH, "off")
     params, wanted = start
     for g in grads:
-        params, wanted = jax.jit(step_again())(params, wanted, g)
+        params, wanted = quick_jit(step_again())(params, wanted, g)
     assert state.count == 3
     np.testing.assert_array_equal(state.nu_scale, wanted.nu_scale)
     assert np.mean(np.asarray(state.nu != wanted.nu)) < 0.01  # parameters differ in last bits

@@ -42,7 +42,6 @@ ROUNDINGS = [
 
 CASES = [
     *((shape, *ROUNDINGS[n % 3], FORMS[n % 2]) for n, shape in enumerate(SHAPES)),
-    *((shape, *ROUNDINGS[3], FORMS[n % 2]) for n, shape in enumerate(SHAPES[1:3])),
     *((SHAPES[0], *rounding, form) for rounding in ROUNDINGS[1:] for form in FORMS),
     (SHAPES[0], *ROUNDINGS[0], FORMS[1]),
     *((shape, *ROUNDINGS[0], FORMS[1]) for shape in SHAPES[-2:]),

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from codes import CODES
+from quick import quick_jit
 
 import functional_adam as fa
 from functional_adam._kernels import cpu, tpu
@@ -53,7 +54,7 @@ def cut(part, axis, half):
 
 
 def run(config, shape, form, part):
-    return jax.jit(lambda part: step_part(Plan(config, shape, form), part))(part)
+    return quick_jit(lambda part: step_part(Plan(config, shape, form), part))(part)
 
 
 @pytest.mark.parametrize("form", FORMS)
