@@ -168,7 +168,8 @@ for _platform, _name in (("cuda", "gpu"), ("tpu", "tpu")):
 # ---- Under `jax.vmap` and derivatives: the plain form ----
 
 
-def _batched(operands: Any, axes: Any, **parameters: Any) -> tuple[list[Any], list[int]]:
+def batched(operands: Any, axes: Any, **parameters: Any) -> tuple[list[Any], list[int]]:
+    """Results of many steps, and their axes: a kernel's tiles are of one leaf."""
     plain = functools.partial(_flat, plain_step, **parameters)
     new = jax.vmap(plain, in_axes=axes)(*operands)
     return new, [0] * len(new)
@@ -189,5 +190,5 @@ def _derivative(operands: Any, tangents: Any, **parameters: Any) -> tuple[list[A
     return new, [zero.from_primal_value(x) if t.dtype == float0 else t for x, t in pairs]
 
 
-batching.primitive_batchers[_one_pass] = _batched
+batching.primitive_batchers[_one_pass] = batched
 ad.primitive_jvps[_one_pass] = _derivative

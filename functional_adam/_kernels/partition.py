@@ -22,7 +22,7 @@ from jax.experimental.custom_partitioning import (
 from jax.sharding import NamedSharding, PartitionSpec
 
 from functional_adam import _mesh
-from functional_adam._kernels.choice import Mode, Plan, may_have_kernel, plain_step, step_part
+from functional_adam._kernels.choice import Mode, Plan, batched, may_have_kernel, step_part
 from functional_adam._kernels.tiles import Part, has_full_blocks
 from functional_adam._leaf import LeafConfig, update_leaf
 from functional_adam._storage.leaf_state import LeafState
@@ -86,11 +86,7 @@ def _transformable(plan: Plan, tree: Any, by_blocks: bool) -> Callable[..., list
         """Under `jax.vmap` XLA's form: a kernel's tiles are of one leaf."""
         del size
         axes = [0 if this else None for this in is_mapped]
-
-        def plain(*operands: Any) -> list[jax.Array]:
-            return jax.tree.leaves(plain_step(plan, jax.tree.unflatten(tree, operands)))
-
-        new = jax.vmap(plain, in_axes=axes)(*operands)
+        new, _ = batched(operands, axes, plan=plan, tree=tree)
         return new, [True] * len(new)
 
     run = custom_vmap(_divisible(plan, tree, whole) if by_blocks else whole)

@@ -247,10 +247,15 @@ def _on_each_device(state: PyTree, shardings: PyTree) -> PyTree:
     )
 
 
+def _adam_states(tree: PyTree) -> list[Any]:
+    """The states of this package in a state, or in a tree built like one."""
+    return [x for x in jax.tree.leaves(tree, is_leaf=is_adam_state) if is_adam_state(x)]
+
+
 def _formats_by_path(state: PyTree) -> dict[str, list[str]]:
     """The formats of the moments of the parameter at each path: one for each state that has it."""
     formats: dict[str, list[str]] = {}
-    for one in filter(is_adam_state, jax.tree.leaves(state, is_leaf=is_adam_state)):
+    for one in _adam_states(state):
         mus, nus = (by_parameter(f"state.{x}", getattr(one, x), one) for x in ("mu", "nu"))
         for path, mu in mus.items():
             if mu is not None:
@@ -270,7 +275,7 @@ def _kernels_by_path(
         for path, x in jax.tree_util.tree_leaves_with_path(params)
     }
     kinds: dict[str, tuple[str, ...]] = {}
-    for one in filter(is_adam_state, jax.tree.leaves(state, is_leaf=is_adam_state)):
+    for one in _adam_states(state):
         mus, scales = (by_parameter(f"state.{x}", getattr(one, x), one) for x in ("mu", "nu_scale"))
         for path, scale in scales.items():
             if scale is not None:
@@ -282,7 +287,7 @@ def _kernels_by_path(
 def _bytes_by_path(sizes: PyTree, names: Sequence[str]) -> Counter[str]:
     """The bytes that states of this package have under `names` for the parameter at each path."""
     sums: Counter[str] = Counter()
-    for state in filter(is_adam_state, jax.tree.leaves(sizes, is_leaf=is_adam_state)):
+    for state in _adam_states(sizes):
         for name in names:
             tree = getattr(state, name)
             for one in (tree or {}).values() if name == "extra" else [tree]:
