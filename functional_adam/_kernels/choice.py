@@ -22,15 +22,15 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from functional_adam import _mesh
-from functional_adam._kernels import cpu
+from functional_adam._kernels import cpu, native
 from functional_adam._kernels.tiles import FITS, Part, origin, shift, tiles
 from functional_adam._leaf import LeafConfig, update_leaf
 from functional_adam._storage.leaf_state import LeafState
 
 SWITCH = "FUNCTIONAL_ADAM_KERNELS"
 HAS_KERNELS = jax.__version_info__ >= (0, 7, 2)  # what they are written with is not in older ones
-Mode = Literal["on", "off", "interpret gpu", "interpret tpu"]
-MODES: tuple[Mode, ...] = ("on", "off", "interpret gpu", "interpret tpu")
+Mode = Literal["on", "off", "native", "interpret gpu", "interpret tpu"]
+MODES: tuple[Mode, ...] = ("on", "off", "native", "interpret gpu", "interpret tpu")
 
 
 def mode() -> Mode:
@@ -94,6 +94,8 @@ def _kernel(name: str, plan: Plan, part: Part, *, interpret: bool = False) -> tu
 
 def _on_cpu(plan: Plan, part: Part, *, is_divided: bool = False) -> tuple[Any, LeafState]:
     """The form for the CPU, or the plain form for a leaf for which none pays."""
+    if plan.mode == "native" and not is_divided and native.takes(plan.config, plan.shape, part):
+        return native.one_pass(plan.config, plan.shape, part)
     form = cpu.form_of(plan.config, part, is_divided=is_divided)
     return plain_step(plan, part) if form is None else form(plan.config, plan.shape, part)
 

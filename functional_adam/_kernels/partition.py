@@ -43,7 +43,7 @@ def leaf_step(
     theta: Any,
 ) -> tuple[jax.Array, LeafState]:
     """`update_leaf`, in one pass over memory where a platform has a kernel for it."""
-    if mode == "off" or not config.moments.is_random:
+    if mode == "off" or not (config.moments.is_random or mode == "native"):
         return update_leaf(config, s, noise, key, g, stored, theta)
     # A residual that is not a code for each element says of which dtype a parameter was, no more.
     has_codes = config.rounding is not None and config.rounding.has_residual
