@@ -20,7 +20,7 @@ from functional_adam._equations.family import Variant
 from functional_adam._equations.operands import Scalars
 from functional_adam._hints import tree_hints
 from functional_adam._kernels.choice import mode
-from functional_adam._kernels.partition import leaf_step, over_known_axes
+from functional_adam._kernels.partition import LeafCall, leaf_steps
 from functional_adam._leaf import LeafConfig
 from functional_adam._leaf_params import LeafParam, leaf_params
 from functional_adam._scalars import evaluate_schedules, scalars
@@ -80,10 +80,7 @@ def step(
     paths = tuple(keystr(path) for path, _ in paths_and_mu)
     advice = "" if params is None else tree_hints.ONE_MODEL
     context = _step_context(settings, count, paths, advice)._replace(applies=applies)
-    stepped = [
-        _step_leaf(context, path, g, old, theta)
-        for path, g, old, theta in zip(paths, gs, leaf_states, thetas, strict=True)
-    ]
+    stepped = _step_leaves(context, list(zip(paths, gs, leaf_states, thetas, strict=True)))
 
     def tree(leaf: Callable[[LeafState], Any]) -> PyTree:
         return treedef.unflatten(leaf(new) for _, new in stepped)
@@ -138,19 +135,36 @@ def _leaf_states(variant: Variant, state: AdamState) -> list[LeafState]:
     ]
 
 
-def _step_leaf(
+_Leaf = tuple[str, Any, LeafState, LeafParam]  # path, gradient, what is stored, parameter
+
+
+def _step_leaves(context: StepContext, leaves: list[_Leaf]) -> list[tuple[Any, LeafState]]:
+    """(update or parameter, what is stored) of each."""
+    calls = [_leaf_call(context, *leaf) for leaf in leaves]
+    new = iter(leaf_steps(mode(), [call for call in calls if call is not None]))
+    stepped: list[tuple[Any, LeafState]] = []
+    for call, (_, _, old, theta) in zip(calls, leaves, strict=True):
+        if call is not None:
+            out, stored = next(new)
+            stepped.append((as_weak_as(theta.value, out) if context.applies else out, stored))
+        elif context.applies:
+            stepped.append((theta.value, old))
+        else:
+            stepped.append((_no_update(context.settings.rounding, old.m, theta), old))
+    return stepped
+
+
+def _leaf_call(
     context: StepContext, path: str, g: Any, stored: LeafState, theta: LeafParam
-) -> tuple[Any, LeafState]:
-    """(update or parameter, what is stored) of one leaf."""
+) -> LeafCall | None:
+    """The step of a leaf, all of it checked; None without a gradient."""
     if stored.m is None and g is not None:
         raise ValueError(
             f"grads{path} is an array, but the parameter given to init is None. Put None there, as "
             "equinox.filter(grads, trained) does."
         )
-    if g is None and context.applies:
-        return theta.value, stored
     if g is None:
-        return _no_update(context.settings.rounding, stored.m, theta), stored
+        return None
     settings = context.settings
     moments = settings.moments.of(stored)
     dtype = moments.check(path, stored)
@@ -166,13 +180,8 @@ def _step_leaf(
     out = g.dtype if theta.dtype is None else wider(g.dtype, theta.dtype)
     out = out if rounding is None else np.dtype(np.float32)  # lands on the parameter's grid
     config = LeafConfig(settings.variant, moments, rounding, theta.decays, out, context.applies)
-    shared = s, context.noise if config.is_random else None
-    key = context.keys[path] if config.is_random else None
-    leaf: Callable[..., Any] = functools.partial(leaf_step, config, mode())
-    if moments.has_scale:
-        leaf = over_known_axes(leaf, g, stored, theta.value)
-    new, stored = leaf(*shared, key, g, stored, theta.value)
-    return as_weak_as(theta.value, new) if context.applies else new, stored
+    noise, key = (context.noise, context.keys[path]) if config.is_random else (None, None)
+    return LeafCall(config, s, noise, key, g, stored, theta.value)
 
 
 def _no_update(rounding: Rounding, m: Any, theta: LeafParam) -> Any:

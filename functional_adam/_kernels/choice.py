@@ -11,6 +11,7 @@ import functools
 import importlib
 import os
 import warnings
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -22,23 +23,26 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from functional_adam import _mesh
-from functional_adam._kernels import cpu, native
+from functional_adam._kernels import cpu, native, rules
 from functional_adam._kernels.tiles import FITS, Part, origin, shift, tiles
 from functional_adam._leaf import LeafConfig, update_leaf
 from functional_adam._storage.leaf_state import LeafState
 
 SWITCH = "FUNCTIONAL_ADAM_KERNELS"
 HAS_KERNELS = jax.__version_info__ >= (0, 7, 2)  # what they are written with is not in older ones
-Mode = Literal["on", "off", "native", "interpret gpu", "interpret tpu"]
-MODES: tuple[Mode, ...] = ("on", "off", "native", "interpret gpu", "interpret tpu")
+Mode = Literal["on", "native", "off", "interpret gpu", "interpret tpu"]
+MODES: tuple[Mode, ...] = ("on", "off", "interpret gpu", "interpret tpu")
 
 
 def mode() -> Mode:
-    """What the environment says when a step is traced; the last two are for tests."""
+    """What the environment says when a step is traced; the interpreters are for tests.
+
+    "native" is "on" where the native kernel is installed and not turned off.
+    """
     given = os.environ.get(SWITCH, "on")
     for known in MODES:
         if given == known:
-            return known
+            return "native" if given == "on" and HAS_KERNELS and native.is_on() else known
     raise ValueError(f'{SWITCH} must be "on" or "off"; got {given!r}.')
 
 
@@ -50,26 +54,46 @@ class Plan(NamedTuple):
     mode: Mode
 
 
-def step_part(plan: Plan, part: Part) -> tuple[Any, LeafState]:
-    """(update or parameter, what is stored) of a part, in the form that the platform has."""
-    if plan.mode.startswith("interpret") and may_have_kernel(plan.config, part):
-        return _kernel(plan.mode.split()[1], plan, part, interpret=True)
-    operands, tree = jax.tree.flatten(part)
-    new = _one_pass.bind(*_mesh.vary_alike(operands), plan=plan, tree=tree)
-    return jax.tree.unflatten(jax.tree.structure((part.g, part.stored)), new)
+Result = tuple[Any, LeafState]  # update or parameter, and what is stored
 
 
-def may_have_kernel(config: LeafConfig, part: Part) -> bool:
+def step_part(plan: Plan, part: Part) -> Result:
+    """The step of a part, in the form that the platform has."""
+    return step_parts((plan,), [part])[0]
+
+
+def step_parts(plans: tuple[Plan, ...], parts: list[Part]) -> list[Result]:
+    """The same of several with the same scalars, which a platform may take together."""
+    s, noise, _ = parts[0].scalars
+    slim = [part._replace(scalars=part.scalars[-1]) for part in parts]
+    operands, tree = jax.tree.flatten((s, noise, slim))
+    new = _one_pass.bind(*_mesh.vary_alike(operands), plans=plans, tree=tree)
+    return jax.tree.unflatten(jax.tree.structure([(x.g, x.stored) for x in parts]), new)
+
+
+def _parts(tree: Any, operands: Any) -> list[Part]:
+    """What `step_parts` was given."""
+    s, noise, parts = jax.tree.unflatten(tree, operands)
+    return [part._replace(scalars=(s, noise, part.scalars)) for part in parts]
+
+
+def has_kernel(plan: Plan, part: Part) -> bool:
+    """Whether some platform may have a kernel for this step."""
+    is_native = plan.mode == "native" and native.takes(plan.config, plan.shape, part)
+    return is_native or _has_codes(plan, part)
+
+
+def _has_codes(plan: Plan, part: Part) -> bool:
     """XLA makes one pass of everything but codes; what sums over a leaf needs two."""
     s, _, _ = part.scalars
-    has_codes = part.stored.scale is not None
-    return HAS_KERNELS and has_codes and not config.variant.whole_leaf and s.eps.dtype == np.float32
+    has_codes = part.stored.scale is not None and not plan.config.variant.whole_leaf
+    return HAS_KERNELS and has_codes and s.eps.dtype == np.float32
 
 
 # ---- The forms ----
 
 
-def plain_step(plan: Plan, part: Part) -> tuple[Any, LeafState]:
+def plain_step(plan: Plan, part: Part) -> Result:
     s, noise, key = part.scalars
     if part.starts is not None:
         shape = part.g.shape
@@ -78,9 +102,9 @@ def plain_step(plan: Plan, part: Part) -> tuple[Any, LeafState]:
     return update_leaf(plan.config, s, noise, key, part.g, part.stored, part.theta)
 
 
-def _kernel(name: str, plan: Plan, part: Part, *, interpret: bool = False) -> tuple[Any, LeafState]:
+def _kernel(name: str, plan: Plan, part: Part, *, interpret: bool = False) -> Result:
     """The kernel of a platform, or the plain form for a leaf that it does not take."""
-    if not may_have_kernel(plan.config, part):
+    if not _has_codes(plan, part):
         return plain_step(plan, part)
     found = tiles(part.g.shape, part.stored.scale.shape, plan.shape)
     dtypes = [x.dtype for x in (part.g, part.theta) if x is not None]
@@ -92,15 +116,24 @@ def _kernel(name: str, plan: Plan, part: Part, *, interpret: bool = False) -> tu
     return form.one_pass(plan.config, found, start, part, interpret=interpret)
 
 
-def _on_cpu(plan: Plan, part: Part, *, is_divided: bool = False) -> tuple[Any, LeafState]:
+def _on_cpu(plan: Plan, part: Part, *, is_divided: bool = False) -> Result:
     """The form for the CPU, or the plain form for a leaf for which none pays."""
-    if plan.mode == "native" and not is_divided and native.takes(plan.config, plan.shape, part):
-        return native.one_pass(plan.config, plan.shape, part)
+    if plan.mode.startswith("interpret"):
+        return _kernel(plan.mode.split()[1], plan, part, interpret=True)
     form = cpu.form_of(plan.config, part, is_divided=is_divided)
     return plain_step(plan, part) if form is None else form(plan.config, plan.shape, part)
 
 
-_divided_on_cpu = functools.partial(_on_cpu, is_divided=True)
+def _each(form: Callable[..., Result], plans: tuple[Plan, ...], parts: list[Part]) -> list[Result]:
+    return [form(plan, part) for plan, part in zip(plans, parts, strict=True)]
+
+
+def _each_on_cpu(plans: tuple[Plan, ...], parts: list[Part]) -> list[Result]:
+    """All in one call of the native kernel, if it takes them."""
+    takes = [native.takes(plan.config, plan.shape, x) for plan, x in zip(plans, parts, strict=True)]
+    if plans[0].mode == "native" and all(takes):
+        return native.one_pass(plans[0].config, [plan.shape for plan in plans], parts)
+    return _each(_on_cpu, plans, parts)
 
 
 # ---- The primitive ----
@@ -110,35 +143,47 @@ _one_pass.multiple_results = True
 
 
 @_one_pass.def_abstract_eval
-def _result_types(*operands: Any, plan: Plan, tree: Any) -> list[Any]:
+def _result_types(*operands: Any, plans: tuple[Plan, ...], tree: Any) -> list[Any]:
     """The update or the parameter, then what is stored, of the types that it had."""
-    part = jax.tree.unflatten(tree, operands)
-    dtype = part.theta.dtype if plan.config.applies else plan.config.out
-    results = [part.g.update(dtype=dtype), *jax.tree.leaves(part.stored)]
+    results = []
+    for plan, part in zip(plans, _parts(tree, operands), strict=True):
+        dtype = part.theta.dtype if plan.config.applies else plan.config.out
+        results += [part.g.update(dtype=dtype), *jax.tree.leaves(part.stored)]
     return [x.update(weak_type=False) for x in results]
 
 
-def _flat(form: Any, *operands: Any, plan: Plan, tree: Any) -> list[Any]:
-    return jax.tree.leaves(form(plan, jax.tree.unflatten(tree, operands)))
+def _flat(forms: Any, *operands: Any, plans: tuple[Plan, ...], tree: Any) -> list[Any]:
+    return jax.tree.leaves(forms(plans, _parts(tree, operands)))
 
 
-_one_pass.def_impl(functools.partial(_flat, plain_step))  # for `jax.disable_jit`
+_plain = functools.partial(_flat, functools.partial(_each, plain_step))
+_one_pass.def_impl(_plain)  # for `jax.disable_jit`
 
 
-def _lowered(form: Any, divided: Any = plain_step) -> Any:
-    """The rule that takes `form`, or `divided` where XLA divides the leaf over devices."""
+class _Forms(NamedTuple):
+    """The forms of a platform, by where a program runs: each of plans and parts."""
 
-    def rule(context: Any, *args: Any, **parameters: Any) -> Any:
-        chosen = functools.partial(_flat, form if _is_alone(context.module_context) else divided)
+    alone: Any  # on one device, or on each by itself
+    divided: Any  # where XLA divides leaves over devices
+    mixed: Any  # the same, but not over all axes of a mesh: some are `jax.shard_map`'s
+
+
+def _lowered(forms: _Forms) -> Any:
+    """The lowering rule that takes one of these forms."""
+
+    def rule(context: Any, *args: Any, plans: tuple[Plan, ...], tree: Any) -> Any:
+        module = context.module_context
+        if module.lowering_parameters.for_export:  # may be run where no native kernel is
+            plans = tuple(x._replace(mode="on") if x.mode == "native" else x for x in plans)
+        chosen = functools.partial(_flat, getattr(forms, _where(module)))
         with warnings.catch_warnings(), _as_wide_as(context.avals_in):
             # Of JAX 0.12 and later, which is to drop Triton: users can do nothing about it.
             warnings.filterwarnings("ignore", "The Pallas Triton backend", DeprecationWarning)
             try:
-                return mlir.lower_fun(chosen, multiple_results=True)(context, *args, **parameters)
+                lower = mlir.lower_fun(chosen, multiple_results=True)
+                return lower(context, *args, plans=plans, tree=tree)
             except Exception as error:
-                error.add_note(
-                    f"{SWITCH}=off in the environment takes 8-bit steps without kernels."
-                )
+                error.add_note(f"{SWITCH}=off in the environment takes steps without kernels.")
                 raise
 
     return rule
@@ -152,28 +197,55 @@ def _as_wide_as(operands: Any) -> Any:
     return modes.enable_x64(False)
 
 
-def _is_alone(module: Any) -> bool:
-    """Whether a program is of one device, or each device's own: XLA does not divide a kernel."""
-    manual = getattr(module.axis_context, "manual_axes", None)
-    if manual is not None:
-        return set(manual) == set(module.axis_context.mesh.axis_names)
-    return getattr(module.axis_context, "num_devices", 1) == 1
+def _where(module: Any) -> Literal["alone", "divided", "mixed"]:
+    """Where a program runs: XLA does not divide a kernel."""
+    axes = module.axis_context
+    manual = {*getattr(axes, "manual_axes", ())}
+    if manual:
+        return "alone" if manual == {*axes.mesh.axis_names} else "mixed"
+    return "alone" if getattr(axes, "num_devices", 1) == 1 else "divided"
 
 
-mlir.register_lowering(_one_pass, _lowered(plain_step))
-mlir.register_lowering(_one_pass, _lowered(_on_cpu, _divided_on_cpu), platform="cpu")
-for _platform, _name in (("cuda", "gpu"), ("tpu", "tpu")):
-    kernel = functools.partial(_kernel, _name)
-    mlir.register_lowering(_one_pass, _lowered(kernel), platform=_platform)
+def _over_devices(takes: Callable[[Plan, Part], bool], plain: Any) -> Any:
+    """By each device, of the part that it has, where that may have a kernel; else `plain`."""
+
+    def form(plan: Plan, part: Part) -> Result:
+        if takes(plan, part) and rules.can_divide(part):
+            return rules.divided(functools.partial(step_part, plan), part)
+        return plain(plan, part)
+
+    return functools.partial(_each, form)
+
+
+_each_plain = functools.partial(_each, plain_step)
+_divided_on_cpu = functools.partial(_on_cpu, is_divided=True)
+_FORMS: dict[str | None, _Forms] = {
+    None: _Forms(_each_plain, _each_plain, _each_plain),
+    "cpu": _Forms(
+        _each_on_cpu,
+        _over_devices(has_kernel, _divided_on_cpu),
+        functools.partial(_each, _divided_on_cpu),
+    ),
+    "cuda": _Forms(
+        functools.partial(_each, functools.partial(_kernel, "gpu")),
+        _over_devices(_has_codes, plain_step),
+        _each_plain,
+    ),
+    # `custom_partitioning` is not for TPUs.
+    "tpu": _Forms(
+        functools.partial(_each, functools.partial(_kernel, "tpu")), _each_plain, _each_plain
+    ),
+}
+for _platform, _forms in _FORMS.items():
+    mlir.register_lowering(_one_pass, _lowered(_forms), platform=_platform)
 
 
 # ---- Under `jax.vmap` and derivatives: the plain form ----
 
 
-def batched(operands: Any, axes: Any, **parameters: Any) -> tuple[list[Any], list[int]]:
+def _batched(operands: Any, axes: Any, **parameters: Any) -> tuple[list[Any], list[int]]:
     """Results of many steps, and their axes: a kernel's tiles are of one leaf."""
-    plain = functools.partial(_flat, plain_step, **parameters)
-    new = jax.vmap(plain, in_axes=axes)(*operands)
+    new = jax.vmap(functools.partial(_plain, **parameters), in_axes=axes)(*operands)
     return new, [0] * len(new)
 
 
@@ -183,7 +255,7 @@ def _derivative(operands: Any, tangents: Any, **parameters: Any) -> tuple[list[A
     def plain(*moving: Any) -> list[Any]:
         given = iter(moving)
         every = [next(given) if m else x for x, m in zip(operands, moves, strict=True)]
-        return _flat(plain_step, *every, **parameters)
+        return _plain(*every, **parameters)
 
     primals = [x for x, m in zip(operands, moves, strict=True) if m]
     new, slopes = jax.jvp(plain, primals, [t for t, m in zip(tangents, moves, strict=True) if m])
@@ -192,5 +264,5 @@ def _derivative(operands: Any, tangents: Any, **parameters: Any) -> tuple[list[A
     return new, [zero.from_primal_value(x) if t.dtype == float0 else t for x, t in pairs]
 
 
-batching.primitive_batchers[_one_pass] = batched
+batching.primitive_batchers[_one_pass] = _batched
 ad.primitive_jvps[_one_pass] = _derivative

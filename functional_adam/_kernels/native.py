@@ -1,13 +1,14 @@
-"""The step of a leaf by the CPU's own kernel, from the distribution `functional_adam_native`.
+"""The step by the CPU's own kernel, from the distribution `functional-adam-native`.
 
-One pass over memory, in place, on XLA's threads. What the kernel has no formulas for, it does not
-take. `native/src/step.h` says the same of scalars and operands.
+One pass over memory, in place, on XLA's threads, of one leaf or of many small ones. What the kernel
+has no formulas for, it does not take. `native/src/step.h` says the same of scalars and operands.
 """
 
 from __future__ import annotations
 
 import functools
-import math
+import importlib
+import os
 from typing import Any
 
 import jax
@@ -21,11 +22,49 @@ from functional_adam._kernels.tiles import Part, Tiles, origin, tiles
 from functional_adam._leaf import LeafConfig
 from functional_adam._storage.leaf_state import LeafState
 
-TARGET = "functional_adam_step"
+PACKAGE = "functional_adam_native"
+SWITCH = "FUNCTIONAL_ADAM_NATIVE"
+_CONTRACT = 1  # what the kernel is given, and in which order
 _LONGEST = 1024  # elements of a block
-_PIECE = 128  # elements of a block where moments are floats, which need none
+_BLOCK = 128  # elements of one where moments are floats, which need none
 _ROUNDINGS = ("nearest", "stochastic", "compensated", "split")
 _FLOATS = (np.dtype(np.float32), np.dtype(jnp.bfloat16))
+
+
+# ---- Whether it is there ----
+
+
+def is_on() -> bool:
+    """Whether the kernel is installed and not turned off."""
+    given = os.environ.get(SWITCH, "on")
+    if given not in ("on", "off"):
+        raise ValueError(f'{SWITCH} must be "on" or "off"; got {given!r}.')
+    return given == "on" and version() is not None
+
+
+@functools.cache
+def version() -> str | None:
+    """Of the kernel, whose functions XLA knows from now on; None if it is not installed."""
+    try:
+        package = importlib.import_module(PACKAGE)
+    except ModuleNotFoundError as error:
+        if error.name != PACKAGE:
+            raise
+        return None
+    if package.CONTRACT != _CONTRACT:
+        raise ImportError(
+            f"functional-adam-native {package.__version__} is for another version of "
+            f"functional_adam: its contract is {package.CONTRACT}, not {_CONTRACT}. Install both "
+            f"from one release, or set {SWITCH}=off in the environment."
+        )
+    library = package.library()
+    for name in package.TARGETS:
+        function = jax.ffi.pycapsule(getattr(library, name))
+        jax.ffi.register_ffi_target(name, function, platform="cpu")
+    return package.__version__
+
+
+# ---- Whether it takes a step ----
 
 
 def takes(config: LeafConfig, whole: tuple[int, ...], part: Part) -> bool:
@@ -62,60 +101,84 @@ def _tiles(whole: tuple[int, ...], part: Part) -> Tiles | None:
     if part.stored.scale is not None:
         return tiles(shape, part.stored.scale.shape, whole)
     # What follows the last axis that is divided stands together.
-    divided = [n for n, (mine, all_of_it) in enumerate(zip(shape, whole, strict=True)) if mine != all_of_it]
-    lead = divided[-1] if divided else 0
+    pairs = enumerate(zip(shape, whole, strict=True))
+    lead = max((n for n, (mine, of_whole) in pairs if mine != of_whole), default=0)
     found = tiles(shape, (*shape[:lead], 1), whole)
-    if found is None:
-        return None
-    return found._replace(blocks=-(-found.width // _PIECE), length=_PIECE)
+    return found and found._replace(blocks=-(-found.width // _BLOCK), length=_BLOCK)
+
+
+# ---- The call ----
 
 
 def one_pass(
-    config: LeafConfig, whole: tuple[int, ...], part: Part
-) -> tuple[jax.Array, LeafState]:
-    """`update_leaf` of a part of a leaf of shape `whole`."""
-    (s, noise, key), g, stored, theta, starts = part
-    found = _tiles(whole, part)
-    assert found is not None
+    config: LeafConfig, shapes: list[tuple[int, ...]], parts: list[Part]
+) -> list[tuple[jax.Array, LeafState]]:
+    """`update_leaf` of parts of leaves of these shapes, all with the same scalars."""
+    s, noise, _ = parts[0].scalars
     needs_theta = config.applies or config.decays or s.l2 is not None or config.rounding is not None
-    arrays = [g, *([theta] if needs_theta else []), *jax.tree.leaves(stored)]
-    dtype = theta.dtype if config.applies else config.out
-    results = [jax.ShapeDtypeStruct(g.shape, dtype)]
-    results += [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in jax.tree.leaves(stored)]
-    first = 2 + len(arrays) - len(results) + 1
-    aliases = {first + n: 1 + n for n in range(len(results) - 1)}
-    if config.applies:
-        aliases[3] = 0
-    call = jax.ffi.ffi_call(TARGET, results, input_output_aliases=aliases)
-    place = jnp.uint32(0) if key is None else key + origin(whole, starts)
+    arrays: list[Any] = []
+    results: list[Any] = []
+    overwritten: dict[int, int] = {}
+    for part in parts:
+        if config.applies:
+            overwritten[2 + len(arrays) + 1] = len(results)
+        dtype = part.theta.dtype if config.applies else config.out
+        arrays += [part.g, part.theta] if needs_theta else [part.g]
+        results += [jax.ShapeDtypeStruct(part.g.shape, dtype)]
+        for x in jax.tree.leaves(part.stored):
+            overwritten[2 + len(arrays)] = len(results)
+            arrays.append(x)
+            results.append(jax.ShapeDtypeStruct(x.shape, x.dtype))
+    call = jax.ffi.ffi_call("functional_adam_step", results, input_output_aliases=overwritten)
+    pairs = list(zip(shapes, parts, strict=True))
     new = call(
-        _floats(config, s),
-        jnp.stack([*_words(noise), place]),
+        _scalars(config, s),
+        jnp.stack([*_words(noise), *(_place(shape, part) for shape, part in pairs)]),
         *arrays,
-        moments=np.int64(2 if stored.scale is not None else int(config.moments.is_random)),
-        rounding=np.int64(0 if config.rounding is None else _ROUNDINGS.index(config.rounding.name)),
-        applies=config.applies,
-        decays=config.decays,
-        has_l2=s.l2 is not None,
-        has_eps_root=s.eps_root is not None,
-        looks_ahead=config.variant.numerator is F.nesterov_momentum,
-        tiles=np.array(
-            [found.planes, found.rows, found.width, found.blocks, found.length,
-             found.row_distance % 2**32, found.plane_distance % 2**32], np.int64),
+        **_attributes(config, s, parts[0].stored),
+        tiles=np.array([_numbers(_tiles(shape, part)) for shape, part in pairs], np.int64).ravel(),
     )
-    return jax.tree.unflatten(jax.tree.structure((g, stored)), new)
+    return jax.tree.unflatten(jax.tree.structure([(x.g, x.stored) for x in parts]), new)
 
 
-def _floats(config: LeafConfig, s: Any) -> jax.Array:
-    rates = [(b.keep, b.complement, b.subtract) for b in (s.b1, s.b2)]
-    ahead = [s.derived["ahead"], s.derived["now"]] if config.variant.numerator is F.nesterov_momentum else [0, 0]
+def _attributes(config: LeafConfig, s: Any, stored: LeafState) -> dict[str, Any]:
+    """What is known of a step before any number is."""
+    rounding = "nearest" if config.rounding is None else config.rounding.name
+    return {
+        "moments": np.int64(2 if stored.scale is not None else config.moments.is_random),
+        "rounding": np.int64(_ROUNDINGS.index(rounding)),
+        "applies": config.applies,
+        "decays": config.decays,
+        "has_l2": s.l2 is not None,
+        "has_eps_root": s.eps_root is not None,
+        "looks_ahead": config.variant.numerator is F.nesterov_momentum,
+    }
+
+
+def _scalars(config: LeafConfig, s: Any) -> jax.Array:
+    """What a step multiplies by; 0 for what it does not have."""
+    ahead = [s.derived.get(name, 0) for name in ("ahead", "now")]
     bound = largest_ratio(s.b1, s.b2, s.t) if config.moments.has_scale else 0
-    zero = [x if x is not None else 0 for x in (s.eps_root, s.l2)]
-    numbers = [*rates[0], *rates[1], s.eps, *zero, s.step_size, s.decay, *ahead, bound]
+    unless_none = [0 if x is None else x for x in (s.eps_root, s.l2)]
+    rates = [x for b in (s.b1, s.b2) for x in (b.keep, b.complement, b.subtract)]
+    numbers = [*rates, s.eps, *unless_none, s.step_size, s.decay, *ahead, bound]
     return jnp.stack([jnp.asarray(x, jnp.float32) for x in numbers])
 
 
 def _words(noise: Any) -> list[Any]:
+    """The noise of a step; 0 for one that rounds nothing on average."""
     if noise is None:
         return [jnp.uint32(0)] * 4
     return [noise.nu, noise.mu, noise.code, noise.theta]
+
+
+def _place(shape: tuple[int, ...], part: Part) -> Any:
+    """The number of a part's first element, as random bits are made of it."""
+    key = part.scalars[-1]
+    return jnp.uint32(0) if key is None else key + origin(shape, part.starts)
+
+
+def _numbers(tiles: Tiles | None) -> list[int]:
+    assert tiles is not None  # or `takes` would not
+    distances = [n % 2**32 for n in (tiles.row_distance, tiles.plane_distance)]
+    return [tiles.planes, tiles.rows, tiles.width, tiles.blocks, tiles.length, *distances]

@@ -1,38 +1,64 @@
-"""The step of a leaf that is divided over a mesh: each device takes the blocks that it has.
-
-XLA divides its own operations, but not a kernel: without these rules it would gather the leaf.
-"""
+"""The steps of leaves: each by itself or small ones together; on explicit axes by each device."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.custom_batching import custom_vmap
-from jax.experimental.custom_partitioning import (
-    ArrayMapping,
-    CompoundFactor,
-    SdyShardingRule,
-    custom_partitioning,
-)
 from jax.sharding import NamedSharding, PartitionSpec
 
 from functional_adam import _mesh
-from functional_adam._kernels.choice import Mode, Plan, batched, may_have_kernel, step_part
+from functional_adam._kernels import rules
+from functional_adam._kernels.choice import (
+    Mode,
+    Plan,
+    Result,
+    has_kernel,
+    step_part,
+    step_parts,
+)
 from functional_adam._kernels.tiles import Part, has_full_blocks
 from functional_adam._leaf import LeafConfig, update_leaf
 from functional_adam._storage.leaf_state import LeafState
-from functional_adam._storage.rounding import undifferentiable
+
+
+class LeafCall(NamedTuple):
+    """The step of a leaf, about to be taken."""
+
+    config: LeafConfig
+    s: Any
+    noise: Any
+    key: Any
+    g: jax.Array
+    stored: LeafState
+    theta: Any
+
+
+def leaf_steps(mode: Mode, calls: list[LeafCall]) -> list[Result]:
+    """`update_leaf` of each, in one pass over memory where a platform has a kernel for it."""
+    results: list[Any] = [None] * len(calls)
+    for together in _groups(mode, calls):
+        group = [calls[n] for n in together]
+        new = _small_leaves(mode, group) if len(group) > 1 else [_leaf(mode, group[0])]
+        for n, result in zip(together, new, strict=True):
+            results[n] = result
+    return results
+
+
+def _leaf(mode: Mode, call: LeafCall) -> Result:
+    step: Any = functools.partial(_leaf_step, call.config, mode)
+    if call.config.moments.has_scale:
+        step = over_known_axes(step, call.g, call.stored, call.theta)
+    return step(*call[1:])
 
 
 # Jitted so that leaves of one shape and dtype share one trace: a tree of 1,000 equal leaves is
 # traced once, and an eager update runs a leaf as one fused kernel. XLA inlines the calls.
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def leaf_step(
+def _leaf_step(
     config: LeafConfig,
     mode: Mode,
     s: Any,
@@ -41,78 +67,74 @@ def leaf_step(
     g: jax.Array,
     stored: LeafState,
     theta: Any,
-) -> tuple[jax.Array, LeafState]:
-    """`update_leaf`, in one pass over memory where a platform has a kernel for it."""
+) -> Result:
     if mode == "off" or not (config.moments.is_random or mode == "native"):
         return update_leaf(config, s, noise, key, g, stored, theta)
-    # A residual that is not a code for each element says of which dtype a parameter was, no more.
-    has_codes = config.rounding is not None and config.rounding.has_residual
-    aside, stored = stored.residual, stored if has_codes else stored._replace(residual=None)
-    part = Part((s, noise, key), g, stored, theta)
+    part, aside = _part(config, (s, noise, key), g, stored, theta)
     plan = Plan(config, g.shape, mode)
-    if may_have_kernel(config, part):
-        out, stored = _with_kernel(plan, undifferentiable(part))
-    else:
-        out, stored = step_part(plan, part)
-    return out, stored if has_codes else stored._replace(residual=aside)
+    known = _known_sharding(g, stored, theta) if has_kernel(plan, part) else None
+    out, stored = _by_part(plan, known, part) if known else step_part(plan, part)
+    return out, stored if aside is None else stored._replace(residual=aside)
 
 
-def _with_kernel(plan: Plan, part: Part) -> tuple[Any, LeafState]:
-    known = _known_sharding(part.g, part.stored, part.theta)
-    return _by_part(plan, known, part) if known else _step_on_mesh(plan, part)
+def _part(
+    config: LeafConfig, scalars: Any, g: Any, stored: LeafState, theta: Any
+) -> tuple[Part, Any]:
+    """A leaf's step, and a residual that is no operand of it.
 
-
-def _step_on_mesh(plan: Plan, part: Part) -> tuple[Any, LeafState]:
-    """`step_part` of a leaf of which only XLA knows how it is divided, if it is."""
-    operands, tree = jax.tree.flatten(part)
-    by_blocks = has_full_blocks(part.g.shape, part.stored.scale.shape)
-    by_blocks = by_blocks and not _mesh.is_partly_manual()  # there XLA asks, and JAX cannot answer
-    new = _transformable(plan, tree, by_blocks)(*operands)
-    return jax.tree.unflatten(jax.tree.structure((part.g, part.stored)), new)
-
-
-@functools.cache
-def _transformable(plan: Plan, tree: Any, by_blocks: bool) -> Callable[..., list[jax.Array]]:
-    """`step_part` on the flat operands of a `Part` of structure `tree`, for vmap and for meshes.
-
-    `by_blocks`: a mesh divides it between blocks. Where blocks are not full, XLA divides its own
-    form, and with less to send.
+    One that is not a code for each element says of which dtype a parameter was, no more.
     """
-
-    def whole(*operands: Any) -> list[jax.Array]:
-        return jax.tree.leaves(step_part(plan, jax.tree.unflatten(tree, operands)))
-
-    def mapped(size: int, is_mapped: list[bool], *operands: Any) -> Any:
-        """Under `jax.vmap` XLA's form: a kernel's tiles are of one leaf."""
-        del size
-        axes = [0 if this else None for this in is_mapped]
-        new, _ = batched(operands, axes, plan=plan, tree=tree)
-        return new, [True] * len(new)
-
-    run = custom_vmap(_divisible(plan, tree, whole) if by_blocks else whole)
-    run.def_vmap(mapped)
-    return run
+    if config.rounding is not None and config.rounding.has_residual:
+        return Part(scalars, g, stored, theta), None
+    return Part(scalars, g, stored._replace(residual=None), theta), stored.residual
 
 
-def _divisible(plan: Plan, tree: Any, whole: Callable[..., Any]) -> Callable[..., Any]:
-    """`whole` with rules for XLA, which TPUs do not ask for: there XLA divides its own form."""
-    divisible = custom_partitioning(whole)
-    divisible.def_partition(
-        functools.partial(_partition, plan, tree),
-        functools.partial(_infer, tree),
-        decode_shardings=False,  # not all can be: some divide unevenly, or by a part of an axis
-        sharding_rule=functools.partial(_rule, tree),
-    )
-    if plan.mode != "on":
-        return divisible
+# ---- Small leaves together ----
 
-    def by_platform(*operands: Any) -> Any:
-        return jax.lax.platform_dependent(*operands, tpu=whole, default=divisible)
-
-    return by_platform
+_SMALL = 2**15  # elements, whose step takes no longer than a call
+_MOST = 256  # leaves of a call
 
 
-# ---- Shardings that are known when a step is traced ----
+def _groups(mode: Mode, calls: list[LeafCall]) -> list[list[int]]:
+    """The numbers of the calls, those together that the native kernel takes in one."""
+    small: dict[Any, list[int]] = {}
+    groups: list[list[int]] = []
+    for n, call in enumerate(calls):
+        if mode != "native" or call.g.size > _SMALL or _mesh.sharding_of(call.stored.m):
+            groups.append([n])
+            continue
+        group = small.setdefault((call.config, id(call.s)), [])
+        if not group or len(group) == _MOST:
+            small[call.config, id(call.s)] = group = []
+            groups.append(group)
+        group.append(n)
+    return groups
+
+
+def _small_leaves(mode: Mode, calls: list[LeafCall]) -> list[Result]:
+    """`_leaf_step` of each, in one call."""
+    first = calls[0]
+    return _small_leaves_step(first.config, mode, first.s, first.noise, [x[3:] for x in calls])
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _small_leaves_step(
+    config: LeafConfig, mode: Mode, s: Any, noise: Any, leaves: list[tuple[Any, ...]]
+) -> list[Result]:
+    parts, asides = [], []
+    for key, *leaf in leaves:
+        part, aside = _part(config, (s, noise, key), *leaf)
+        parts.append(part)
+        asides.append(aside)
+    plans = tuple(Plan(config, part.g.shape, mode) for part in parts)
+    new = step_parts(plans, parts)
+    return [
+        (out, stored if aside is None else stored._replace(residual=aside))
+        for (out, stored), aside in zip(new, asides, strict=True)
+    ]
+
+
+# ---- Explicit axes ----
 
 
 def over_known_axes(
@@ -127,100 +149,35 @@ def over_known_axes(
 def _known_sharding(g: Any, stored: LeafState, theta: Any) -> NamedSharding | None:
     """How all of a leaf is divided, if all axes are explicit and it is divided between blocks."""
     shape, scales = np.shape(stored.m), np.shape(stored.scale)
-    known = [
-        _mesh.explicit_sharding(x) for x in jax.tree.leaves((g, stored._replace(scale=None), theta))
-    ]
-    first = known[0]
-    if first is None or any(x != first for x in known) or not has_full_blocks(shape, scales):
+    arrays = jax.tree.leaves((g, stored._replace(scale=None), theta))
+    first, *others = [_mesh.explicit_sharding(x) for x in arrays]
+    if first is None or any(other != first for other in others):
         return None
+    if stored.scale is None:
+        return first
     scale: Any = _mesh.scale_sharding(first, shape, scales)
-    return (
-        first
-        if _mesh.dimensions(scale, len(shape)) == _mesh.dimensions(first, len(shape))
-        else None
-    )
+    axes = (_mesh.dimensions(x, len(shape)) for x in (scale, first))
+    is_between = has_full_blocks(shape, scales) and len({*map(tuple, axes)}) == 1
+    return first if is_between else None
 
 
 def _by_part(plan: Plan, sharding: NamedSharding, part: Part) -> tuple[Any, LeafState]:
     """`step_part` by each device, of what it has."""
-    leaf = sharding.spec
-    scale: Any = _mesh.scale_sharding(sharding, part.g.shape, part.stored.scale.shape)
-    stored = jax.tree.map(lambda _: leaf, part.stored)._replace(scale=scale.spec)
-    scalars = jax.tree.map(lambda _: PartitionSpec(), part.scalars)
-    given = Part(scalars, leaf, stored, None if part.theta is None else leaf)
+    scale: Any = None
+    if part.stored.scale is not None:
+        scale = _mesh.scale_sharding(sharding, part.g.shape, part.stored.scale.shape)
+    given = rules.like(part, sharding.spec, scale and scale.spec, PartitionSpec())
 
     def step(part: Part) -> Any:
-        return step_part(plan, part._replace(starts=_starts(sharding, part.g.shape)))
+        starts = rules.starts(sharding, part.g.shape)
+        return step_part(plan, part._replace(starts=starts))
 
     # Kernels do not say over which axes their results differ: as their operands do.
     on_devices = jax.shard_map(
-        step, mesh=sharding.mesh, in_specs=(given,), out_specs=(leaf, stored), check_vma=False
+        step,
+        mesh=sharding.mesh,
+        in_specs=(given,),
+        out_specs=(sharding.spec, given.stored),
+        check_vma=False,
     )
     return on_devices(part)
-
-
-def _starts(sharding: NamedSharding, shape: tuple[int, ...]) -> tuple[Any, ...]:
-    """Where a device's part of this shape begins along each axis of the leaf."""
-    pairs = zip(_mesh.dimensions(sharding, len(shape)), shape, strict=True)
-    return tuple(_index(names) * np.uint32(size) for names, size in pairs)
-
-
-# ---- Rules for XLA ----
-
-
-def _partition(plan: Plan, tree: Any, mesh: Any, operands: Any, results: Any) -> Any:
-    """The function for a part, and how its operands and results are divided."""
-    del results
-    part = jax.tree.unflatten(tree, operands)
-    leaf, scale = _shardings(mesh, part.stored)
-    everywhere = NamedSharding(leaf.mesh, PartitionSpec())
-    stored = jax.tree.map(lambda _: leaf, part.stored)._replace(scale=scale)
-    scalars = jax.tree.map(lambda _: everywhere, part.scalars)
-    given = Part(scalars, leaf, stored, None if part.theta is None else leaf)
-
-    def step(*operands: Any) -> list[jax.Array]:
-        part = jax.tree.unflatten(tree, operands)
-        part = part._replace(starts=_starts(leaf, part.g.shape))
-        return jax.tree.leaves(step_part(plan, part))
-
-    return leaf.mesh, step, jax.tree.leaves((leaf, stored)), tuple(jax.tree.leaves(given))
-
-
-def _infer(tree: Any, mesh: Any, operands: Any, results: Any) -> Any:
-    """How results are divided: as the first moment is."""
-    del results
-    stored = jax.tree.unflatten(tree, operands).stored
-    leaf, scale = _shardings(mesh, stored)
-    return jax.tree.leaves((leaf, jax.tree.map(lambda _: leaf, stored)._replace(scale=scale)))
-
-
-def _shardings(mesh: Any, stored: Any) -> tuple[NamedSharding, NamedSharding]:
-    """How a leaf and its scales are divided: as the first moment is, but only between blocks."""
-    shape, scales = stored.m.shape, stored.scale.shape
-    given = _mesh.named(mesh, stored.m.sharding, shape)
-    scale: Any = _mesh.scale_sharding(given, shape, scales)
-    axes = _mesh.dimensions(scale, len(shape))
-    return _mesh.divided(given, axes), scale
-
-
-def _index(axes: tuple[str, ...]) -> Any:
-    return jax.lax.axis_index(axes).astype(jnp.uint32) if axes else np.uint32(0)
-
-
-def _rule(tree: Any, mesh: Any, operands: Any, results: Any) -> SdyShardingRule:
-    """For Shardy: leading axes are divided as they are, the axis along blocks between these."""
-    del mesh, results
-    shapes = [jax.ShapeDtypeStruct(x.shape, np.int8) for x in operands]
-    part = jax.tree.unflatten(tree, shapes)
-    (*_, blocks), lead = part.stored.scale.shape, part.stored.scale.ndim - 1
-    names: list[Any] = [f"axis{n}" for n in range(part.g.ndim)]
-    sizes = {}
-    if part.g.ndim == lead + 1 and blocks > 1:
-        names[-1] = CompoundFactor("block", "element")
-        sizes = {"element": part.g.shape[-1] // blocks}
-    leaf, scale = ArrayMapping(*names), ArrayMapping(*names[:lead], "block")
-    stored = jax.tree.map(lambda _: leaf, part.stored)._replace(scale=scale)
-    scalars = jax.tree.map(lambda _: ArrayMapping(), part.scalars)
-    given = Part(scalars, leaf, stored, None if part.theta is None else leaf)
-    flat = functools.partial(jax.tree.leaves, is_leaf=lambda x: isinstance(x, ArrayMapping))
-    return SdyShardingRule(tuple(flat(given)), tuple(flat((leaf, stored))), **sizes)
