@@ -134,14 +134,10 @@ FA_INLINE int32_t ratio_bits(float m, float v, int32_t least) {
 
 // ---- Blocks ----
 
-FA_INLINE void decode(const int8_t* mu, const uint8_t* nu, uint16_t scale, int n, int32_t* ratios,
-                      int32_t* roots, float* m, float* v) {
+FA_INLINE void decode(const int32_t* ratios, const int32_t* roots, uint16_t scale, int n, float* m,
+                      float* v) {
   const int32_t end = top(scale & 255);
   const float unit = power_of(scale >> 8);
-  FA_EACH
-  for (int i = 0; i < n; ++i) ratios[i] = mu[i];
-  FA_EACH
-  for (int i = 0; i < n; ++i) roots[i] = nu[i];
   FA_EACH
   for (int i = 0; i < n; ++i) {
     const float w = root(roots[i], end);
@@ -150,10 +146,10 @@ FA_INLINE void decode(const int8_t* mu, const uint8_t* nu, uint16_t scale, int n
   }
 }
 
-// The codes of m and v, of which w is the root.
+// The codes of m and v, of which w is the root; returns what their block shares.
 FA_INLINE uint16_t encode(const float* m, const float* v, const float* w, const uint32_t* random,
                           int n, int groups, uint16_t old, float bound, const Noise& noise,
-                          int32_t* ratios, int32_t* roots, int8_t* mu, uint8_t* nu) {
+                          int32_t* ratios, int32_t* roots) {
   int32_t of_groups[kGroups];
   exponents(v, n, groups, of_groups);
   const int32_t scale = next_scale(of_groups, old & 255);
@@ -173,10 +169,6 @@ FA_INLINE uint16_t encode(const float* m, const float* v, const float* w, const 
     ratios[i] = ratio_code(r, inverse, last, mu_bits(random[i], noise));
     roots[i] = root_code(w[i], end, nu_bits(random[i], noise));
   }
-  FA_EACH
-  for (int i = 0; i < n; ++i) mu[i] = static_cast<int8_t>(ratios[i]);
-  FA_EACH
-  for (int i = 0; i < n; ++i) nu[i] = static_cast<uint8_t>(roots[i]);
   return static_cast<uint16_t>(scale | (unit << 8));
 }
 

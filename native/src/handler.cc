@@ -31,12 +31,14 @@ Array array_of(const ffi::AnyBuffer& buffer) {
 
 std::vector<Array> arrays(const ffi::RemainingArgs& buffers) {
   std::vector<Array> found;
+  found.reserve(buffers.size());
   for (size_t n = 0; n < buffers.size(); ++n) found.push_back(array_of(*buffers.get<ffi::AnyBuffer>(n)));
   return found;
 }
 
 std::vector<Array> arrays(const ffi::RemainingRets& buffers) {
   std::vector<Array> found;
+  found.reserve(buffers.size());
   for (size_t n = 0; n < buffers.size(); ++n) found.push_back(array_of(**buffers.get<ffi::AnyBuffer>(n)));
   return found;
 }

@@ -32,11 +32,34 @@ FA_INLINE T* at(void* data, const Block& block) {
   return static_cast<T*>(data) + block.at;
 }
 
-FA_INLINE const float* read(const Floats& x, const Block& block, int n, float* room) {
-  if (!x.is_short) return at<const float>(x.data, block);
-  const uint16_t* halves = at<const uint16_t>(x.data, block);
+// How many numbers of a block are computed with, of which it has n: whole vectors, or what is left
+// would be taken one by one. Those that it has not are zeros, and are written nowhere.
+FA_INLINE int whole_vectors(int n) { return (n + 15) & ~15; }
+
+template <class From, class To>
+FA_INLINE void widen(const From* from, int n, To* room) {
   FA_EACH
-  for (int i = 0; i < n; ++i) room[i] = widened(halves[i]);
+  for (int i = 0; i < n; ++i) room[i] = from[i];
+  for (int i = n; i < whole_vectors(n); ++i) room[i] = 0;
+}
+
+template <class T>
+FA_INLINE void narrow(const int32_t* numbers, int n, T* out) {
+  FA_EACH
+  for (int i = 0; i < n; ++i) out[i] = static_cast<T>(numbers[i]);
+}
+
+FA_INLINE const float* read(const Floats& x, const Block& block, int n, int32_t* bits,
+                            float* room) {
+  if (x.is_short) {
+    widen(at<const uint16_t>(x.data, block), n, bits);
+    FA_EACH
+    for (int i = 0; i < whole_vectors(n); ++i) room[i] = widened(bits[i]);
+    return room;
+  }
+  const float* numbers = at<const float>(x.data, block);
+  if (n == whole_vectors(n)) return numbers;
+  widen(numbers, n, room);
   return room;
 }
 
@@ -50,20 +73,14 @@ FA_INLINE void write(const Floats& x, const Block& block, int n, const float* fr
   }
 }
 
-template <class T>
-FA_INLINE void narrow(const int32_t* numbers, int n, T* out) {
-  FA_EACH
-  for (int i = 0; i < n; ++i) out[i] = static_cast<T>(numbers[i]);
-}
-
 // The weights that parameters and what is kept beside them stand for.
 template <class Code, class Weight>
 FA_INLINE void add_residual(const Code* residual, int n, int32_t* codes, const float* theta,
                             float* weights, Weight weight) {
+  const int all = whole_vectors(n);
+  widen(residual, n, codes);
   FA_EACH
-  for (int i = 0; i < n; ++i) codes[i] = residual[i];
-  FA_EACH
-  for (int i = 0; i < n; ++i) weights[i] = weight(theta[i], codes[i]);
+  for (int i = 0; i < all; ++i) weights[i] = weight(theta[i], codes[i]);
 }
 
 // b a + (1 - b) x, written as functional_adam/_equations/numerics.py has it.
@@ -136,10 +153,10 @@ FA_INLINE void land(const Config& config, const Leaf& leaf, const Block& block, 
     // First in the dtype of an update, which is the wider of that of gradient and parameter.
     if (leaf.g.is_short && leaf.theta.is_short) {
       FA_EACH
-      for (int i = 0; i < n; ++i) u[i] = widened(bfloat16(u[i]));
+      for (int i = 0; i < whole_vectors(n); ++i) u[i] = widened(bfloat16(u[i]));
     }
     FA_EACH
-    for (int i = 0; i < n; ++i) u[i] = theta[i] + u[i];
+    for (int i = 0; i < whole_vectors(n); ++i) u[i] = theta[i] + u[i];
   }
   write(leaf.out, block, n, u);
 }
@@ -163,13 +180,14 @@ template <int kLength>
 FA_INLINE void land_rounded(const Config& config, const Noise& noise, const Leaf& leaf,
                             const Block& block, int n, Room<kLength>& room) {
   const uint32_t* random = room.random;
+  const int all = whole_vectors(n);
   int32_t *landed = room.codes[0], *codes = room.codes[1];
   if (config.rounding == Rounding::kStochastic) {
     const auto goal = [=](float x, int i) {
       return widened(stochastic(x, theta_bits(random[i], noise)));
     };
     const auto none = [](float, float, int) { return 0; };
-    land_rounded(n, room.theta, room.theta, room.u, landed, codes, goal, none);
+    land_rounded(all, room.theta, room.theta, room.u, landed, codes, goal, none);
   } else if (config.rounding == Rounding::kCompensated) {
     const auto goal = [=](float& x, int i) {
       x = to_grid(x, 8, code_bits(random[i], noise));
@@ -178,12 +196,12 @@ FA_INLINE void land_rounded(const Config& config, const Noise& noise, const Leaf
     const auto code = [=](float x, float landed, int i) {
       return compensated_code(x, landed, theta_bits(random[i], noise));
     };
-    land_rounded(n, room.theta, room.weight, room.u, landed, codes, goal, code);
+    land_rounded(all, room.theta, room.weight, room.u, landed, codes, goal, code);
     narrow(codes, n, at<int8_t>(leaf.residual, block));
   } else {
     const auto goal = [](float x, int) { return nearest_half(x); };
     const auto code = [](float x, float landed, int) { return split_code(x, landed); };
-    land_rounded(n, room.theta, room.weight, room.u, landed, codes, goal, code);
+    land_rounded(all, room.theta, room.weight, room.u, landed, codes, goal, code);
     narrow(codes, n, at<int16_t>(leaf.residual, block));
   }
   if (config.applies) narrow(landed, n, at<uint16_t>(leaf.out.data, block));
@@ -192,61 +210,82 @@ FA_INLINE void land_rounded(const Config& config, const Noise& noise, const Leaf
 
 // ---- The whole of it ----
 
+// The weights: parameters, with what is kept beside them.
 template <int kLength>
-FA_INLINE void step(const Config& config, const Scalars& s, const Noise& noise, const Leaf& leaf,
-                    const Block& block, int n, int groups) {
-  Room<kLength> room;
-  const bool rounds = config.rounding != Rounding::kNone;
-  const bool has_codes = config.moments == Moments::kCodes;
-  const float *g = read(leaf.g, block, n, room.g), *theta = nullptr;
-  const float *old_m = room.m, *old_v = room.v;
-  if (has_codes) {
-    decode(leaf.mu + block.at, leaf.nu + block.at, leaf.scale[block.number], n, room.codes[0],
-           room.codes[1], room.m, room.v);
-  } else {
-    old_m = read(leaf.m, block, n, room.m);
-    old_v = read(leaf.v, block, n, room.v);
-  }
-  if (config.needs_theta()) theta = read(leaf.theta, block, n, room.theta);
+FA_INLINE const float* weights(const Config& config, const Leaf& leaf, const Block& block, int n,
+                               Room<kLength>& room) {
+  const float* theta = read(leaf.theta, block, n, room.codes[0], room.theta);
   if (config.rounding == Rounding::kCompensated) {
-    add_residual(at<const int8_t>(leaf.residual, block), n, room.codes[0], room.theta, room.weight,
+    add_residual(at<const int8_t>(leaf.residual, block), n, room.codes[0], theta, room.weight,
                  compensated_weight);
-    theta = room.weight;
-  } else if (config.rounding == Rounding::kSplit) {
-    add_residual(at<const int16_t>(leaf.residual, block), n, room.codes[0], room.theta, room.weight,
+    return room.weight;
+  }
+  if (config.rounding == Rounding::kSplit) {
+    add_residual(at<const int16_t>(leaf.residual, block), n, room.codes[0], theta, room.weight,
                  split_weight);
-    theta = room.weight;
+    return room.weight;
   }
-  if (config.has_l2) {
-    FA_EACH
-    for (int i = 0; i < n; ++i) room.g[i] = fused(s.l2, theta[i], g[i]);
-    g = room.g;
-  }
-  advance(s, n, g, old_m, old_v, room.m, room.v);
-  FA_EACH
-  for (int i = 0; i < n; ++i) room.w[i] = std::sqrt(room.v[i]);
-  updates(config, s, n, g, room.m, room.v, room.w, theta, room.u);
-  if (config.moments != Moments::kNearest || rounds) {
-    FA_EACH
-    for (int i = 0; i < n; ++i) room.random[i] = scrambled(block.place + static_cast<uint32_t>(i));
-  }
-  if (has_codes) {
+  return theta;
+}
+
+template <int kLength>
+FA_INLINE void store(const Config& config, const Scalars& s, const Noise& noise, const Leaf& leaf,
+                     const Block& block, int n, int groups, Room<kLength>& room) {
+  const int all = whole_vectors(n);
+  int32_t *first = room.codes[0], *second = room.codes[1];
+  if (config.moments == Moments::kCodes) {
     uint16_t& scale = leaf.scale[block.number];
-    scale = encode(room.m, room.v, room.w, room.random, n, groups, scale, s.bound, noise,
-                   room.codes[0], room.codes[1], leaf.mu + block.at, leaf.nu + block.at);
+    scale = encode(room.m, room.v, room.w, room.random, all, groups, scale, s.bound, noise, first,
+                   second);
+    narrow(first, n, leaf.mu + block.at);
+    narrow(second, n, leaf.nu + block.at);
   } else if (config.moments == Moments::kStochastic) {
-    uint16_t *first = at<uint16_t>(leaf.m.data, block), *second = at<uint16_t>(leaf.v.data, block);
     FA_EACH
-    for (int i = 0; i < n; ++i) {
-      room.codes[0][i] = stochastic(room.m[i], mu_bits(room.random[i], noise));
-      room.codes[1][i] = stochastic(room.v[i], nu_bits(room.random[i], noise));
+    for (int i = 0; i < all; ++i) {
+      first[i] = stochastic(room.m[i], mu_bits(room.random[i], noise));
+      second[i] = stochastic(room.v[i], nu_bits(room.random[i], noise));
     }
-    narrow(room.codes[0], n, first);
-    narrow(room.codes[1], n, second);
+    narrow(first, n, at<uint16_t>(leaf.m.data, block));
+    narrow(second, n, at<uint16_t>(leaf.v.data, block));
   } else {
     write(leaf.m, block, n, room.m);
     write(leaf.v, block, n, room.v);
   }
+}
+
+template <int kLength>
+FA_INLINE void step(const Config& config, const Scalars& s, const Noise& noise, const Leaf& leaf,
+                    const Block& block, int n, int groups) {
+  Room<kLength> room;
+  const int all = whole_vectors(n);
+  const bool rounds = config.rounding != Rounding::kNone;
+  const float *g = read(leaf.g, block, n, room.codes[0], room.g), *theta = nullptr;
+  const float *old_m = room.m, *old_v = room.v;
+  if (config.moments == Moments::kCodes) {
+    widen(leaf.mu + block.at, n, room.codes[0]);
+    widen(leaf.nu + block.at, n, room.codes[1]);
+    decode(room.codes[0], room.codes[1], leaf.scale[block.number], all, room.m, room.v);
+  } else {
+    old_m = read(leaf.m, block, n, room.codes[0], room.m);
+    old_v = read(leaf.v, block, n, room.codes[0], room.v);
+  }
+  if (config.needs_theta()) theta = weights(config, leaf, block, n, room);
+  if (config.has_l2) {
+    FA_EACH
+    for (int i = 0; i < all; ++i) room.g[i] = fused(s.l2, theta[i], g[i]);
+    g = room.g;
+  }
+  advance(s, all, g, old_m, old_v, room.m, room.v);
+  FA_EACH
+  for (int i = 0; i < all; ++i) room.w[i] = std::sqrt(room.v[i]);
+  updates(config, s, all, g, room.m, room.v, room.w, theta, room.u);
+  if (config.moments != Moments::kNearest || rounds) {
+    FA_EACH
+    for (int i = 0; i < all; ++i) {
+      room.random[i] = scrambled(block.place + static_cast<uint32_t>(i));
+    }
+  }
+  store(config, s, noise, leaf, block, n, groups, room);
   if (rounds) {
     land_rounded(config, noise, leaf, block, n, room);
   } else {

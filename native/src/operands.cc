@@ -102,6 +102,11 @@ struct Pair {
   Array old, now;
 };
 
+struct Stored {
+  Pair pairs[4];
+  int count = 0;
+};
+
 // Takes an argument and its result, of one type.
 Pair take_stored(Reader& arguments, Reader& results, const char* name, int64_t size, Type type,
                  Type other) {
@@ -109,10 +114,10 @@ Pair take_stored(Reader& arguments, Reader& results, const char* name, int64_t s
   return {old, results.take(name, size, old.type)};
 }
 
-std::vector<Pair> take_leaf(const Config& config, Reader& arguments, Reader& results, int64_t size,
-                            Leaf& leaf) {
+Stored take_leaf(const Config& config, Reader& arguments, Reader& results, int64_t size,
+                 Leaf& leaf) {
   const bool rounds = config.rounding != Rounding::kNone;
-  std::vector<Pair> stored;
+  Stored stored;
   leaf.g = arguments.take_floats("gradient", size);
   if (config.needs_theta()) {
     const Array theta = arguments.take("parameter", size, rounds ? Type::kBFloat16 : Type::kFloat32,
@@ -126,7 +131,7 @@ std::vector<Pair> take_leaf(const Config& config, Reader& arguments, Reader& res
     leaf.out = results.take_floats("update", size);
   }
   const auto take = [&](const char* name, int64_t size, Type type, Type other) {
-    stored.push_back(take_stored(arguments, results, name, size, type, other));
+    stored.pairs[stored.count++] = take_stored(arguments, results, name, size, type, other);
   };
   if (config.moments == Moments::kCodes) {
     take("mu", size, Type::kInt8, Type::kInt8);
@@ -145,19 +150,19 @@ std::vector<Pair> take_leaf(const Config& config, Reader& arguments, Reader& res
 // 0 for a leaf without elements.
 int64_t blocks_of(const Leaf& leaf) { return leaf.tiles.width > 0 ? leaf.tiles.count() : 0; }
 
-void point_to(const Config& config, const std::vector<Pair>& stored, Leaf& leaf) {
-  const auto at = [&](size_t n) { return moved<void>(stored[n].old, stored[n].now); };
-  size_t count = 2;
+void point_to(const Config& config, const Stored& stored, Leaf& leaf) {
+  const auto at = [&](int n) { return moved<void>(stored.pairs[n].old, stored.pairs[n].now); };
+  int count = 2;
   if (config.moments == Moments::kCodes) {
     leaf.mu = static_cast<int8_t*>(at(0));
     leaf.nu = static_cast<uint8_t*>(at(1));
     leaf.scale = static_cast<uint16_t*>(at(2));
     count = 3;
   } else {
-    leaf.m = {at(0), stored[0].old.type == Type::kBFloat16};
-    leaf.v = {at(1), stored[1].old.type == Type::kBFloat16};
+    leaf.m = {at(0), stored.pairs[0].old.type == Type::kBFloat16};
+    leaf.v = {at(1), stored.pairs[1].old.type == Type::kBFloat16};
   }
-  if (stored.size() > count) leaf.residual = at(count);
+  if (stored.count > count) leaf.residual = at(count);
 }
 
 }  // namespace
@@ -172,7 +177,9 @@ std::string read_call(const Config& config, const std::vector<int64_t>& tiles,
   if (tiles.size() % kTiles != 0) return "tiles are not seven numbers a leaf";
   if (given.failed()) return given.problem_at_end();
   const uint32_t* places = static_cast<const uint32_t*>(words.data) + 4;
-  std::vector<std::vector<Pair>> stored;
+  std::vector<Stored> stored;
+  stored.reserve(leaves);
+  call.leaves.reserve(leaves);
   call.config = config;
   for (int64_t n = 0; n < leaves; ++n) {
     Leaf leaf{};
