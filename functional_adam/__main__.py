@@ -19,6 +19,8 @@ from typing import Any
 
 import jax
 
+from functional_adam._kernels import native
+from functional_adam._kernels.choice import mode
 from functional_adam._watch import selfcheck as check
 
 NOTE = """\
@@ -29,12 +31,14 @@ that dtype (float32: 2**-24): rms over the coordinates at the worst step / large
 def versions() -> dict[str, str]:
     """Of all that matters here."""
     found = {"python": platform.python_version()}
-    for name in ("functional_adam", "jax", "jaxlib", "optax", "torch"):
+    for name in ("functional_adam", native.PACKAGE, "jax", "jaxlib", "optax", "torch"):
         if importlib.util.find_spec(name):
             try:
                 found[name] = version(name)
             except PackageNotFoundError:  # on the path, but not installed
                 found[name] = "unknown"
+    if native.PACKAGE in found and mode() != "native":
+        found[native.PACKAGE] += " (off)"
     return found
 
 

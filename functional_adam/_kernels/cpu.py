@@ -40,7 +40,7 @@ def form_of(config: LeafConfig, part: Part, *, is_divided: bool) -> Form | None:
 
     `is_divided` says that XLA divides the leaf over devices. It would gather the pieces.
     """
-    if not _LEAST <= part.g.size < 2**31:
+    if not _LEAST <= part.g.size < 2**31 or not config.moments.is_random:
         return None
     if part.stored.scale is not None:
         is_one = is_divided or config.variant.whole_leaf or _units(part).size > _PIECE

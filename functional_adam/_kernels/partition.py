@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from functional_adam import _mesh
-from functional_adam._kernels import rules
+from functional_adam._kernels import native, rules
 from functional_adam._kernels.choice import (
     Mode,
     Plan,
@@ -68,11 +68,12 @@ def _leaf_step(
     stored: LeafState,
     theta: Any,
 ) -> Result:
-    if mode == "off" or not (config.moments.is_random or mode == "native"):
-        return update_leaf(config, s, noise, key, g, stored, theta)
     part, aside = _part(config, (s, noise, key), g, stored, theta)
     plan = Plan(config, g.shape, mode)
-    known = _known_sharding(g, stored, theta) if has_kernel(plan, part) else None
+    may_have_kernel = has_kernel(plan, part)
+    if mode == "off" or not (config.moments.is_random or may_have_kernel):
+        return update_leaf(config, s, noise, key, g, stored, theta)
+    known = _known_sharding(g, stored, theta) if may_have_kernel else None
     out, stored = _by_part(plan, known, part) if known else step_part(plan, part)
     return out, stored if aside is None else stored._replace(residual=aside)
 
@@ -100,7 +101,7 @@ def _groups(mode: Mode, calls: list[LeafCall]) -> list[list[int]]:
     small: dict[Any, list[int]] = {}
     groups: list[list[int]] = []
     for n, call in enumerate(calls):
-        if mode != "native" or call.g.size > _SMALL or _mesh.sharding_of(call.stored.m):
+        if mode != "native" or not _is_small(call):
             groups.append([n])
             continue
         group = small.setdefault((call.config, id(call.s)), [])
@@ -109,6 +110,14 @@ def _groups(mode: Mode, calls: list[LeafCall]) -> list[list[int]]:
             groups.append(group)
         group.append(n)
     return groups
+
+
+def _is_small(call: LeafCall) -> bool:
+    """Whether it is, and the native kernel takes it; what lies on a mesh goes by itself."""
+    if call.g.size > _SMALL or _mesh.sharding_of(call.stored.m):
+        return False
+    part, _ = _part(call.config, (call.s, call.noise, call.key), *call[4:])
+    return native.takes(call.config, call.g.shape, part)
 
 
 def _small_leaves(mode: Mode, calls: list[LeafCall]) -> list[Result]:

@@ -149,14 +149,15 @@ FA_INLINE void updates(const Config& config, const Scalars& s, int n, const floa
 // The parameter or the update, of a parameter that is not rounded.
 FA_INLINE void land(const Config& config, const Leaf& leaf, const Block& block, int n,
                     const float* theta, float* u) {
+  const int all = whole_vectors(n);
   if (config.applies) {
     // First in the dtype of an update, which is the wider of that of gradient and parameter.
     if (leaf.g.is_short && leaf.theta.is_short) {
       FA_EACH
-      for (int i = 0; i < whole_vectors(n); ++i) u[i] = widened(bfloat16(u[i]));
+      for (int i = 0; i < all; ++i) u[i] = widened(bfloat16(u[i]));
     }
     FA_EACH
-    for (int i = 0; i < whole_vectors(n); ++i) u[i] = theta[i] + u[i];
+    for (int i = 0; i < all; ++i) u[i] = theta[i] + u[i];
   }
   write(leaf.out, block, n, u);
 }
