@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
+import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,6 +17,8 @@ from workloads import Shapes, gpt2, mlp
 import functional_adam as fa
 
 OURS, OPTAX, CONTROL = "functional_adam", "optax", "optax again"
+NATIVE = "functional_adam, native kernel"  # in the rounds where it is installed
+HAS_NATIVE = importlib.util.find_spec("functional_adam_native") is not None
 HYPERPARAMETERS = {"learning_rate": 3e-4, "b1": 0.87, "b2": 0.993, "eps": 1e-7}
 
 
@@ -24,6 +28,7 @@ HYPERPARAMETERS = {"learning_rate": 3e-4, "b1": 0.87, "b2": 0.993, "eps": 1e-7}
 TREES: dict[str, Shapes] = {
     "mlp": mlp(),
     "leaf20": {"w": (2**20,)},
+    "leaf22": {"w": (2**22,)},
     "leaf24": {"w": (2**24,)},
     "gpt2": gpt2(),
     "leaves1000": {f"{i:03}": (100,) for i in range(1000)},
@@ -95,12 +100,12 @@ PAIRS |= {f"{name}-alone": pair._replace(alone=True) for name, pair in SMALL.ite
 
 
 def entrant(name: str, pair: Pair) -> Entrant:
-    return pair.ours if name == OURS else pair.theirs
+    return pair.ours if name in (OURS, NATIVE) else pair.theirs
 
 
 def dtype_of(name: str, pair: Pair) -> Any:
     """Of parameters and gradients."""
-    return pair.dtype if name == OURS else jnp.float32
+    return pair.dtype if name in (OURS, NATIVE) else jnp.float32
 
 
 def held(pair: Pair, tree: str) -> float:
@@ -114,16 +119,17 @@ def jitted_step(name: str, pair: Pair) -> Any:
     """Optimizer, function and jit all fresh: nothing is cached."""
     library, make = entrant(name, pair)
     tx = make()
-    if pair.alone:
-        return jax.jit(lambda params, state, grads: tx.update(grads, state, params))
 
     def step(params: Any, state: Any, grads: Any) -> tuple[Any, Any]:
+        os.environ["FUNCTIONAL_ADAM_NATIVE"] = "on" if name == NATIVE else "off"  # read here
+        if pair.alone:
+            return tx.update(grads, state, params)
         if library is fa:
             return fa.step(tx, grads, state, params)
         updates, state = tx.update(grads, state, params)
         return library.apply_updates(params, updates), state
 
-    return jax.jit(step, donate_argnums=(0, 1))
+    return jax.jit(step, donate_argnums=() if pair.alone else (0, 1))
 
 
 def jax_stepper(name: str, pair: Pair, params: Any, grads: Any) -> Callable[[int], int]:
@@ -167,11 +173,13 @@ def torch_stepper(fused: bool | None, params: Any, grads: Any) -> Callable[[int]
 def steppers(pair: Pair | None, tree: str) -> dict[str, Callable[[int], Any]]:
     """Of a pair and its control; None stands for our Adam and torch's."""
     params, grads = normal(tree, seed=1), jax.device_put(normal(tree, seed=2))
+    names = ours() if pair is None else (*ours(), OPTAX, CONTROL)
+    found = {name: jax_stepper(name, pair or PAIRS["adam"], params, grads) for name in names}
     if pair is not None:
-        names = OURS, OPTAX, CONTROL
-        return {name: jax_stepper(name, pair, params, grads) for name in names}
-    return {
-        OURS: jax_stepper(OURS, PAIRS["adam"], params, grads),
-        "torch": torch_stepper(None, params, grads),
-        "torch fused": torch_stepper(True, params, grads),
-    }
+        return found
+    torch = {"torch": None, "torch fused": True}
+    return found | {name: torch_stepper(fused, params, grads) for name, fused in torch.items()}
+
+
+def ours() -> tuple[str, ...]:
+    return (OURS, NATIVE) if HAS_NATIVE else (OURS,)

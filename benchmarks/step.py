@@ -18,7 +18,8 @@ a loop over the leaves. "of copy" (accelerators only) is the 28 bytes a paramete
 move (read g, p, m, v and write p, m, v in float32; 36 with a third moment) per second, as a share
 of what a copy on the device moves in the same process. Compilation (tracing, lowering, compiling)
 is timed in the same kind of rounds, each time with fresh functions and cleared caches; bytes are
-XLA's own count.
+XLA's own count. Where functional-adam-native is installed, "native" is the ratio of our step with
+it, all other figures of ours are without.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ import numpy as np
 from entrants import (
     CEILINGS,
     CONTROL,
+    NATIVE,
     OPTAX,
     OURS,
     PAIRS,
@@ -53,6 +55,7 @@ from entrants import (
     entrant,
     held,
     jitted_step,
+    ours,
     size,
     steppers,
 )
@@ -86,12 +89,13 @@ def ratio(times: list[float], others: list[float]) -> Ratio:
 def compared(times: dict[str, list[float]], name: str, ceiling: float) -> dict[str, Any]:
     """Our ratio to `name`; beside it, where there is a control, that and the verdict."""
     found = ratio(times[OURS], times[name])
+    native = {"native": ratio(times[NATIVE], times[name])} if NATIVE in times else {}
     if CONTROL not in times:
-        return {"ratio": found}
+        return {"ratio": found} | native
     control = ratio(times[CONTROL], times[name])
     allowed = max(ceiling, control.high + 0.02) if ceiling >= 1 else ceiling
     verdict = "ok" if found.median <= allowed else f"over {allowed:.3f}"
-    return {"ratio": found, "control": control, "verdict": verdict}
+    return {"ratio": found} | native | {"control": control, "verdict": verdict}
 
 
 def rounds(
@@ -144,7 +148,7 @@ def step_rows(pair: Pair | None, tree: str, options: Any, advance: Any) -> list[
         | compared(times, name, max(pair.ceiling if pair else 1.0, CEILINGS.get(tree, 1.0)))
         | end
         for name in times
-        if name not in (OURS, CONTROL)
+        if name not in (OURS, NATIVE, CONTROL)
     ]
 
 
@@ -166,7 +170,7 @@ def compile_once(name: str, pair: Pair, tree: str) -> tuple[list[float], Any]:
 
 
 def compile_row(pair: Pair, tree: str, options: Any, advance: Any) -> dict[str, Any]:
-    names = OURS, OPTAX, CONTROL
+    names = *ours(), OPTAX, CONTROL
     actions = {name: lambda name=name: compile_once(name, pair, tree)[0] for name in names}
     for action in actions.values():
         action()  # a warm-up
