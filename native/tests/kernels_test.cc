@@ -110,6 +110,22 @@ void compare(const Problem& a, const Problem& b, const std::string& what) {
   }
 }
 
+// Of all results, to compare compilers and machines; without what `same` does not compare.
+uint64_t digest = 0;
+
+void add_to_digest(const Problem& p) {
+  for (size_t n : p.results) {
+    const Buffer& x = p.buffers[n];
+    for (int64_t i = 0; i < x.size(); ++i) {
+      uint64_t bits = 0;
+      std::memcpy(&bits, x.data() + i * bytes_of_type(x.type()), bytes_of_type(x.type()));
+      const bool nan = (x.type() == Type::kFloat32 && (bits & 0x7FFFFFFF) > 0x7F800000) ||
+                       (x.type() == Type::kBFloat16 && (bits & 0x7FFF) > 0x7F80);
+      digest = Random(digest ^ (nan ? 1 : bits)).bits();
+    }
+  }
+}
+
 bool is_fused(const Named& named) { return std::string(named.name) != "x86-64-v2"; }
 
 void check(const Case& c, const std::vector<Tiles>& leaves, uint64_t seed, Threads& threads) {
@@ -119,6 +135,7 @@ void check(const Case& c, const std::vector<Tiles>& leaves, uint64_t seed, Threa
     const Kernel plain = is_fused(named) ? &step_plain_fused : &step_plain;
     const Problem right = stepped(c, leaves, false, seed, plain, nullptr);
     const std::string what = std::string(named.name) + " " + name_of(c);
+    if (n == 0) add_to_digest(right);
     compare(stepped(c, leaves, false, seed, named.kernel, nullptr), right, what);
     // In place, arguments are other arrays of the same numbers.
     compare(stepped(c, leaves, true, seed, named.kernel, &threads),
@@ -146,7 +163,7 @@ void check_numbers() {
       const double v = s.b2.keep * value(before, 7, i) + s.b2.complement * g * g;
       const double u = s.step_size * m / (std::sqrt(v) + s.eps) + s.decay * theta;
       const double size = std::fabs(m) + std::fabs(g) + std::fabs(value(before, 5, i));
-      const bool within = std::isfinite(u) && v > 1e-30 && v < 1e38 && size > 1e-30 &&
+      const bool within = value(before, 7, i) >= 0 && std::isfinite(u) && v > 1e-30 && v < 1e38 && size > 1e-30 &&
                           size / std::sqrt(v) < 1e37;
       if (!within) continue;
       const double near = 1e-6, of_u = near * (std::fabs(theta) + std::fabs(u)) +
@@ -156,7 +173,7 @@ void check_numbers() {
       CHECK(std::fabs(value(after, 4, i) - (theta - u)) <= of_u, i << ": " << theta << ", " << u);
       ++checked;
     }
-    CHECK(checked > 3000, checked);
+    CHECK(checked > 2000, checked);
   }
 }
 
@@ -167,11 +184,13 @@ int main() {
   uint64_t seed = 0;
   Random random(29);
   for (const Case& c : all_cases()) {
-    const int64_t length = 16 * (1 + random.below(64));
-    const std::vector<Tiles> leaves = {
-        tiles_of(1, 1, 1 + random.below(300), 128, static_cast<uint32_t>(random.bits())),
-        tiles_of(1 + random.below(2), random.below(4), random.below(200), length, 77),
-        tiles_of(2, 2, 1 + random.below(90), 16 * (1 + random.below(4)), 0xFFFFFF00u)};
+    // One number a line: compilers choose the order in which they compute arguments.
+    const auto place = static_cast<uint32_t>(random.bits());
+    const int64_t width = 1 + random.below(300), rows = random.below(4), length = 16 * (1 + random.below(64));
+    const int64_t short_length = 16 * (1 + random.below(4));
+    const std::vector<Tiles> leaves = {tiles_of(1, 1, width, 128, place),
+                                       tiles_of(1 + rows % 2, rows, width / 2, length, 77),
+                                       tiles_of(2, 2, 1 + width / 3, short_length, 0xFFFFFF00u)};
     check(c, leaves, ++seed, threads);
   }
   // Every size of a leaf of one block or two, and every length of a block.
@@ -200,5 +219,6 @@ int main() {
   // More pieces than threads.
   check(cases[5], {tiles_of(1, 1, 100000, 128, 3), tiles_of(1, 7, 9000, 128, 9)}, ++seed, threads);
   check_numbers();
+  std::cout << "Of the first kernel's results: " << std::hex << digest << std::endl;
   return 0;
 }

@@ -73,7 +73,8 @@ inline float some_float(Random& random, bool positive, int spread) {
                          0x1.fep127f, -0x1p127f, 0x1p-126f, 1.0f,  -1.5f, 0x1.8p-8f,  0x1p-60f};
   float x = edges[random.below(14)];
   if (random.below(16) != 0) {
-    const double size = std::exp2(spread * (random.unit() - 0.75)) * (1 + random.unit());
+    const int exponent = static_cast<int>(random.below(spread)) - spread * 3 / 4;
+    const double size = std::ldexp(1 + random.unit(), exponent);
     x = static_cast<float>(random.coin() ? size : -size);
   }
   return positive ? std::fabs(x) : x;
@@ -122,12 +123,14 @@ struct Problem {
 };
 
 inline Scalars some_scalars(Random& random) {
-  const auto rate = [&](double b, bool subtracts) {
+  const auto rate = [&](double least, double span) {
+    const double b = least + span * random.unit();
+    const bool subtracts = random.coin();
     return Rate{static_cast<float>(b), static_cast<float>(1 - b), subtracts ? static_cast<float>(b) : 0};
   };
   Scalars s{};
-  s.b1 = rate(0.85 + 0.1 * random.unit(), random.coin());
-  s.b2 = rate(0.99 + 0.009 * random.unit(), random.coin());
+  s.b1 = rate(0.85, 0.1);
+  s.b2 = rate(0.99, 0.009);
   s.eps = 1.3e-8f;
   s.eps_root = 3.1e-13f;
   s.l2 = 0.013f;
@@ -185,16 +188,10 @@ inline Problem make_problem(const Config& config, const Types& types,
       keep(Type::kInt8, size, false, 1);
       keep(Type::kUint8, size, false, 1);
       keep(Type::kUint16, tiles.count(), false, 1);
-      // Scales are at most 253; others are not made.
-      Buffer& scales = p.buffers[p.arguments.back()];
-      for (int64_t i = 0; i < scales.size(); ++i) {
-        const auto scale = scales.get<uint16_t>(i);
-        scales.set<uint16_t>(i, static_cast<uint16_t>((scale & 0xFF00) | (scale & 0xFF) % 254));
-      }
     } else {
       const bool nearest = config.moments == Moments::kNearest;
       keep(nearest ? types.m : Type::kBFloat16, size, false, 30);
-      keep(nearest ? types.v : Type::kBFloat16, size, true, 60);
+      keep(nearest ? types.v : Type::kBFloat16, size, random.below(8) != 0, 60);  // < 0: a broken file's
     }
     if (config.rounding == Rounding::kCompensated) keep(Type::kInt8, size, false, 1);
     if (config.rounding == Rounding::kSplit) keep(Type::kInt16, size, false, 1);
