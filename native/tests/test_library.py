@@ -7,12 +7,11 @@ import shutil
 import subprocess
 import sys
 
+import functional_adam_native
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
-import functional_adam_native
 
 NATIVE = pathlib.Path(__file__).parents[1]
 LIBRARY = next(pathlib.Path(functional_adam_native.__file__).parent.glob("kernel.*"))
@@ -55,11 +54,11 @@ def leaf(shape, seed):
 def test_a_step_of_two_leaves_is_adam():
     (first, tiles), (second, others) = leaf((3, 1000), 1), leaf((700, 301), 11)
     new = step([*first, *second], [*first[1:], *second[1:]], [tiles, others])
-    for (g, theta, m, v), got in zip((first, second), (new[:3], new[3:]), strict=True):
-        g, theta, m, v = (x.astype(np.float64) for x in (g, theta, m, v))
-        m, v = B1 * m + (1 - B1) * g, B2 * v + (1 - B2) * g * g
-        theta = theta - STEP_SIZE * m / (np.sqrt(v) + EPS) - DECAY * theta
-        for x, expected in zip(got, (theta, m, v), strict=True):
+    for arrays, got in zip((first, second), (new[:3], new[3:]), strict=True):
+        g, theta, old_m, old_v = (x.astype(np.float64) for x in arrays)
+        m, v = B1 * old_m + (1 - B1) * g, B2 * old_v + (1 - B2) * g * g
+        after = theta - STEP_SIZE * m / (np.sqrt(v) + EPS) - DECAY * theta
+        for x, expected in zip(got, (after, m, v), strict=True):
             np.testing.assert_allclose(x, expected, rtol=1e-6, atol=1e-6)
 
 
@@ -72,9 +71,15 @@ ARRAYS, TILES = leaf((3, 1000), 5)
         (dict(arrays=ARRAYS[:3]), r"Argument 6 \(nu\) is missing"),
         (dict(arrays=[*ARRAYS, ARRAYS[0]]), "Arguments are 7, not 6"),
         (dict(arrays=[ARRAYS[0][:2], *ARRAYS[1:]]), r"3 \(gradient\) has 2000 elements, not 3000"),
-        (dict(arrays=[ARRAYS[0].astype(np.int32), *ARRAYS[1:]]), "is of another dtype, not float32"),
+        (
+            dict(arrays=[ARRAYS[0].astype(np.int32), *ARRAYS[1:]]),
+            "is of another dtype, not float32",
+        ),
         (dict(results=ARRAYS[1:3]), r"Result 3 \(nu\) is missing"),
-        (dict(results=[ARRAYS[1].astype(jnp.bfloat16), *ARRAYS[2:]]), r"1 \(parameter\) is of bfloat16"),
+        (
+            dict(results=[ARRAYS[1].astype(jnp.bfloat16), *ARRAYS[2:]]),
+            r"1 \(parameter\) is of bfloat16",
+        ),
         (dict(tiles=[[1, 3, 1000, 7, 128, 0, 0]]), "leaf 0 has tiles that do not fit together"),
         (dict(tiles=[TILES, TILES]), r"noise\) has 6|Argument 7 \(gradient\) is missing"),
         (dict(scalars=np.zeros(13, np.float32)), r"1 \(scalars\) has 13 elements, not 14"),
@@ -100,12 +105,10 @@ def test_only_the_step_is_exported():
 
 
 def test_a_wheel_serves_every_python():
-    (tag,) = [
-        line for line in importlib.metadata.distribution("functional-adam-native").read_text("WHEEL").splitlines()
-        if line.startswith("Tag: ")
-    ]
+    found = importlib.metadata.distribution("functional-adam-native")
+    (tag,) = [n for n in (found.read_text("WHEEL") or "").splitlines() if n.startswith("Tag: ")]
     assert tag.startswith("Tag: py3-none-")
-    assert importlib.metadata.version("functional-adam-native") == functional_adam_native.__version__
+    assert found.version == functional_adam_native.__version__
 
 
 def test_license_is_that_of_the_repository():
@@ -116,15 +119,20 @@ def test_license_is_that_of_the_repository():
     ("environment", "options", "said"),
     [
         (dict(CXX="/no/such/compiler"), [], "No C++ compiler was found: install g++ or clang++"),
-        ({}, ["-DFFI_HEADERS=/nowhere"], "The headers of XLA's calls were not found: install jaxlib"),
+        (
+            {},
+            ["-DFFI_HEADERS=/nowhere"],
+            "The headers of XLA's calls were not found: install jaxlib",
+        ),
     ],
 )
 def test_a_build_says_what_it_lacks(tmp_path, environment, options, said):
     cmake, ninja = (shutil.which(n, path=f"{sys.prefix}/bin") for n in ("cmake", "ninja"))
     assert cmake is not None
     command = [cmake, "-S", NATIVE, "-B", tmp_path, "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
+    inherited = {**os.environ, **environment}
     ran = subprocess.run(
-        [*command, *options], env=os.environ | environment, capture_output=True, text=True, check=False
+        [*command, *options], env=inherited, capture_output=True, text=True, check=False
     )
     assert ran.returncode != 0
     words = " ".join(ran.stderr.split())
