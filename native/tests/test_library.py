@@ -32,12 +32,13 @@ def numbers(size, seed, *, positive=False):
     return np.abs(drawn) if positive else drawn
 
 
-def step(arrays, results, tiles, *, scalars=None, noise=None, **attributes):
+def step(arrays, results, tiles, *, scalars=None, noise=None, aliases=None, **attributes):
     """One call of the library, as native/src/step.h has it."""
     rates = [B1, 1 - B1, 0, B2, 1 - B2, 0]
     plain = np.array([*rates, EPS, 0, 0, STEP_SIZE, DECAY, 0, 0, 0], np.float32)
     flags = dict(applies=True, decays=True, has_l2=False, has_eps_root=False, looks_ahead=False)
-    call = jax.ffi.ffi_call(TARGET, [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in results])
+    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in results]
+    call = jax.ffi.ffi_call(TARGET, shapes, input_output_aliases=aliases)
     attributes = dict(moments=NEAREST, rounding=0) | flags | attributes
     attributes |= {n: np.int64(attributes[n]) for n in ("moments", "rounding")}
     scalars = plain if scalars is None else scalars
@@ -60,6 +61,31 @@ def test_a_step_of_two_leaves_is_adam():
         after = theta - STEP_SIZE * m / (np.sqrt(v) + EPS) - DECAY * theta
         for x, expected in zip(got, (after, m, v), strict=True):
             np.testing.assert_allclose(x, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_one_array_as_several_arguments_in_place():
+    size = 4000
+    g, zeros = numbers(size, 3), np.zeros(size, np.float32)
+    tiles = [1, 1, size, 32, 128, 0, 0]
+    aliases = {3: 0, 4: 1, 5: 2}
+
+    @jax.jit
+    def once(x):
+        y, zero = x * 2, jnp.zeros(size, jnp.float32)
+        return step([y, y, zero, zero], [zeros] * 3, [tiles], aliases=aliases)
+
+    theta, mu, nu = once(g)
+    m, v = 2 * g * (1 - B1), (2 * g) ** 2 * (1 - B2)
+    after = 2 * g - STEP_SIZE * m / (np.sqrt(v) + EPS) - DECAY * 2 * g
+    for x, expected in zip((theta, mu, nu), (after, m, v), strict=True):
+        np.testing.assert_allclose(x, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_all_threads_treat_subnormals_alike():
+    size = 1 << 20
+    arrays = [np.full(size, x, np.float32) for x in (1e-20, 1.3, 1e-39, 1e-39)]
+    for x in step(arrays, arrays[1:], [[1, 1, size, size // 128, 128, 0, 0]]):
+        assert np.unique(np.asarray(x)).size == 1
 
 
 ARRAYS, TILES = leaf((3, 1000), 5)
