@@ -9,8 +9,13 @@ CONSTRAINTS := constraints/tests.txt
 PIP := PIP_CONSTRAINT=$(CONSTRAINTS) $(BIN)/pip install --quiet --disable-pip-version-check --no-compile
 PYTEST := JAX_PLATFORMS=cpu $(BIN)/python -m pytest
 
+# The CPU's kernel is built under pins of its own: with the headers of the oldest JAX that has them.
+NATIVE_PINS := constraints/native.txt
+NATIVE_PIP := PIP_CONSTRAINT=$(NATIVE_PINS) PIP_BUILD_CONSTRAINT=$(NATIVE_PINS) $(BIN)/pip install --quiet --disable-pip-version-check --no-deps
+NATIVE_CMAKE := $(BIN)/cmake -S native -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DPython_EXECUTABLE=$(abspath $(BIN))/python -DFUNCTIONAL_ADAM_TESTS=ON
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check lint types tests tests-all legs bench peers mutate figures aot aot-check versions dist dist-check docs docs-check clean
+.PHONY: help demo test test-all check lint types tests tests-all legs bench peers mutate figures native native-sanitized aot aot-check versions dist dist-check docs docs-check clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 20
@@ -67,6 +72,20 @@ figures: $(VENV)/test ## draw every picture of docs/ again: a quarter of an hour
 	JAX_PLATFORMS=cpu $(BIN)/python benchmarks/low_memory.py --results build/low_memory.jsonl --report docs \
 		# docs/memory_streams.png docs/memory_loss.png
 
+native: $(VENV)/native ## build the CPU's kernel of native/, install it into .venv, test it; needs a C++ compiler
+	$(NATIVE_CMAKE) -B build/native
+	$(BIN)/cmake --build build/native
+	$(BIN)/ctest --test-dir build/native --output-on-failure
+	$(PYTEST) native/tests
+
+native-sanitized: $(VENV)/native ## its C++ tests with the sanitizers of memory, undefined behaviour and threads
+	$(NATIVE_CMAKE) -B build/native-memory -DFUNCTIONAL_ADAM_SANITIZERS=address,undefined,float-cast-overflow
+	$(BIN)/cmake --build build/native-memory
+	$(BIN)/ctest --test-dir build/native-memory --output-on-failure
+	$(NATIVE_CMAKE) -B build/native-threads -DFUNCTIONAL_ADAM_SANITIZERS=thread
+	$(BIN)/cmake --build build/native-threads
+	$(BIN)/ctest --test-dir build/native-threads --output-on-failure
+
 aot: $(VENV)-aot/ready ## compile steps for TPUs and an H100 that are not here, count what they move: minutes
 	PYTHONPATH=. $(VENV)-aot/bin/python tools/aot.py v5e v6e v5p h100
 
@@ -89,7 +108,7 @@ docs-check: docs ## open every page of site/ in Chromium, wide and narrow, light
 	$(VENV)-docs/bin/python tools/check_docs.py
 
 clean: ## remove .venv and everything built
-	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest $(VENV)-docs $(VENV)-aot dist site site-check digits.png learning_rate.png small_memory.png sweep.png variants.png distributed_run .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest $(VENV)-docs $(VENV)-aot build/native* dist site site-check digits.png learning_rate.png small_memory.png sweep.png variants.png distributed_run .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer with venv found: run make PYTHON=..."; exit 1; }
@@ -102,6 +121,10 @@ $(VENV)/demo: $(VENV)/bin/python pyproject.toml $(CONSTRAINTS)
 $(VENV)/test: $(VENV)/bin/python pyproject.toml $(CONSTRAINTS)
 	$(PIP) --editable '.[test]'
 	@touch $@ $(VENV)/demo
+
+$(VENV)/native: $(VENV)/test $(NATIVE_PINS) $(wildcard native/*.* native/src/* native/functional_adam_native/*.py)
+	$(NATIVE_PIP) ./native cmake ninja
+	@touch $@
 
 # An environment of its own: 2 GB of compilers.
 $(VENV)-aot/ready: constraints/aot.txt

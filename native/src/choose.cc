@@ -1,6 +1,10 @@
 // Which of the kernels that were built this processor can run.
 #include "step.h"
 
+#if defined(FA_X86)
+#include <cpuid.h>
+#endif
+
 namespace functional_adam {
 
 #if defined(FA_X86)
@@ -12,9 +16,15 @@ FA_DECLARE(step_v4);
 
 namespace {
 
+// All that compilers may use for x86-64-v3, and the operating system's share in it. Not every
+// compiler's builtin function knows F16C, MOVBE and LZCNT.
 bool has_v3() {
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-         __builtin_cpu_supports("bmi2");
+  unsigned a, b, c, d;
+  const unsigned halves = bit_F16C | bit_MOVBE;
+  return __get_cpuid(1, &a, &b, &c, &d) && (c & halves) == halves &&
+         __get_cpuid(0x80000001, &a, &b, &c, &d) && (c & bit_LZCNT) != 0 &&
+         __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+         __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
 }
 
 bool has_v4() {

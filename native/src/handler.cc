@@ -1,4 +1,5 @@
 // XLA's way in: one call takes the step of one leaf, or of many small ones.
+#include <exception>
 #include <memory>
 
 #include "operands.h"
@@ -45,7 +46,7 @@ std::vector<Array> arrays(const ffi::RemainingRets& buffers) {
 
 ffi::Error step(ffi::ThreadPool pool, int64_t moments, int64_t rounding, bool applies, bool decays,
                 bool has_l2, bool has_eps_root, bool looks_ahead, ffi::Span<const int64_t> tiles,
-                ffi::RemainingArgs arguments, ffi::RemainingRets results) {
+                ffi::RemainingArgs arguments, ffi::RemainingRets results) try {
   if (moments < 0 || moments > 2 || rounding < 0 || rounding > 3) {
     return ffi::Error::InvalidArgument("functional_adam_step: no such moments or rounding");
   }
@@ -57,8 +58,11 @@ ffi::Error step(ffi::ThreadPool pool, int64_t moments, int64_t rounding, bool ap
   if (!problem.empty()) return ffi::Error::InvalidArgument("functional_adam_step: " + problem);
   const auto work = std::make_shared<const std::vector<Piece>>(pieces(call->leaves, pool.num_threads()));
   parallel(pool, static_cast<int64_t>(work->size()),
-           [call, work](int64_t n) { run(*call, (*work)[n], kernel()); });
+           [call, work, take = kernel()](int64_t n) noexcept { run(*call, (*work)[n], take); });
   return ffi::Error::Success();
+} catch (const std::exception& problem) {  // XLA is compiled without exceptions
+  return ffi::Error(ffi::ErrorCode::kResourceExhausted,
+                    std::string("functional_adam_step: no memory for its plans: ") + problem.what());
 }
 
 }  // namespace

@@ -26,10 +26,12 @@ class Reader {
   // The next array, of this size and of one of these two types.
   Array take(const char* name, int64_t size, Type type, Type other) {
     if (!problem_.empty()) return {type, nullptr, 0};
-    if (next_ == arrays_.size()) return fail(name, "is missing");
-    const Array array = arrays_[next_++];
+    const size_t index = next_++;
+    if (index >= arrays_.size()) return fail(name, "is missing");
+    const Array array = arrays_[index];
     if (array.type != type && array.type != other) {
-      return fail(name, std::string("is of ") + name_of(array.type) + ", not " + name_of(type));
+      const std::string or_other = type == other ? "" : std::string(" or ") + name_of(other);
+      return fail(name, std::string("is of ") + name_of(array.type) + ", not " + name_of(type) + or_other);
     }
     if (array.size != size) {
       return fail(name, "has " + std::to_string(array.size) + " elements, not " +
@@ -49,9 +51,10 @@ class Reader {
   }
 
   // What was wrong, also if there are arrays left at the end.
-  std::string problem_at_end() {
-    if (problem_.empty() && next_ != arrays_.size()) fail("the last", "is one too many");
-    return problem_;
+  std::string problem_at_end() const {
+    if (!problem_.empty() || next_ == arrays_.size()) return problem_;
+    return std::string(what_) + "s are " + std::to_string(arrays_.size()) + ", not " +
+           std::to_string(next_);
   }
 
   bool failed() const { return !problem_.empty(); }
@@ -73,11 +76,11 @@ int64_t size_of(const Tiles& tiles, bool has_codes) {
   const bool positive = tiles.planes >= 0 && tiles.rows >= 0 && tiles.width >= 0 &&
                         tiles.blocks >= 1 && tiles.length >= 1 && tiles.length <= kLongest;
   if (!positive || (has_codes && tiles.length % 16 != 0)) return -1;
-  int64_t lines, size, covered;
+  int64_t lines, size, covered, all;
   if (__builtin_mul_overflow(tiles.planes, tiles.rows, &lines) ||
       __builtin_mul_overflow(lines, tiles.width, &size) ||
       __builtin_mul_overflow(tiles.blocks, tiles.length, &covered) ||
-      __builtin_mul_overflow(lines, tiles.blocks, &lines)) {
+      __builtin_mul_overflow(lines, covered, &all)) {
     return -1;
   }
   const bool covers = covered >= tiles.width && covered - tiles.length < tiles.width;

@@ -8,6 +8,8 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <new>
+#include <type_traits>
 #include <utility>
 
 namespace functional_adam {
@@ -17,9 +19,11 @@ namespace functional_adam {
 //
 // This thread may be one of the pool's, whose others may be busy: it waits for work that has begun,
 // never for a thread that has not. What such a thread finds later is that nothing is left; until
-// then the function and the counters, but not what they point to, outlive this call.
+// then the function and the counters, but not what they point to, outlive this call. Nothing is
+// thrown once work has begun: with less memory there are fewer helpers.
 template <class Pool, class Function>
 void parallel(Pool& pool, int64_t count, Function f) {
+  static_assert(std::is_nothrow_invocable_v<Function&, int64_t>, "a thread of the pool cannot catch");
   const int64_t helpers = std::min<int64_t>(pool.num_threads(), count) - 1;
   if (helpers <= 0) {
     for (int64_t i = 0; i < count; ++i) f(i);
@@ -40,8 +44,12 @@ void parallel(Pool& pool, int64_t count, Function f) {
     }
   };
   for (int64_t i = 0; i < helpers; ++i) {
-    auto copy = work;
-    pool.Schedule(std::move(copy));
+    try {
+      auto copy = work;
+      pool.Schedule(std::move(copy));
+    } catch (const std::bad_alloc&) {
+      break;
+    }
   }
   work();
   std::unique_lock<std::mutex> lock(progress->mutex);

@@ -19,7 +19,7 @@ FA_INLINE float to_grid(float x, int dropped, uint32_t random) {
 FA_INLINE int32_t stochastic(float x, uint32_t random) {
   constexpr int32_t kLargest = 0x7F7F0000;
   const int32_t size = size_bits(x);
-  const int32_t carried = lesser(size + static_cast<int32_t>(random >> 16), kLargest + 0xFFFF);
+  const int32_t carried = lesser(sum(size, static_cast<int32_t>(random >> 16)), kLargest + 0xFFFF);
   const int32_t rounded = (size < kInfinite ? carried : size) | (bits_of(x) & kSign);
   return static_cast<int32_t>(static_cast<uint32_t>(rounded) >> 16);
 }

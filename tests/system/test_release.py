@@ -95,7 +95,8 @@ def test_the_workflow_runs_what_ci_runs():
     runs = re.findall(r"^ +- run: (.*)$", text, re.M)
     ci = (ROOT / ".ci" / "run").read_text().strip().splitlines()[-1]
     assert ci == "make test"
-    assert runs == [ci, "make test-all", "make dist-check"]
+    native = ["make native", "make native-sanitized"]
+    assert runs == [ci, "make test-all", "make dist-check", *native]
     assert re.search(r"^  schedule:\n    - cron: \"\d+ \d+ \* \* \*\"$", text, re.M)  # every night
     legs = (ROOT / "tools" / "legs.sh").read_text()
     assert set(re.findall(r"^ +(3\.\d+)$", text, re.M)) == set(
@@ -117,6 +118,7 @@ def test_make_test_leaves_out_what_make_test_all_adds():
         assert "ruff format --check ." in steps
         assert "bin/pyright" in steps
         assert steps.count("-m pytest") == 1
+        assert "cmake" not in steps  # of native/, which needs a compiler
     assert '-m ""' not in short
     assert "legs.sh" not in short
     assert '-m ""' in everything
