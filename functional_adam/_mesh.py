@@ -156,6 +156,12 @@ def _kind(x: Any) -> tuple[str, Any]:
     return name, getattr(aval, name)
 
 
+def is_partly_manual() -> bool:
+    """Whether some axes of the mesh are `jax.shard_map`'s, and XLA divides over the others."""
+    kinds = {*jax.sharding.get_abstract_mesh().axis_types}
+    return AxisType.Manual in kinds and len(kinds) > 1
+
+
 def vary_alike(arrays: list[Any]) -> list[Any]:
     """The arrays, each of a type that differs over the axes over which any of them does."""
     axes = [frozenset(getattr(kind, "varying", kind)) for _, kind in map(_kind, arrays)]

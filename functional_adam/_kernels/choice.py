@@ -23,7 +23,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from functional_adam import _mesh
-from functional_adam._kernels import cpu, native, rules
+from functional_adam._kernels import cpu, native
 from functional_adam._kernels.tiles import FITS, Part, origin, shift, tiles
 from functional_adam._leaf import LeafConfig, update_leaf
 from functional_adam._storage.leaf_state import LeafState
@@ -80,11 +80,14 @@ def _parts(tree: Any, operands: Any) -> list[Part]:
 def has_kernel(plan: Plan, part: Part) -> bool:
     """Whether some platform may have a kernel for this step."""
     is_native = plan.mode == "native" and native.takes(plan.config, plan.shape, part)
-    return is_native or _has_codes(plan, part)
+    return is_native or may_have_kernel(plan, part)
 
 
-def _has_codes(plan: Plan, part: Part) -> bool:
-    """XLA makes one pass of everything but codes; what sums over a leaf needs two."""
+def may_have_kernel(plan: Plan, part: Part) -> bool:
+    """The same of GPUs and TPUs.
+
+    XLA makes one pass of everything but codes; what sums over a leaf needs two.
+    """
     s, _, _ = part.scalars
     has_codes = part.stored.scale is not None and not plan.config.variant.whole_leaf
     return HAS_KERNELS and has_codes and s.eps.dtype == np.float32
@@ -104,7 +107,7 @@ def plain_step(plan: Plan, part: Part) -> Result:
 
 def _kernel(name: str, plan: Plan, part: Part, *, interpret: bool = False) -> Result:
     """The kernel of a platform, or the plain form for a leaf that it does not take."""
-    if not _has_codes(plan, part):
+    if not may_have_kernel(plan, part):
         return plain_step(plan, part)
     found = tiles(part.g.shape, part.stored.scale.shape, plan.shape)
     dtypes = [x.dtype for x in (part.g, part.theta) if x is not None]
@@ -156,26 +159,18 @@ def _flat(forms: Any, *operands: Any, plans: tuple[Plan, ...], tree: Any) -> lis
     return jax.tree.leaves(forms(plans, _parts(tree, operands)))
 
 
-_plain = functools.partial(_flat, functools.partial(_each, plain_step))
-_one_pass.def_impl(_plain)  # for `jax.disable_jit`
+plain_steps = functools.partial(_flat, functools.partial(_each, plain_step))
+_one_pass.def_impl(plain_steps)  # for `jax.disable_jit`
 
 
-class _Forms(NamedTuple):
-    """The forms of a platform, by where a program runs: each of plans and parts."""
-
-    alone: Any  # on one device, or on each by itself
-    divided: Any  # where XLA divides leaves over devices
-    mixed: Any  # the same, but not over all axes of a mesh: some are `jax.shard_map`'s
-
-
-def _lowered(forms: _Forms) -> Any:
-    """The lowering rule that takes one of these forms."""
+def _lowered(alone: Any, divided: Any) -> Any:
+    """The rule that takes `alone`, or `divided` where XLA divides leaves over devices."""
 
     def rule(context: Any, *args: Any, plans: tuple[Plan, ...], tree: Any) -> Any:
         module = context.module_context
         if module.lowering_parameters.for_export:  # may be run where no native kernel is
             plans = tuple(x._replace(mode="on") if x.mode == "native" else x for x in plans)
-        chosen = functools.partial(_flat, getattr(forms, _where(module)))
+        chosen = functools.partial(_flat, alone if _is_alone(module) else divided)
         with warnings.catch_warnings(), _as_wide_as(context.avals_in):
             # Of JAX 0.12 and later, which is to drop Triton: users can do nothing about it.
             warnings.filterwarnings("ignore", "The Pallas Triton backend", DeprecationWarning)
@@ -197,55 +192,29 @@ def _as_wide_as(operands: Any) -> Any:
     return modes.enable_x64(False)
 
 
-def _where(module: Any) -> Literal["alone", "divided", "mixed"]:
-    """Where a program runs: XLA does not divide a kernel."""
-    axes = module.axis_context
-    manual = {*getattr(axes, "manual_axes", ())}
-    if manual:
-        return "alone" if manual == {*axes.mesh.axis_names} else "mixed"
-    return "alone" if getattr(axes, "num_devices", 1) == 1 else "divided"
-
-
-def _over_devices(takes: Callable[[Plan, Part], bool], plain: Any) -> Any:
-    """By each device, of the part that it has, where that may have a kernel; else `plain`."""
-
-    def form(plan: Plan, part: Part) -> Result:
-        if takes(plan, part) and rules.can_divide(part):
-            return rules.divided(functools.partial(step_part, plan), part)
-        return plain(plan, part)
-
-    return functools.partial(_each, form)
+def _is_alone(module: Any) -> bool:
+    """Whether a program is of one device, or each device's own: XLA does not divide a kernel."""
+    manual = getattr(module.axis_context, "manual_axes", None)
+    if manual is not None:
+        return set(manual) == set(module.axis_context.mesh.axis_names)
+    return getattr(module.axis_context, "num_devices", 1) == 1
 
 
 _each_plain = functools.partial(_each, plain_step)
-_divided_on_cpu = functools.partial(_on_cpu, is_divided=True)
-_FORMS: dict[str | None, _Forms] = {
-    None: _Forms(_each_plain, _each_plain, _each_plain),
-    "cpu": _Forms(
-        _each_on_cpu,
-        _over_devices(has_kernel, _divided_on_cpu),
-        functools.partial(_each, _divided_on_cpu),
-    ),
-    "cuda": _Forms(
-        functools.partial(_each, functools.partial(_kernel, "gpu")),
-        _over_devices(_has_codes, plain_step),
-        _each_plain,
-    ),
-    # `custom_partitioning` is not for TPUs.
-    "tpu": _Forms(
-        functools.partial(_each, functools.partial(_kernel, "tpu")), _each_plain, _each_plain
-    ),
-}
-for _platform, _forms in _FORMS.items():
-    mlir.register_lowering(_one_pass, _lowered(_forms), platform=_platform)
+_each_divided_on_cpu = functools.partial(_each, functools.partial(_on_cpu, is_divided=True))
+mlir.register_lowering(_one_pass, _lowered(_each_plain, _each_plain))
+mlir.register_lowering(_one_pass, _lowered(_each_on_cpu, _each_divided_on_cpu), platform="cpu")
+for _platform, _name in (("cuda", "gpu"), ("tpu", "tpu")):
+    kernel = functools.partial(_each, functools.partial(_kernel, _name))
+    mlir.register_lowering(_one_pass, _lowered(kernel, _each_plain), platform=_platform)
 
 
 # ---- Under `jax.vmap` and derivatives: the plain form ----
 
 
-def _batched(operands: Any, axes: Any, **parameters: Any) -> tuple[list[Any], list[int]]:
+def batched(operands: Any, axes: Any, **parameters: Any) -> tuple[list[Any], list[int]]:
     """Results of many steps, and their axes: a kernel's tiles are of one leaf."""
-    new = jax.vmap(functools.partial(_plain, **parameters), in_axes=axes)(*operands)
+    new = jax.vmap(functools.partial(plain_steps, **parameters), in_axes=axes)(*operands)
     return new, [0] * len(new)
 
 
@@ -255,7 +224,7 @@ def _derivative(operands: Any, tangents: Any, **parameters: Any) -> tuple[list[A
     def plain(*moving: Any) -> list[Any]:
         given = iter(moving)
         every = [next(given) if m else x for x, m in zip(operands, moves, strict=True)]
-        return _plain(*every, **parameters)
+        return plain_steps(*every, **parameters)
 
     primals = [x for x, m in zip(operands, moves, strict=True) if m]
     new, slopes = jax.jvp(plain, primals, [t for t, m in zip(tangents, moves, strict=True) if m])
@@ -264,5 +233,5 @@ def _derivative(operands: Any, tangents: Any, **parameters: Any) -> tuple[list[A
     return new, [zero.from_primal_value(x) if t.dtype == float0 else t for x, t in pairs]
 
 
-batching.primitive_batchers[_one_pass] = _batched
+batching.primitive_batchers[_one_pass] = batched
 ad.primitive_jvps[_one_pass] = _derivative

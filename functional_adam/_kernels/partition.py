@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.custom_batching import custom_vmap
 from jax.sharding import NamedSharding, PartitionSpec
 
 from functional_adam import _mesh
@@ -17,6 +18,7 @@ from functional_adam._kernels.choice import (
     Plan,
     Result,
     has_kernel,
+    plain_step,
     step_part,
     step_parts,
 )
@@ -73,8 +75,9 @@ def _leaf_step(
     may_have_kernel = has_kernel(plan, part)
     if mode == "off" or not (config.moments.is_random or may_have_kernel):
         return update_leaf(config, s, noise, key, g, stored, theta)
-    known = _known_sharding(g, stored, theta) if may_have_kernel else None
-    out, stored = _by_part(plan, known, part) if known else step_part(plan, part)
+    step = _step_on_mesh if may_have_kernel else step_part
+    known = _known_sharding(g, part.stored, theta) if may_have_kernel else None
+    out, stored = _by_part(plan, known, part) if known else step(plan, part)
     return out, stored if aside is None else stored._replace(residual=aside)
 
 
@@ -141,6 +144,60 @@ def _small_leaves_step(
         (out, stored if aside is None else stored._replace(residual=aside))
         for (out, stored), aside in zip(new, asides, strict=True)
     ]
+
+
+# ---- Where only XLA knows how a leaf is divided, if it is ----
+
+
+def _step_on_mesh(plan: Plan, part: Part) -> Result:
+    """`step_part`, also where XLA divides the leaf; under transformations XLA's form."""
+    operands, tree = jax.tree.flatten(part)
+    on_explicit_axes = any(map(_mesh.sharding_of, jax.tree.leaves(part.stored)))
+    if on_explicit_axes and part.stored.scale is None:
+        return step_part(plan, part)
+    new = _transformable(plan, tree, rules.can_divide(part))(*operands)
+    return jax.tree.unflatten(jax.tree.structure((part.g, part.stored)), new)
+
+
+@functools.cache
+def _transformable(plan: Plan, tree: Any, can_divide: bool) -> Callable[..., list[jax.Array]]:
+    """`step_part` on the flat operands of a `Part` of structure `tree`."""
+
+    def flat(step: Callable[[Plan, Part], Result], *operands: Any) -> list[jax.Array]:
+        return jax.tree.leaves(step(plan, jax.tree.unflatten(tree, operands)))
+
+    whole, plain = (functools.partial(flat, step) for step in (step_part, plain_step))
+
+    @custom_vmap
+    def run(*operands: Any) -> list[jax.Array]:
+        if not can_divide:
+            return whole(*operands)
+        has_codes = jax.tree.unflatten(tree, operands).stored.scale is not None
+        return _by_platform(plan.mode, has_codes, whole, functools.partial(flat, _divided))(
+            *operands
+        )
+
+    @run.def_vmap
+    def mapped(size: int, is_mapped: list[bool], *operands: Any) -> Any:  # not called by name
+        del size
+        new = jax.vmap(plain, in_axes=[0 if this else None for this in is_mapped])(*operands)
+        return new, [True] * len(new)
+
+    differentiable = jax.custom_jvp(run)
+    differentiable.defjvp(functools.partial(jax.jvp, plain))
+    return differentiable
+
+
+def _divided(plan: Plan, part: Part) -> Result:
+    return rules.divided(functools.partial(step_part, plan), part)
+
+
+def _by_platform(mode: Mode, has_codes: bool, whole: Any, divided: Any) -> Callable[..., Any]:
+    """`divided` where a platform has a kernel, and rules for XLA are asked for: not on TPUs."""
+    if mode.startswith("interpret"):
+        return divided
+    forms = {"tpu": whole, "default": divided} if has_codes else {"cpu": divided, "default": whole}
+    return lambda *operands: jax.lax.platform_dependent(*operands, **forms)
 
 
 # ---- Explicit axes ----

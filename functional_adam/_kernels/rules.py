@@ -30,6 +30,8 @@ def can_divide(part: Part) -> bool:
 
     Where blocks are not full, XLA divides its own form, and with less to send.
     """
+    if _mesh.is_partly_manual():  # there XLA asks, and JAX cannot answer
+        return False
     scale = part.stored.scale
     return scale is None or has_full_blocks(part.g.shape, scale.shape)
 

@@ -176,12 +176,13 @@ def root_code(w: jax.Array, scales: jax.Array, random: jax.Array) -> jax.Array:
     0 for w = 0 alone; a positive w below the smallest code takes that one, which makes its steps
     smaller; a w above the largest code takes that, and so does NaN.
     """
-    depth = _top(scales) - bits_of(w)
+    bits = bits_of(jnp.abs(w))  # a NaN may have any sign
+    depth = _top(scales) - bits
     steps = jnp.minimum(depth, (depth + _BENDS[0]) >> 1)
     steps = jnp.minimum(steps, (depth + _BENDS[1]) >> 2)
     steps = (steps + (random >> np.uint32(32 - _STEP)).astype(jnp.int32)) >> _STEP
     code = 255 - jnp.clip(steps, 0, 254)
-    return jnp.where(bits_of(w) == 0, 0, code).astype(jnp.uint8)
+    return jnp.where(bits == 0, 0, code).astype(jnp.uint8)
 
 
 def root(code: jax.Array, scales: jax.Array) -> jax.Array:

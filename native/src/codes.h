@@ -79,12 +79,12 @@ constexpr int32_t kDeepest = (254 << (kStep + 2)) - kBends[1];
 FA_INLINE int32_t top(int32_t scale) { return shifted(scale + 128, 22); }
 
 FA_INLINE int32_t root_code(float w, int32_t top, uint32_t random) {
-  const int32_t depth = difference(top, bits_of(w));
+  const int32_t depth = difference(top, size_bits(w));
   int32_t steps = lesser(depth, sum(depth, kBends[0]) >> 1);
   steps = lesser(steps, sum(depth, kBends[1]) >> 2);
   steps = sum(steps, static_cast<int32_t>(random >> (32 - kStep))) >> kStep;
   const int32_t code = 255 - lesser(greater(steps, 0), 254);
-  return bits_of(w) == 0 ? 0 : code;
+  return size_bits(w) == 0 ? 0 : code;
 }
 
 FA_INLINE float root(int32_t code, int32_t top) {

@@ -95,7 +95,7 @@ def test_of_updates(rounding, needs, monkeypatch):
     assert_same_bits(*found)
 
 
-@pytest.mark.parametrize("make", [fa.nadam, fa.adamw])
+@pytest.mark.parametrize("make", [fa.nadamw, fa.adamw])
 def test_of_other_scalars(make, monkeypatch):
     tx = make(optax.linear_schedule(0.01, 0.002, 5), 0.85, 0.97, weight_decay=0.1)
     assert_alike(monkeypatch, tx, *trees(SHAPES, jnp.float32, 4))

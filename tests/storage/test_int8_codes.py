@@ -35,6 +35,11 @@ def ratio_encoded(r, bits, e=127, bound=np.inf):
 # Values -------------------------------------------------------------------------------------------
 
 
+def test_a_root_that_is_nan_has_the_largest_code_whatever_its_sign():
+    w = np.array([0x7FC00000, 0xFFC00000, 0xFFFFFFFF], np.uint32).view(np.float32)
+    assert encoded(w, 127, 0).tolist() == [255] * 3
+
+
 @pytest.mark.parametrize("e", SCALES)
 def test_root_codes_stand_for_the_documented_values(e):
     codes = jnp.arange(256, dtype=jnp.uint8)[None]
