@@ -109,8 +109,9 @@ def update(
             `m sqrt(1 - b2**t) / (1 - b1**t) / (sqrt(v + eps_root) + eps)`.
         overrides: Hyperparameters for some leaves: a list of (regular expression, dict of
             arguments), of which the first one found in a leaf's path, such as "layers/0/bias",
-            wins; or a function (path, leaf) -> dict. See docs/per-layer.md. A rule that matches no
-            leaf is refused here; with a factory, at `init`.
+            wins; or a function (path, leaf) -> dict (see docs/per-layer.md). None (default): all
+            leaves have the same. A rule that matches no leaf is refused here; with a factory, at
+            `init`.
 
     Returns:
         `(updates, state)`: updates to add to the parameters, and a state with the same structure,

@@ -59,7 +59,7 @@ maximum: What v_max is the maximum of: "after_correction" (default) of v / c2, o
     "before_correction" of v.
 overrides: Hyperparameters for some leaves: a list of (regular expression, dict of arguments), of
     which the first one found in a leaf's path, such as "layers/0/bias", wins; or a function (path,
-    leaf) -> dict. See docs/per-layer.md.
+    leaf) -> dict (see docs/per-layer.md). None (default): all leaves have the same.
 """
 
 # Where an argument means something else.

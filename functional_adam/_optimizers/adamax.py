@@ -55,7 +55,8 @@ def adamax(
             needs `params`. None (default): no regularization.
         overrides: Hyperparameters for some leaves: a list of (regular expression, dict of
             arguments), of which the first one found in a leaf's path, such as "layers/0/bias",
-            wins; or a function (path, leaf) -> dict. See docs/per-layer.md.
+            wins; or a function (path, leaf) -> dict (see docs/per-layer.md). None (default): all
+            leaves have the same.
 
     Returns:
         A `GradientTransformation` whose state is an `AdamState`; `nu` is the v above.
@@ -129,7 +130,8 @@ def adamaxw(
         independent_weight_decay: True: the learning rate does not multiply `weight_decay`.
         overrides: Hyperparameters for some leaves: a list of (regular expression, dict of
             arguments), of which the first one found in a leaf's path, such as "layers/0/bias",
-            wins; or a function (path, leaf) -> dict. See docs/per-layer.md.
+            wins; or a function (path, leaf) -> dict (see docs/per-layer.md). None (default): all
+            leaves have the same.
 
     Returns:
         A `GradientTransformation` whose state is an `AdamState`.
