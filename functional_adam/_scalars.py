@@ -29,18 +29,19 @@ class Group(NamedTuple):
 
 def groups(each: list[Settings], before: Any, after: jax.Array) -> list[Group]:
     """The group of each leaf, of which these are the settings; the count before and after."""
-    found: dict[Any, Group] = {}
+    by_object = {id(settings): settings for settings in each}
+    by_value: dict[Any, Group] = {}
 
-    def of_leaf(settings: Settings) -> Group:
-        settings = settings._replace(overrides=None)
-        values = identity(settings)
-        if values not in found:
+    def group(settings: Settings) -> Group:
+        # (Without overrides there is nothing to compare.)
+        key = len(by_object) > 1 and identity(settings._replace(overrides=None))
+        if key not in by_value:
             now = evaluate_schedules(settings, before)
-            found[values] = Group(now, functools.cache(functools.partial(scalars, now, after)))
-        return found[values]
+            by_value[key] = Group(now, functools.cache(functools.partial(scalars, now, after)))
+        return by_value[key]
 
-    by_object = {id(settings): of_leaf(settings) for settings in each}
-    return [by_object[id(settings)] for settings in each]
+    found = {name: group(settings) for name, settings in by_object.items()}
+    return [found[id(settings)] for settings in each]
 
 
 def evaluate_schedules(settings: Settings, count: chex.Array) -> Settings:
