@@ -46,13 +46,15 @@ def _again(
     call: Callable[..., Any], arguments: Mapping[str, Any], changes: Mapping[str, Any]
 ) -> Settings:
     """The settings of a call with some arguments changed; of a modifier, those of its tx."""
-    given: dict[str, Any] = {}
-    for name, value in arguments.items():
-        inner = settings_of(value)
-        if inner is not None and inner.overrides is not None and inner.overrides.make is not None:
-            given[name] = transformation(inner.overrides.make(changes))
-    if not given:
+    given = {"tx": _changed(arguments["tx"], changes)} if "tx" in arguments else None
+    if given is None:
         refuse_shared(inspect.signature(call).parameters, changes)
         given = {"overrides": None, **changes}
     settings: Any = settings_of(call(**{**arguments, **given}))
     return settings
+
+
+def _changed(tx: GradientTransformation, changes: Mapping[str, Any]) -> GradientTransformation:
+    """A transformation that has overrides, for leaves that have these."""
+    settings: Any = settings_of(tx)
+    return transformation(settings.overrides.make(changes))
