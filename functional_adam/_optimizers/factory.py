@@ -46,8 +46,9 @@ def _again(
     call: Callable[..., Any], arguments: Mapping[str, Any], changes: Mapping[str, Any]
 ) -> Settings:
     """The settings of a call with some arguments changed; of a modifier, those of its tx."""
-    given = {"tx": _changed(arguments["tx"], changes)} if "tx" in arguments else None
-    if given is None:
+    if "tx" in arguments:
+        given = {"tx": _changed(arguments["tx"], changes)}
+    else:
         refuse_shared(inspect.signature(call).parameters, changes)
         given = {"overrides": None, **changes}
     settings: Any = settings_of(call(**{**arguments, **given}))
