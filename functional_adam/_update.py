@@ -59,8 +59,8 @@ def update(
 
     Every hyperparameter is data: a Python or NumPy number (range checked), or a JAX array of
     shape (), traced or not (not checked). Python and NumPy numbers are used at full precision.
-    The other choices (`moments`, `rounding`, `nesterov`, dtypes, masks, schedules) are not data:
-    under `jax.jit` bind them with `functools.partial`, or name them in `static_argnames`.
+    The other choices (`moments`, `rounding`, `nesterov`, dtypes, masks, overrides, schedules) are
+    not data: under `jax.jit` bind them with `functools.partial`, or name them in `static_argnames`.
     Arrays for b1 and b2 must have at least 32 bits, because 0.999 is 1 in bfloat16.
 
     Args:
