@@ -28,7 +28,10 @@ COUPLED = {"l2": 0.21}
 BEFORE = {"eps_placement": "before_correction"}
 
 
-def cautious_adamw(learning_rate, b1, b2, eps, eps_root, weight_decay, mu_dtype=None, **others):
+def cautious_adamw(
+    learning_rate, b1, b2, eps, eps_root, weight_decay, mu_dtype=None, nu_dtype=None, overrides=None
+):
+    others = {"nu_dtype": nu_dtype, "overrides": overrides}
     tx = fa.adamw(learning_rate, b1, b2, eps, eps_root, mu_dtype, weight_decay, **others)
     return fa.cautious(tx)
 
