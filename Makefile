@@ -63,6 +63,7 @@ figures: $(VENV)/test ## draw every picture of docs/ again: a quarter of an hour
 	JAX_PLATFORMS=cpu $(BIN)/python tools/figures/schedules.py --output docs/schedules.png
 	JAX_PLATFORMS=cpu $(BIN)/python examples/compare_variants.py --output docs/variants.png
 	JAX_PLATFORMS=cpu $(BIN)/python examples/sweep.py --output docs/sweep.png
+	JAX_PLATFORMS=cpu $(BIN)/python examples/widths.py --output docs/widths.png
 	JAX_PLATFORMS=cpu $(BIN)/python examples/train_digits.py --output docs/digits.png
 	JAX_PLATFORMS=cpu $(BIN)/python examples/learn_the_learning_rate.py --output docs/learning_rate.png
 	JAX_PLATFORMS=cpu $(BIN)/python examples/train_small_memory.py --output docs/small_memory.png

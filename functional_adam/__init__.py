@@ -7,6 +7,7 @@ from functional_adam._interop.extend import extend_state
 from functional_adam._interop.optax import from_optax, to_optax
 from functional_adam._interop.state_dict import from_state_dict, to_state_dict
 from functional_adam._interop.torch import from_torch, to_torch
+from functional_adam._interop.torch_groups import overrides_from_torch
 from functional_adam._optimizers.adabelief import adabelief, scale_by_belief
 from functional_adam._optimizers.adam import adam, adamw, scale_by_adam
 from functional_adam._optimizers.adamax import adamax, adamaxw, scale_by_adamax
@@ -58,6 +59,7 @@ __all__ = [
     "memory_report",
     "nadam",
     "nadamw",
+    "overrides_from_torch",
     "radam",
     "scale_by_adam",
     "scale_by_adamax",

@@ -9,7 +9,7 @@ from jax.tree_util import keystr
 
 from functional_adam import _check, _masks, _trees
 from functional_adam._hints import argument_hints
-from functional_adam._scalars import is_zero
+from functional_adam._scalars import Group, is_zero
 from functional_adam._settings import Settings
 from functional_adam._types import PyTree
 
@@ -23,7 +23,7 @@ class LeafParam(NamedTuple):
 
 
 def leaf_params(
-    settings: Settings,
+    groups: list[Group],
     paths_and_mu: list[Any],
     gs: list[Any],
     structure: PyTree,
@@ -32,37 +32,47 @@ def leaf_params(
     applies: bool,
 ) -> list[LeafParam]:
     """For each leaf its parameter, if its decay, the variant, the rounding or the sum needs it."""
-    decays = not is_zero(settings.weight_decay)
-    if strict and not decays and settings.mask is not None:
-        _masks.broadcast(settings.mask, structure if params is None else params)
-    why = _needs(settings, decays)
+    mask = groups[0].settings.mask if groups else None  # all leaves have the same
+    decays = any(_decays(group.settings) for group in groups)
+    if strict and not decays and mask is not None:
+        _masks.broadcast(mask, structure if params is None else params)
     if params is None:
-        if why and any(g is not None for g in gs):
-            raise _no_params(settings, why)
+        for group, g in zip(groups, gs, strict=True):
+            if g is not None and (why := _needs(group.settings)):
+                raise _no_params(group.settings, why)
         return [LeafParam()] * len(gs)
     thetas = _trees.leaves_like("params", params, structure, "the parameters given to init")
-    keep = _masks.broadcast(settings.mask, params) if decays else [False] * len(gs)
-    always = applies or not {"weight_decay"}.issuperset(why)
+    keep = _masks.broadcast(mask, params) if decays else [False] * len(gs)
 
-    def of_leaf(path: str, mu: Any, g: Any, theta: Any, kept: bool) -> LeafParam:
+    def of_leaf(
+        settings: Settings, path: str, mu: Any, g: Any, theta: Any, kept: bool
+    ) -> LeafParam:
         if mu is None or g is None:
             return LeafParam(theta if applies else None, dtype=getattr(theta, "dtype", None))
-        if kept or always:
+        kept = kept and _decays(settings)
+        if kept or applies or not {"weight_decay"}.issuperset(_needs(settings)):
             value = _check.leaf_like("params" + path, theta, mu, "state.mu" + path)
             return LeafParam(value, kept, value.dtype)
         dtype = _check.leaf_dtype("params" + path, theta)
         _check.same_shape("params" + path, theta, mu, "state.mu" + path)
         return LeafParam(dtype=dtype)
 
-    rows = zip(paths_and_mu, gs, thetas, keep, strict=True)
-    return [of_leaf(keystr(path), mu, g, theta, kept) for (path, mu), g, theta, kept in rows]
+    rows = zip(groups, paths_and_mu, gs, thetas, keep, strict=True)
+    return [
+        of_leaf(group.settings, keystr(path), mu, g, theta, kept)
+        for group, (path, mu), g, theta, kept in rows
+    ]
 
 
-def _needs(settings: Settings, decays: bool) -> list[str]:
+def _decays(settings: Settings) -> bool:
+    return not is_zero(settings.weight_decay)
+
+
+def _needs(settings: Settings) -> list[str]:
     """What needs the parameters' values, by name."""
     needed = {
         settings.variant.name: settings.variant.rescale_update is not None,
-        "weight_decay": decays,
+        "weight_decay": _decays(settings),
         "l2": not is_zero(settings.l2),
         _rounding_name(settings): settings.rounding.rounds_update,
     }

@@ -58,9 +58,9 @@ def make_mask(value: Any, weight_decay: Any) -> Any:
 def broadcast(value: Any, params: PyTree) -> list[bool]:
     """`value`, called or broadcast over `params`: one boolean a leaf, None counting as a leaf."""
     calls = is_called(value)
-    tree: Any = (
-        checked(argument_hints.called(value, params, argument_hints.MASK)) if calls else value
-    )
+    tree = value
+    if calls:
+        tree = checked(argument_hints.called(value, params, advice=argument_hints.MASK))
     if tree is None and calls and jax.tree.leaves(params):
         raise TypeError("mask(params) is None: let the function return its tree of booleans.")
     if tree is None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -15,8 +16,32 @@ from functional_adam import _check
 from functional_adam._equations.numerics import LOG_OF_ZERO, Rate, bias_correction
 from functional_adam._equations.operands import Scalars
 from functional_adam._hints import argument_hints
-from functional_adam._settings import Settings
+from functional_adam._settings import Settings, identity
 from functional_adam._types import arithmetic_dtype
+
+
+class Group(NamedTuple):
+    """Leaves with equal hyperparameters, which share the scalars of a step."""
+
+    settings: Settings  # with schedules evaluated
+    scalars: Callable[[np.dtype[Any]], Scalars]
+
+
+def groups(each: list[Settings], before: Any, after: jax.Array) -> list[Group]:
+    """The group of each leaf, of which these are the settings; the count before and after."""
+    by_object = {id(settings): settings for settings in each}
+    by_value: dict[Any, Group] = {}
+
+    def group(settings: Settings) -> Group:
+        # (Without overrides there is nothing to compare.)
+        key = len(by_object) > 1 and identity(settings._replace(overrides=None))
+        if key not in by_value:
+            now = evaluate_schedules(settings, before)
+            by_value[key] = Group(now, functools.cache(functools.partial(scalars, now, after)))
+        return by_value[key]
+
+    found = {name: group(settings) for name, settings in by_object.items()}
+    return [found[id(settings)] for settings in each]
 
 
 def evaluate_schedules(settings: Settings, count: chex.Array) -> Settings:
@@ -25,7 +50,7 @@ def evaluate_schedules(settings: Settings, count: chex.Array) -> Settings:
     def value(name: str, given: Any, below: float = math.inf) -> Any:
         if not callable(given):
             return given
-        found = argument_hints.called(given, count, argument_hints.schedule(name))
+        found = argument_hints.called(given, count, advice=argument_hints.schedule(name))
         return _check.scalar(f"{name}(count)", found, below)
 
     rates = settings.variant.decay_rates

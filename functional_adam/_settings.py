@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from functional_adam import _check, _masks
+from functional_adam import _check, _masks, _overrides
 from functional_adam._equations import formulas as F
 from functional_adam._equations.family import ADAM, Variant
 from functional_adam._equations.operands import Prepare
 from functional_adam._origin import Origin, SameTree, comparable
+from functional_adam._overrides import Overrides
 from functional_adam._storage.formats import Format, make_format
 from functional_adam._storage.rounding import ROUNDINGS, Rounding
 
@@ -29,6 +30,7 @@ class Settings(NamedTuple):
     moments: Format
     rounding: Rounding
     hyperparams: Mapping[str, Any]  # the variant's own, by the names of its arguments
+    overrides: Overrides | None = None  # for some leaves, not bound before the factory returns
     origin: Origin | None = None  # the call of the factory, once it has returned
 
 
@@ -49,6 +51,7 @@ def make_settings(
     moments: Any = "full",
     rounding: Any = "nearest",
     hyperparams: Mapping[str, Any] | None = None,
+    overrides: Any = None,
 ) -> Settings:
     """What the caller of a factory or of `update` gave; the factory has checked `hyperparams`."""
     if _check.flag("independent_weight_decay", independent_weight_decay):
@@ -72,6 +75,7 @@ def make_settings(
         moments=format,
         rounding=_check.choice("rounding", rounding, ROUNDINGS),
         hyperparams={} if hyperparams is None else hyperparams,
+        overrides=_overrides.checked(overrides),
     )
 
 
@@ -80,9 +84,18 @@ def identity(settings: Settings) -> tuple[Any, ...]:
     origin, mask = settings.origin, settings.mask
     values = settings._replace(
         mask=comparable(mask) if mask is None or _masks.is_called(mask) else SameTree(mask),
+        overrides=settings.overrides and _rules(settings.overrides),
         origin=origin and (origin.factory, origin.arguments),
     )
     return tuple(x if isinstance(x, SameTree) else comparable(x) for x in values)
+
+
+def _rules(overrides: Overrides) -> tuple[Any, ...]:
+    """`overrides` by value."""
+    if callable(overrides.rules):
+        return (comparable(overrides.rules),)
+    patterns = (rule.pattern for rule in overrides.rules)
+    return tuple(zip(patterns, map(identity, overrides.made), strict=True))
 
 
 def check_format(moments: Format, variant: Variant, b1: Any, b2: Any) -> None:

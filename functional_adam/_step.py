@@ -6,7 +6,6 @@ store, round, out.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,15 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import keystr
 
-from functional_adam import _check, _trees
+from functional_adam import _check, _overrides, _trees
 from functional_adam._equations.family import Variant
-from functional_adam._equations.operands import Scalars
 from functional_adam._hints import tree_hints
 from functional_adam._kernels.choice import mode
 from functional_adam._kernels.partition import LeafCall, leaf_steps
 from functional_adam._leaf import LeafConfig
 from functional_adam._leaf_params import LeafParam, leaf_params
-from functional_adam._scalars import evaluate_schedules, scalars
+from functional_adam._scalars import Group
+from functional_adam._scalars import groups as grouped
 from functional_adam._settings import Settings
 from functional_adam._state import AdamState, built_like, check_state, is_adam_state, outside_boxes
 from functional_adam._storage.floats import is_16bit
@@ -34,10 +33,8 @@ from functional_adam._types import PyTree, arithmetic_dtype, real_dtype, wider
 
 
 class StepContext(NamedTuple):
-    """What all leaves of a step share."""
+    """What all leaves of a step share, whatever their hyperparameters."""
 
-    settings: Settings
-    scalars: Callable[[np.dtype[Any]], Scalars]
     noise: StepNoise | None
     keys: dict[str, jax.Array]
     advice: str  # for a gradient of another shape
@@ -68,19 +65,21 @@ def step(
         settings.moments,
         settings.rounding,
     )
-    settings = evaluate_schedules(settings, state.count)
     paths_and_mu, treedef = jax.tree_util.tree_flatten_with_path(state.mu, is_leaf=_trees.is_none)
     gs = _trees.leaves_like("grads", grads, state.mu, "the parameters given to init")
     leaf_states = _leaf_states(settings.variant, state)
-    thetas = leaf_params(settings, paths_and_mu, gs, state.mu, params, strict, applies)
     count = jnp.asarray(state.count)
     # Without any gradient no step is counted: bias corrections are of the steps that were made.
     if any(g is not None for g in gs) or not jax.tree.leaves(state.mu):
         count = jnp.minimum(count, np.iinfo(np.int32).max - 1) + 1  # stops instead of wrapping
+    each = _settings_by_leaf(settings, paths_and_mu, gs, state.mu, params, strict)
+    groups = grouped(each, state.count, count)
+    thetas = leaf_params(groups, paths_and_mu, gs, state.mu, params, strict, applies)
     paths = tuple(keystr(path) for path, _ in paths_and_mu)
     advice = "" if params is None else tree_hints.ONE_MODEL
     context = _step_context(settings, count, paths, advice)._replace(applies=applies)
-    stepped = _step_leaves(context, list(zip(paths, gs, leaf_states, thetas, strict=True)))
+    leaves = list(zip(groups, paths, gs, leaf_states, thetas, strict=True))
+    stepped = _step_leaves(context, leaves)
 
     def tree(leaf: Callable[[LeafState], Any]) -> PyTree:
         return treedef.unflatten(leaf(new) for _, new in stepped)
@@ -102,12 +101,39 @@ def _step_context(
     """What the leaves at these paths share in the step that makes `count` of them."""
     random = settings.moments.is_random or settings.rounding.is_random
     return StepContext(
-        settings,
-        functools.cache(functools.partial(scalars, settings, count)),
         step_noise(count, settings.variant.averages) if random else None,
         dict(zip(paths, opaque_leaf_keys(paths, count), strict=True)) if random else {},
         advice,
     )
+
+
+def _settings_by_leaf(
+    settings: Settings,
+    paths_and_mu: list[Any],
+    gs: list[Any],
+    structure: PyTree,
+    params: PyTree | None,
+    strict: bool,
+) -> list[Settings]:
+    """The settings of each leaf; those of one without a gradient are not asked for."""
+    if settings.overrides is None:
+        return [settings] * len(gs)
+    paths = [_overrides.path_of(path) for path, _ in paths_and_mu]
+    if strict:  # no `init` has looked at them
+        _overrides.check_matches(settings.overrides, paths)
+    name, leaves = "grads", gs
+    if params is not None:
+        name = "params"
+        leaves = _trees.leaves_like("params", params, structure, "the parameters given to init")
+
+    def of_leaf(path: Any, mu: Any, g: Any, leaf: Any) -> Settings:
+        if mu is None or g is None:
+            return settings
+        shape = _overrides.shape_of(name + keystr(path), leaf)
+        return _overrides.of_leaf(settings, _overrides.path_of(path), shape)
+
+    rows = zip(paths_and_mu, gs, leaves, strict=True)
+    return [of_leaf(path, mu, g, leaf) for (path, mu), g, leaf in rows]
 
 
 def _leaf_states(variant: Variant, state: AdamState) -> list[LeafState]:
@@ -135,7 +161,8 @@ def _leaf_states(variant: Variant, state: AdamState) -> list[LeafState]:
     ]
 
 
-_Leaf = tuple[str, Any, LeafState, LeafParam]  # path, gradient, what is stored, parameter
+# Its hyperparameters, its path, its gradient, what is stored of it, its parameter.
+_Leaf = tuple[Group, str, Any, LeafState, LeafParam]
 
 
 def _step_leaves(context: StepContext, leaves: list[_Leaf]) -> list[tuple[Any, LeafState]]:
@@ -143,19 +170,19 @@ def _step_leaves(context: StepContext, leaves: list[_Leaf]) -> list[tuple[Any, L
     calls = [_leaf_call(context, *leaf) for leaf in leaves]
     new = iter(leaf_steps(mode(), [call for call in calls if call is not None]))
     stepped: list[tuple[Any, LeafState]] = []
-    for call, (_, _, old, theta) in zip(calls, leaves, strict=True):
+    for call, (group, _, _, old, theta) in zip(calls, leaves, strict=True):
         if call is not None:
             out, stored = next(new)
             stepped.append((as_weak_as(theta.value, out) if context.applies else out, stored))
         elif context.applies:
             stepped.append((theta.value, old))
         else:
-            stepped.append((_no_update(context.settings.rounding, old.m, theta), old))
+            stepped.append((_no_update(group.settings.rounding, old.m, theta), old))
     return stepped
 
 
 def _leaf_call(
-    context: StepContext, path: str, g: Any, stored: LeafState, theta: LeafParam
+    context: StepContext, group: Group, path: str, g: Any, stored: LeafState, theta: LeafParam
 ) -> LeafCall | None:
     """The step of a leaf, all of it checked; None without a gradient."""
     if stored.m is None and g is not None:
@@ -165,7 +192,7 @@ def _leaf_call(
         )
     if g is None:
         return None
-    settings = context.settings
+    settings = group.settings
     moments = settings.moments.of(stored)
     dtype = moments.check(path, stored)
     for name, like in settings.variant.extra:
@@ -175,7 +202,7 @@ def _leaf_call(
             stored.m if like == "mu" else stored.v,
         )
     g = _check.leaf_like("grads" + path, g, stored.m, "state.mu" + path, advice=context.advice)
-    s = context.scalars(real_dtype(arithmetic_dtype(dtype, g.dtype)))
+    s = group.scalars(real_dtype(arithmetic_dtype(dtype, g.dtype)))
     rounding = settings.rounding if _rounds(settings.rounding, path, stored, theta) else None
     out = g.dtype if theta.dtype is None else wider(g.dtype, theta.dtype)
     out = out if rounding is None else np.dtype(np.float32)  # lands on the parameter's grid

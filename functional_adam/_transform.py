@@ -9,8 +9,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import keystr
 
-from functional_adam import _check, _masks
+from functional_adam import _check, _masks, _overrides, _trees
 from functional_adam._hints import argument_hints
 from functional_adam._settings import Settings, identity
 from functional_adam._state import AdamState, fresh
@@ -21,6 +22,13 @@ from functional_adam._types import GradientTransformation, PyTree, real_dtype
 STATES_MADE: ContextVar[list[tuple[Settings, AdamState]] | None] = ContextVar(
     "STATES_MADE", default=None
 )
+
+
+class _Leaf:
+    """The settings of a leaf, as a leaf of a tree: a NamedTuple would be a node."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
 
 
 class _Bound(functools.partial[Any]):
@@ -67,12 +75,13 @@ def transformation(settings: Settings) -> GradientTransformation:
     return GradientTransformation(_Bound(_init, settings), _Bound(_update, settings))
 
 
-def without_rate(tx: GradientTransformation) -> GradientTransformation:
-    """`tx`, made here with a learning rate of 1, neither scaled nor signed."""
+def without_rate(tx: GradientTransformation, overrides: Any = None) -> GradientTransformation:
+    """`tx`, made here with a rate of 1, neither scaled nor signed, and with these overrides."""
     update: Any = tx.update
     settings: Settings = update.settings
     # An update descends; a step size of -1 undoes just that.
-    return transformation(settings._replace(learning_rate=-1.0))
+    overrides = _overrides.checked(overrides)
+    return transformation(settings._replace(learning_rate=-1.0, overrides=overrides))
 
 
 def settings_of(tx: Any) -> Settings | None:
@@ -85,9 +94,11 @@ def _init(settings: Settings, params: PyTree) -> AdamState:
     state = fresh(params, settings.moments, settings.rounding)
     if jax.tree.leaves(params):  # optax.tree.map_params calls `init` with a leafless stand-in
         _masks.broadcast(settings.mask, params)
+    each = _settings_by_leaf(settings, params)
     if settings.variant.initial_moments is not None:
-        begin = functools.partial(_begin, settings.variant.initial_moments, settings.hyperparams)
-        state = state._replace(mu=jax.tree.map(begin, state.mu), nu=jax.tree.map(begin, state.nu))
+        begin = functools.partial(_begin, settings.variant.initial_moments)
+        mu, nu = (jax.tree.map(begin, x, each) for x in (state.mu, state.nu))
+        state = state._replace(mu=mu, nu=nu)
     extra = {
         name: jax.tree.map(jnp.zeros_like, getattr(state, like))
         for name, like in settings.variant.extra
@@ -99,9 +110,23 @@ def _init(settings: Settings, params: PyTree) -> AdamState:
     return state
 
 
-def _begin(name: str, hyperparams: Mapping[str, Any], zeros: jax.Array) -> jax.Array:
+def _settings_by_leaf(settings: Settings, params: PyTree) -> PyTree:
+    """The settings of each leaf, in a tree like `params`; its overrides fit these leaves."""
+    paths_and_leaves, _ = jax.tree_util.tree_flatten_with_path(params, is_leaf=_trees.is_none)
+    # A leaf that is frozen by None counts: the rule for it is no mistake.
+    paths = [_overrides.path_of(path) for path, _ in paths_and_leaves]
+    _overrides.check_matches(settings.overrides, paths)
+
+    def of_leaf(path: Any, leaf: Any) -> _Leaf:
+        shape = _overrides.shape_of("params" + keystr(path), leaf)
+        return _Leaf(_overrides.of_leaf(settings, _overrides.path_of(path), shape))
+
+    return jax.tree_util.tree_map_with_path(of_leaf, params)
+
+
+def _begin(name: str, zeros: jax.Array, leaf: _Leaf) -> jax.Array:
     """A moment that starts at one of the variant's own hyperparameters."""
-    value = hyperparams[name]
+    value = leaf.settings.hyperparams[name]
     if isinstance(value, float):
         value = _check.fitting(name, value, real_dtype(zeros.dtype))
     return zeros + value.astype(zeros.dtype)

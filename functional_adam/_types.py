@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections import namedtuple
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import chex
@@ -30,6 +31,14 @@ ScalarOrSchedule: TypeAlias = float | jax.Array | Schedule
 
 # A tree, or prefix of a tree, of booleans; or a function from the parameters to one.
 Mask: TypeAlias = PyTree | Callable[[PyTree], PyTree]
+
+# What some leaves have of their own: (regular expression, arguments) for their paths, or a function
+# from a path and the leaf's shape and dtype to arguments.
+Arguments: TypeAlias = Mapping[str, ScalarOrSchedule | None]
+Overrides: TypeAlias = (
+    Sequence[tuple[str | re.Pattern[str], Arguments]]
+    | Callable[[str, jax.ShapeDtypeStruct], Arguments]
+)
 
 # Where, relative to the bias correction of the second moment, something is done.
 Placement: TypeAlias = Literal["after_correction", "before_correction"]

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
 from jax.typing import DTypeLike
 
+from functional_adam import _overrides
 from functional_adam._hints.keywords import explained
-from functional_adam._settings import adam_like, make_settings
+from functional_adam._settings import Settings, adam_like, make_settings
 from functional_adam._state import AdamState
 from functional_adam._step import step
 from functional_adam._storage.formats import MomentFormat
 from functional_adam._types import (
     Mask,
+    Overrides,
     ParameterRounding,
     Placement,
     PyTree,
@@ -40,6 +47,7 @@ def update(
     l2: ScalarOrSchedule | None = None,
     independent_weight_decay: bool = False,
     eps_placement: Placement = "after_correction",
+    overrides: Overrides | None = None,
 ) -> tuple[PyTree, AdamState]:
     r"""One step of Adam, or of AdamW where `weight_decay` is not 0.
 
@@ -51,8 +59,8 @@ def update(
 
     Every hyperparameter is data: a Python or NumPy number (range checked), or a JAX array of
     shape (), traced or not (not checked). Python and NumPy numbers are used at full precision.
-    The other choices (`moments`, `rounding`, `nesterov`, dtypes, masks, schedules) are not data:
-    under `jax.jit` bind them with `functools.partial`, or name them in `static_argnames`.
+    The other choices (`moments`, `rounding`, `nesterov`, dtypes, masks, overrides, schedules) are
+    not data: under `jax.jit` bind them with `functools.partial`, or name them in `static_argnames`.
     Arrays for b1 and b2 must have at least 32 bits, because 0.999 is 1 in bfloat16.
 
     Args:
@@ -99,6 +107,11 @@ def update(
             "before_correction" to sqrt(v), as in TensorFlow and Keras. The second is the paper's
             other form, with both corrections outside:
             `m sqrt(1 - b2**t) / (1 - b1**t) / (sqrt(v + eps_root) + eps)`.
+        overrides: Hyperparameters for some leaves: a list of (regular expression, dict of
+            arguments), of which the first one found in a leaf's path, such as "layers/0/bias",
+            wins; or a function (path, leaf) -> dict (see docs/per-layer.md). None (default): all
+            leaves have the same. A rule that matches no leaf is refused here; with a factory, at
+            `init`.
 
     Returns:
         `(updates, state)`: updates to add to the parameters, and a state with the same structure,
@@ -124,8 +137,10 @@ def update(
         Loshchilov and Hutter 2019, Decoupled Weight Decay Regularization, Algorithm 2.
         Dozat 2016, Incorporating Nesterov Momentum into Adam.
     """
-    settings = make_settings(
-        adam_like(nesterov, eps_placement),
+    settings = _settings(
+        overrides,
+        nesterov=nesterov,
+        eps_placement=eps_placement,
         learning_rate=learning_rate,
         b1=b1,
         b2=b2,
@@ -141,3 +156,24 @@ def update(
         rounding=rounding,
     )
     return step(settings, grads, state, params, strict=True)
+
+
+def _settings(overrides: Any, **arguments: Any) -> Settings:
+    """The settings of a call of `update`."""
+    settings = _made(overrides=overrides, **arguments)
+    if settings.overrides is None:
+        return settings
+    again = functools.partial(_again, arguments)
+    return settings._replace(overrides=_overrides.bound(settings.overrides, again))
+
+
+def _again(arguments: Mapping[str, Any], changes: Mapping[str, Any]) -> Settings:
+    """The settings of a call with some arguments changed."""
+    signature = inspect.signature(update)
+    _overrides.refuse_shared(signature.parameters, changes)
+    signature.bind(None, None, **changes)  # raises for what `update` does not have
+    return _made(**{**arguments, **changes})
+
+
+def _made(*, nesterov: Any, eps_placement: Any, **arguments: Any) -> Settings:
+    return make_settings(adam_like(nesterov, eps_placement), **arguments)

@@ -117,9 +117,9 @@ def handed_back(name, state, state_dict):
     return state_dict
 
 
-def run_ours(name, dtype, state, grads, params, start):
+def run_ours(name, dtype, state, grads, params, start, tx=None):
     """(updates, parameters after each step), the last state; float64 needs 64-bit mode."""
-    tx = ours(name)
+    tx = ours(name) if tx is None else tx
     cast = lambda tree: {k: jnp.asarray(tree[k], dtype) for k in leaves_of(name)}  # noqa: E731
     params, start = cast(params), cast(start)
     grads = {k: jnp.asarray(g, dtype) for k, g in grads.items()}

@@ -57,6 +57,9 @@ bias_correction_mu: False leaves m uncorrected: c1 = 1.
 bias_correction_nu: False leaves v uncorrected: c2 = 1.
 maximum: What v_max is the maximum of: "after_correction" (default) of v / c2, or
     "before_correction" of v.
+overrides: Hyperparameters for some leaves: a list of (regular expression, dict of arguments), of
+    which the first one found in a leaf's path, such as "layers/0/bias", wins; or a function (path,
+    leaf) -> dict (see docs/per-layer.md). None (default): all leaves have the same.
 """
 
 # Where an argument means something else.
@@ -109,6 +112,7 @@ update.mu_dtype: A state of another dtype is refused. (If `mu` has 16 bits and y
 update.nu_dtype: A state of another dtype is refused.
 update.moments: A state of another format is refused.
 update.mask: A single boolean is refused beside a decay: write `mask=None` or `weight_decay=0.0`.
+update.overrides: A rule that matches no leaf is refused here; with a factory, at `init`.
 update.nesterov: It is b1 m / (1 - b1**(t+1)) + (1 - b1) g / (1 - b1**t).
 update.rounding: "nearest" rounds as `apply_updates` does and loses steps below half a unit of the
     parameter. "stochastic" rounds up or down so that the mean is right. "compensated" rounds to

@@ -17,8 +17,18 @@ from jax.core import Tracer
 from functional_adam._hints import words
 
 _SEVERAL = (
-    " For several rates give each group of leaves an optimizer of its own: "
-    'optax.partition({"slow": fa.adam(1e-4), "fast": fa.adam(1e-3)}, labels).'
+    " For several rates say which leaves have which: "
+    'overrides=[(r"^embed/", dict(learning_rate=1e-4))].'
+)
+RULE = '(r"(^|/)(bias|scale)$", dict(weight_decay=0.0))'
+OVERRIDES = (
+    "a list of (regular expression, dict of arguments), or a function (path, leaf) -> dict of "
+    "arguments"
+)
+FUNCTION = (
+    "A function for overrides is called with the path of a leaf, such as 'layers/0/kernel', and its"
+    " shape and dtype, and returns a dict of arguments; under optax.inject_hyperparams name it in"
+    ' static_args=("overrides",).'
 )
 _MASK = "mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params)"
 MASK = f"A mask function is called once, with the whole tree of parameters: {_MASK}."
@@ -37,10 +47,10 @@ def shape_of(x: Any) -> tuple[Any, ...]:
         return ()
 
 
-def called(function: Callable[[Any], Any], argument: Any, advice: str) -> Any:
+def called(function: Callable[..., Any], *arguments: Any, advice: str) -> Any:
     """What a caller's own function returns; what it raises gets `advice` as a note."""
     try:
-        return function(argument)
+        return function(*arguments)
     except Exception as error:
         error.add_note(advice)
         raise
@@ -186,6 +196,35 @@ def bare_mask(value: bool) -> str:
         "function: optax.inject_hyperparams calls it with the count of steps, and what it makes of "
         'that number became the mask; name it in static_args=("mask",).'
     )
+
+
+def overrides(value: Any) -> str:
+    """For what is no overrides."""
+    if isinstance(value, Mapping):
+        return " A dict of rules becomes a list: list(overrides.items())."
+    return f" For example overrides=[{RULE}]."
+
+
+def pattern(value: Any) -> str:
+    """For what is no regular expression."""
+    glob = " What is * in names of files is .* there." if "*" in str(value) else ""
+    return f"Write re.escape(...) around what is to be found as it stands.{glob}"
+
+
+_APART = (
+    "For leaves that need another, give them an optimizer of their own: optax.partition({...}, "
+    "labels)."
+)
+_SHARED = {
+    "mask": "Leaves without decay have weight_decay=0.0 in overrides.",
+    "overrides": "Of several rules the first that matches wins.",
+    "moments": f"Int8(min_size=...) leaves small leaves out. {_APART}",
+}
+
+
+def shared(name: str) -> str:
+    """For an argument in `overrides` that leaves have in common."""
+    return _SHARED.get(name, _APART)
 
 
 def extra_argument(call: object, name: str) -> str:

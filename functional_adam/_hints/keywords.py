@@ -143,6 +143,7 @@ _RENAMED = {theirs: ours for ours, names in _NAMES.items() for theirs in names.s
 
 _COMPILED = "leave it out; jax.jit compiles the whole step"
 _CLIP = "clip before the step: optax.chain(optax.clip_by_global_norm(1.0), tx)"
+_PER_LAYER = "write overrides=[(regular expression for paths, dict of arguments)]"
 _ELSEWHERE = {
     "maximize": "to climb, give the gradients of -loss",
     **dict.fromkeys(("foreach", "fused", "capturable", "differentiable"), _COMPILED),
@@ -153,6 +154,7 @@ _ELSEWHERE = {
     **dict.fromkeys(
         ("stochastic_rounding", "bf16_stochastic_round"), 'write rounding="stochastic"'
     ),
+    **dict.fromkeys(("param_groups", "layer_decay", "lr_mult", "no_decay"), _PER_LAYER),
     "kahan_sum": 'write rounding="compensated"',
     "master_weights": 'write rounding="split"',
     "use_master_weights": 'write rounding="split"',

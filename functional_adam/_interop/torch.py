@@ -46,8 +46,8 @@ def from_torch(
     `exp_avg` becomes `mu`, `exp_avg_sq` `nu` and the common `step` the count. With amsgrad=True,
     `max_exp_avg_sq` becomes `extra["nu_max"]`: the maximum of the uncorrected second moment, with
     which `amsgrad(maximum="before_correction")` continues (not Optax's, the default). Learning
-    rates and decay are in torch's parameter groups and go into the factory. How to fill a state
-    inside wrappers, such as one part for each group, is in docs/from-torch.md.
+    rates and decay are in torch's parameter groups: `overrides_from_torch` makes arguments of them.
+    How to fill a state inside wrappers is in docs/from-torch.md.
 
     Args:
         state_dict: what the torch optimizer's `state_dict()` returns, of tensors on any device or

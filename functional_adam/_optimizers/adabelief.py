@@ -11,6 +11,7 @@ from functional_adam._storage.formats import MomentFormat
 from functional_adam._transform import transformation, without_rate
 from functional_adam._types import (
     GradientTransformation,
+    Overrides,
     ParameterRounding,
     Scalar,
     ScalarOrSchedule,
@@ -30,6 +31,7 @@ def adabelief(
     nu_dtype: DTypeLike | None = None,
     moments: MomentFormat = "full",
     rounding: ParameterRounding = "nearest",
+    overrides: Overrides | None = None,
 ) -> GradientTransformation:
     """Adam with the gradient's variance around m in place of its mean square.
 
@@ -51,6 +53,10 @@ def adabelief(
         rounding: How a step of a 16-bit parameter is rounded: "nearest" (default), "stochastic",
             "compensated" or "split". All but the first keep small steps; `update` then needs
             `params`.
+        overrides: Hyperparameters for some leaves: a list of (regular expression, dict of
+            arguments), of which the first one found in a leaf's path, such as "layers/0/bias",
+            wins; or a function (path, leaf) -> dict (see docs/per-layer.md). None (default): all
+            leaves have the same.
 
     Returns:
         A `GradientTransformation` whose state is an `AdamState`; `nu` is the v above.
@@ -78,6 +84,7 @@ def adabelief(
             nu_dtype=nu_dtype,
             moments=moments,
             rounding=rounding,
+            overrides=overrides,
         )
     )
 
@@ -93,6 +100,7 @@ def scale_by_belief(
     mu_dtype: DTypeLike | None = None,
     nu_dtype: DTypeLike | None = None,
     moments: MomentFormat = "full",
+    overrides: Overrides | None = None,
 ) -> GradientTransformation:
     """AdaBelief's direction without learning rate and sign, for `optax.chain`.
 
@@ -119,5 +127,6 @@ def scale_by_belief(
             mu_dtype=mu_dtype,
             nu_dtype=nu_dtype,
             moments=moments,
-        )
+        ),
+        overrides,
     )

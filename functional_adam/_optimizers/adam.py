@@ -11,6 +11,7 @@ from functional_adam._transform import transformation, without_rate
 from functional_adam._types import (
     GradientTransformation,
     Mask,
+    Overrides,
     ParameterRounding,
     Placement,
     Scalar,
@@ -33,6 +34,7 @@ def adam(
     rounding: ParameterRounding = "nearest",
     l2: ScalarOrSchedule | None = None,
     eps_placement: Placement = "after_correction",
+    overrides: Overrides | None = None,
 ) -> GradientTransformation:
     """Adam: the average gradient divided by the root of the average squared gradient.
 
@@ -60,6 +62,10 @@ def adam(
             needs `params`. None (default): no regularization.
         eps_placement: Where eps is added: "after_correction" (default) to sqrt(v_hat), or
             "before_correction" to sqrt(v), as in TensorFlow and Keras.
+        overrides: Hyperparameters for some leaves: a list of (regular expression, dict of
+            arguments), of which the first one found in a leaf's path, such as "layers/0/bias",
+            wins; or a function (path, leaf) -> dict (see docs/per-layer.md). None (default): all
+            leaves have the same.
 
     Returns:
         A `GradientTransformation` whose state is an `AdamState`.
@@ -88,6 +94,7 @@ def adam(
             nu_dtype=nu_dtype,
             moments=moments,
             rounding=rounding,
+            overrides=overrides,
         )
     )
 
@@ -109,6 +116,7 @@ def adamw(
     rounding: ParameterRounding = "nearest",
     independent_weight_decay: bool = False,
     eps_placement: Placement = "after_correction",
+    overrides: Overrides | None = None,
 ) -> GradientTransformation:
     """Adam with decoupled weight decay.
 
@@ -137,6 +145,10 @@ def adamw(
         independent_weight_decay: True: the learning rate does not multiply `weight_decay`.
         eps_placement: Where eps is added: "after_correction" (default) to sqrt(v_hat), or
             "before_correction" to sqrt(v), as in TensorFlow and Keras.
+        overrides: Hyperparameters for some leaves: a list of (regular expression, dict of
+            arguments), of which the first one found in a leaf's path, such as "layers/0/bias",
+            wins; or a function (path, leaf) -> dict (see docs/per-layer.md). None (default): all
+            leaves have the same.
 
     Returns:
         A `GradientTransformation` whose state is an `AdamState`.
@@ -169,6 +181,7 @@ def adamw(
             nu_dtype=nu_dtype,
             moments=moments,
             rounding=rounding,
+            overrides=overrides,
         )
     )
 
@@ -185,6 +198,7 @@ def scale_by_adam(
     nu_dtype: DTypeLike | None = None,
     moments: MomentFormat = "full",
     eps_placement: Placement = "after_correction",
+    overrides: Overrides | None = None,
 ) -> GradientTransformation:
     """Adam's direction without learning rate and sign, for `optax.chain`.
 
@@ -214,5 +228,6 @@ def scale_by_adam(
             nu_dtype=nu_dtype,
             moments=moments,
             eps_placement=eps_placement,
-        )
+        ),
+        overrides,
     )

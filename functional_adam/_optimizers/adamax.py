@@ -12,6 +12,7 @@ from functional_adam._transform import transformation, without_rate
 from functional_adam._types import (
     GradientTransformation,
     Mask,
+    Overrides,
     ParameterRounding,
     Scalar,
     ScalarOrSchedule,
@@ -30,6 +31,7 @@ def adamax(
     moments: MomentFormat = "full",
     rounding: ParameterRounding = "nearest",
     l2: ScalarOrSchedule | None = None,
+    overrides: Overrides | None = None,
 ) -> GradientTransformation:
     """Adam divided by the largest recent gradient instead of the root of v.
 
@@ -51,6 +53,10 @@ def adamax(
             `params`.
         l2: L2 regularization >= 0, or a schedule: adds l2 * theta to the gradient; `update` then
             needs `params`. None (default): no regularization.
+        overrides: Hyperparameters for some leaves: a list of (regular expression, dict of
+            arguments), of which the first one found in a leaf's path, such as "layers/0/bias",
+            wins; or a function (path, leaf) -> dict (see docs/per-layer.md). None (default): all
+            leaves have the same.
 
     Returns:
         A `GradientTransformation` whose state is an `AdamState`; `nu` is the v above.
@@ -79,6 +85,7 @@ def adamax(
             nu_dtype=nu_dtype,
             moments=moments,
             rounding=rounding,
+            overrides=overrides,
         )
     )
 
@@ -97,6 +104,7 @@ def adamaxw(
     moments: MomentFormat = "full",
     rounding: ParameterRounding = "nearest",
     independent_weight_decay: bool = False,
+    overrides: Overrides | None = None,
 ) -> GradientTransformation:
     """`adamax` with decoupled weight decay.
 
@@ -120,6 +128,10 @@ def adamaxw(
             "compensated" or "split". All but the first keep small steps; `update` then needs
             `params`.
         independent_weight_decay: True: the learning rate does not multiply `weight_decay`.
+        overrides: Hyperparameters for some leaves: a list of (regular expression, dict of
+            arguments), of which the first one found in a leaf's path, such as "layers/0/bias",
+            wins; or a function (path, leaf) -> dict (see docs/per-layer.md). None (default): all
+            leaves have the same.
 
     Returns:
         A `GradientTransformation` whose state is an `AdamState`.
@@ -148,6 +160,7 @@ def adamaxw(
             nu_dtype=nu_dtype,
             moments=moments,
             rounding=rounding,
+            overrides=overrides,
         )
     )
 
@@ -161,6 +174,7 @@ def scale_by_adamax(
     mu_dtype: DTypeLike | None = None,
     nu_dtype: DTypeLike | None = None,
     moments: MomentFormat = "full",
+    overrides: Overrides | None = None,
 ) -> GradientTransformation:
     """AdaMax's direction without learning rate and sign, for `optax.chain`.
 
@@ -177,5 +191,6 @@ def scale_by_adamax(
         Array([1.], dtype=float32)
     """
     return without_rate(
-        adamax(1.0, b1, b2, eps, mu_dtype=mu_dtype, nu_dtype=nu_dtype, moments=moments)
+        adamax(1.0, b1, b2, eps, mu_dtype=mu_dtype, nu_dtype=nu_dtype, moments=moments),
+        overrides,
     )

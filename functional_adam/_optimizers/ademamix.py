@@ -13,6 +13,7 @@ from functional_adam._transform import transformation, without_rate
 from functional_adam._types import (
     GradientTransformation,
     Mask,
+    Overrides,
     ParameterRounding,
     Scalar,
     ScalarOrSchedule,
@@ -36,6 +37,7 @@ def ademamix(
     moments: MomentFormat = "full",
     rounding: ParameterRounding = "nearest",
     independent_weight_decay: bool = False,
+    overrides: Overrides | None = None,
 ) -> GradientTransformation:
     """Adam with a second, slower average: over about 10,000 gradients, where m is over 10.
 
@@ -66,6 +68,10 @@ def ademamix(
             "compensated" or "split". All but the first keep small steps; `update` then needs
             `params`.
         independent_weight_decay: True: the learning rate does not multiply `weight_decay`.
+        overrides: Hyperparameters for some leaves: a list of (regular expression, dict of
+            arguments), of which the first one found in a leaf's path, such as "layers/0/bias",
+            wins; or a function (path, leaf) -> dict (see docs/per-layer.md). None (default): all
+            leaves have the same.
 
     Returns:
         A `GradientTransformation` whose state is an `AdamState`; `extra["mu_slow"]` is m_slow.
@@ -100,6 +106,7 @@ def ademamix(
                 "b3": _check.scalar("b3", b3, below=1.0, schedule=True),
                 "alpha": _check.scalar("alpha", alpha, schedule=True),
             },
+            overrides=overrides,
         )
     )
 
@@ -116,6 +123,7 @@ def scale_by_ademamix(
     *,
     nu_dtype: DTypeLike | None = None,
     moments: MomentFormat = "full",
+    overrides: Overrides | None = None,
 ) -> GradientTransformation:
     """AdEMAMix's direction without learning rate and sign, for `optax.chain`.
 
@@ -135,5 +143,6 @@ def scale_by_ademamix(
     return without_rate(
         ademamix(
             1.0, b1, b2, b3, alpha, eps, eps_root, mu_dtype, nu_dtype=nu_dtype, moments=moments
-        )
+        ),
+        overrides,
     )

@@ -18,6 +18,7 @@ from functional_adam._storage.formats import MomentFormat
 from functional_adam._transform import transformation, without_rate
 from functional_adam._types import (
     GradientTransformation,
+    Overrides,
     ParameterRounding,
     Scalar,
     ScalarOrSchedule,
@@ -46,6 +47,7 @@ def adopt(
     nu_dtype: DTypeLike | None = None,
     moments: MomentFormat = "full",
     rounding: ParameterRounding = "nearest",
+    overrides: Overrides | None = None,
 ) -> GradientTransformation:
     """Adam that divides each gradient by the root of the previous v, then averages.
 
@@ -70,6 +72,10 @@ def adopt(
         rounding: How a step of a 16-bit parameter is rounded: "nearest" (default), "stochastic",
             "compensated" or "split". All but the first keep small steps; `update` then needs
             `params`.
+        overrides: Hyperparameters for some leaves: a list of (regular expression, dict of
+            arguments), of which the first one found in a leaf's path, such as "layers/0/bias",
+            wins; or a function (path, leaf) -> dict (see docs/per-layer.md). None (default): all
+            leaves have the same.
 
     Returns:
         A `GradientTransformation` whose state is an `AdamState`.
@@ -101,6 +107,7 @@ def adopt(
             nu_dtype=nu_dtype,
             moments=moments,
             rounding=rounding,
+            overrides=overrides,
         )
     )
 
@@ -117,6 +124,7 @@ def scale_by_adopt(
     clip_value_fn: ScalarOrSchedule = _fourth_root,
     nu_dtype: DTypeLike | None = None,
     moments: MomentFormat = "full",
+    overrides: Overrides | None = None,
 ) -> GradientTransformation:
     """ADOPT's direction without learning rate and sign, for `optax.chain`.
 
@@ -144,7 +152,8 @@ def scale_by_adopt(
             clip_value_fn=clip_value_fn,
             nu_dtype=nu_dtype,
             moments=moments,
-        )
+        ),
+        overrides,
     )
 
 

@@ -16,6 +16,7 @@ from functional_adam._transform import transformation, without_rate
 from functional_adam._types import (
     GradientTransformation,
     Mask,
+    Overrides,
     ParameterRounding,
     Placement,
     Scalar,
@@ -43,6 +44,7 @@ def amsgrad(
     weight_decay: ScalarOrSchedule | None = None,
     mask: Mask | None = None,
     independent_weight_decay: bool = False,
+    overrides: Overrides | None = None,
 ) -> GradientTransformation:
     """Adam divided by the root of the largest v so far.
 
@@ -81,6 +83,10 @@ def amsgrad(
         mask: Which parameters decay: a tree of booleans (or a prefix of one), or a function from
             the parameters to such a tree. None (default): all of them.
         independent_weight_decay: True: the learning rate does not multiply `weight_decay`.
+        overrides: Hyperparameters for some leaves: a list of (regular expression, dict of
+            arguments), of which the first one found in a leaf's path, such as "layers/0/bias",
+            wins; or a function (path, leaf) -> dict (see docs/per-layer.md). None (default): all
+            leaves have the same.
 
     Returns:
         A `GradientTransformation` whose state is an `AdamState`; `extra["nu_max"]` is v_max.
@@ -121,6 +127,7 @@ def amsgrad(
             nu_dtype=nu_dtype,
             moments=moments,
             rounding=rounding,
+            overrides=overrides,
         )
     )
 
@@ -139,6 +146,7 @@ def scale_by_amsgrad(
     moments: MomentFormat = "full",
     maximum: Placement = "after_correction",
     eps_placement: Placement = "after_correction",
+    overrides: Overrides | None = None,
 ) -> GradientTransformation:
     """AMSGrad's direction without learning rate and sign, for `optax.chain`.
 
@@ -168,7 +176,8 @@ def scale_by_amsgrad(
             moments=moments,
             maximum=maximum,
             eps_placement=eps_placement,
-        )
+        ),
+        overrides,
     )
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec
 
 from functional_adam._hints.keywords import signature_of, signed
 from functional_adam._origin import origin
+from functional_adam._overrides import bound as bound_to
+from functional_adam._overrides import refuse_shared
+from functional_adam._settings import Settings
 from functional_adam._transform import settings_of, transformation
 from functional_adam._types import GradientTransformation
 
@@ -30,6 +34,28 @@ def factory(make: Callable[P, GradientTransformation]) -> Callable[P, GradientTr
         within = [settings_of(value) for value in bound.arguments.values()]  # a modifier's tx
         inner = [x.origin.arguments for x in within if x is not None and x.origin is not None]
         made_by = origin(make.__name__, bound, frozenset[str]().union(*inner))
+        if settings.overrides is not None:
+            again = functools.partial(_again, call, bound.arguments)
+            settings = settings._replace(overrides=bound_to(settings.overrides, again))
         return transformation(settings._replace(origin=made_by))
 
     return signed(call, signature)
+
+
+def _again(
+    call: Callable[..., Any], arguments: Mapping[str, Any], changes: Mapping[str, Any]
+) -> Settings:
+    """The settings of a call with some arguments changed; of a modifier, those of its tx."""
+    if "tx" in arguments:
+        given = {"tx": _changed(arguments["tx"], changes)}
+    else:
+        refuse_shared(inspect.signature(call).parameters, changes)
+        given = {"overrides": None, **changes}
+    settings: Any = settings_of(call(**{**arguments, **given}))
+    return settings
+
+
+def _changed(tx: GradientTransformation, changes: Mapping[str, Any]) -> GradientTransformation:
+    """A transformation that has overrides, for leaves that have these."""
+    settings: Any = settings_of(tx)
+    return transformation(settings.overrides.make(changes))

@@ -12,6 +12,7 @@ from functional_adam._transform import transformation
 from functional_adam._types import (
     GradientTransformation,
     Mask,
+    Overrides,
     ParameterRounding,
     Scalar,
     ScalarOrSchedule,
@@ -32,6 +33,7 @@ def lamb(
     nu_dtype: DTypeLike | None = None,
     moments: MomentFormat = "full",
     rounding: ParameterRounding = "nearest",
+    overrides: Overrides | None = None,
 ) -> GradientTransformation:
     """Adam for large batches: every leaf moves by the same fraction of its own norm.
 
@@ -60,6 +62,10 @@ def lamb(
         rounding: How a step of a 16-bit parameter is rounded: "nearest" (default), "stochastic",
             "compensated" or "split". All but the first keep small steps; `update` then needs
             `params`.
+        overrides: Hyperparameters for some leaves: a list of (regular expression, dict of
+            arguments), of which the first one found in a leaf's path, such as "layers/0/bias",
+            wins; or a function (path, leaf) -> dict (see docs/per-layer.md). None (default): all
+            leaves have the same.
 
     Returns:
         A `GradientTransformation` whose state is an `AdamState`.
@@ -92,5 +98,6 @@ def lamb(
             nu_dtype=nu_dtype,
             moments=moments,
             rounding=rounding,
+            overrides=overrides,
         )
     )

@@ -16,6 +16,7 @@ from functional_adam._transform import transformation
 from functional_adam._types import (
     GradientTransformation,
     Mask,
+    Overrides,
     ParameterRounding,
     Placement,
     Scalar,
@@ -38,6 +39,7 @@ def nadam(
     momentum_decay: Scalar | None = None,
     l2: ScalarOrSchedule | None = None,
     eps_placement: Placement = "after_correction",
+    overrides: Overrides | None = None,
 ) -> GradientTransformation:
     """Adam with Nesterov momentum: m_hat looks one step ahead.
 
@@ -72,6 +74,10 @@ def nadam(
             needs `params`. None (default): no regularization.
         eps_placement: Where eps is added: "after_correction" (default) to sqrt(v_hat), or
             "before_correction" to sqrt(v), as in TensorFlow and Keras.
+        overrides: Hyperparameters for some leaves: a list of (regular expression, dict of
+            arguments), of which the first one found in a leaf's path, such as "layers/0/bias",
+            wins; or a function (path, leaf) -> dict (see docs/per-layer.md). None (default): all
+            leaves have the same.
 
     Returns:
         A `GradientTransformation` whose state is an `AdamState`.
@@ -99,6 +105,7 @@ def nadam(
             nu_dtype=nu_dtype,
             moments=moments,
             rounding=rounding,
+            overrides=overrides,
         )
     )
 
@@ -120,6 +127,7 @@ def nadamw(
     momentum_decay: Scalar | None = None,
     independent_weight_decay: bool = False,
     eps_placement: Placement = "after_correction",
+    overrides: Overrides | None = None,
 ) -> GradientTransformation:
     """`nadam` with decoupled weight decay.
 
@@ -148,6 +156,10 @@ def nadamw(
         independent_weight_decay: True: the learning rate does not multiply `weight_decay`.
         eps_placement: Where eps is added: "after_correction" (default) to sqrt(v_hat), or
             "before_correction" to sqrt(v), as in TensorFlow and Keras.
+        overrides: Hyperparameters for some leaves: a list of (regular expression, dict of
+            arguments), of which the first one found in a leaf's path, such as "layers/0/bias",
+            wins; or a function (path, leaf) -> dict (see docs/per-layer.md). None (default): all
+            leaves have the same.
 
     Returns:
         A `GradientTransformation` whose state is an `AdamState`.
@@ -177,6 +189,7 @@ def nadamw(
             nu_dtype=nu_dtype,
             moments=moments,
             rounding=rounding,
+            overrides=overrides,
         )
     )
 

@@ -14,6 +14,7 @@ from functional_adam._storage.formats import MomentFormat
 from functional_adam._transform import transformation, without_rate
 from functional_adam._types import (
     GradientTransformation,
+    Overrides,
     ParameterRounding,
     Placement,
     Scalar,
@@ -37,6 +38,7 @@ def radam(
     rounding: ParameterRounding = "nearest",
     l2: ScalarOrSchedule | None = None,
     eps_placement: Placement = "after_correction",
+    overrides: Overrides | None = None,
 ) -> GradientTransformation:
     """Adam that warms up by itself: momentum at first, then steps scaled by how sure v is.
 
@@ -69,6 +71,10 @@ def radam(
             needs `params`. None (default): no regularization.
         eps_placement: Where eps is added: "after_correction" (default) to sqrt(v_hat), or
             "before_correction" to sqrt(v), as in `torch.optim.RAdam`.
+        overrides: Hyperparameters for some leaves: a list of (regular expression, dict of
+            arguments), of which the first one found in a leaf's path, such as "layers/0/bias",
+            wins; or a function (path, leaf) -> dict (see docs/per-layer.md). None (default): all
+            leaves have the same.
 
     Returns:
         A `GradientTransformation` whose state is an `AdamState`.
@@ -96,6 +102,7 @@ def radam(
             nu_dtype=nu_dtype,
             moments=moments,
             rounding=rounding,
+            overrides=overrides,
         )
     )
 
@@ -113,6 +120,7 @@ def scale_by_radam(
     nu_dtype: DTypeLike | None = None,
     moments: MomentFormat = "full",
     eps_placement: Placement = "after_correction",
+    overrides: Overrides | None = None,
 ) -> GradientTransformation:
     """RAdam's direction without learning rate and sign, for `optax.chain`.
 
@@ -141,7 +149,8 @@ def scale_by_radam(
             nu_dtype=nu_dtype,
             moments=moments,
             eps_placement=eps_placement,
-        )
+        ),
+        overrides,
     )
 
 

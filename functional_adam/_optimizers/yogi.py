@@ -12,6 +12,7 @@ from functional_adam._storage.formats import MomentFormat
 from functional_adam._transform import transformation, without_rate
 from functional_adam._types import (
     GradientTransformation,
+    Overrides,
     ParameterRounding,
     Scalar,
     ScalarOrSchedule,
@@ -31,6 +32,7 @@ def yogi(
     nu_dtype: DTypeLike | None = None,
     moments: MomentFormat = "full",
     rounding: ParameterRounding = "nearest",
+    overrides: Overrides | None = None,
 ) -> GradientTransformation:
     """Adam whose v moves towards |g|**2 by (1 - b2) |g|**2, however far away it is.
 
@@ -54,6 +56,10 @@ def yogi(
         rounding: How a step of a 16-bit parameter is rounded: "nearest" (default), "stochastic",
             "compensated" or "split". All but the first keep small steps; `update` then needs
             `params`.
+        overrides: Hyperparameters for some leaves: a list of (regular expression, dict of
+            arguments), of which the first one found in a leaf's path, such as "layers/0/bias",
+            wins; or a function (path, leaf) -> dict (see docs/per-layer.md). None (default): all
+            leaves have the same.
 
     Returns:
         A `GradientTransformation` whose state is an `AdamState`.
@@ -82,6 +88,7 @@ def yogi(
             moments=moments,
             rounding=rounding,
             hyperparams={"initial_accumulator_value": start},
+            overrides=overrides,
         )
     )
 
@@ -97,6 +104,7 @@ def scale_by_yogi(
     mu_dtype: DTypeLike | None = None,
     nu_dtype: DTypeLike | None = None,
     moments: MomentFormat = "full",
+    overrides: Overrides | None = None,
 ) -> GradientTransformation:
     """Yogi's direction without learning rate and sign, for `optax.chain`.
 
@@ -123,5 +131,6 @@ def scale_by_yogi(
             mu_dtype=mu_dtype,
             nu_dtype=nu_dtype,
             moments=moments,
-        )
+        ),
+        overrides,
     )

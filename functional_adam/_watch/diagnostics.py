@@ -45,7 +45,8 @@ def diagnostics(
     With the moments after the step, m_hat = m / (1 - b1**t) and v_hat = v / (1 - b2**t), as in
     `adam` and `adamw`. (A state does not say which variant it is of. `adamax`, `adopt`,
     `adabelief`, `amsgrad` and others divide by something else, and `direction_rms` and `below_eps`
-    say nothing of their steps; all else holds for any variant.)
+    say nothing of their steps; all else holds for any variant. Nor does it know of `overrides`:
+    all leaves are looked at with the hyperparameters that are given here.)
 
     - `count`: t, the steps taken (int32; all others are float32).
     - `update_norm`, `param_norm`: Euclidean norms over all leaves that the state is for.

@@ -101,6 +101,13 @@ def test_of_other_scalars(make, monkeypatch):
     assert_alike(monkeypatch, tx, *trees(SHAPES, jnp.float32, 4))
 
 
+def test_of_leaves_with_rates_of_their_own(monkeypatch):
+    shapes = SHAPES | {f"small/{n}": (37,) for n in range(6)}
+    rules = [("small/[12]", {"learning_rate": 0.1, "b2": 0.9}), ("^[ab]$", {"weight_decay": 0.5})]
+    tx = fa.adamw(**HYPER, moments="bfloat16", overrides=rules)
+    assert_alike(monkeypatch, tx, *trees(shapes, jnp.float32, 3))
+
+
 def test_to_a_rounding_where_hyperparameters_are_not_known(monkeypatch):
     """XLA's compiler knows of a number that is 1, and rounds once where it else rounds twice."""
     tx = optax.inject_hyperparams(fa.adam)(0.004, 0.87, 0.993)

@@ -16,6 +16,18 @@ from jax.sharding import PartitionSpec as P
 import functional_adam as fa
 
 HYPER = dict(learning_rate=0.03, b1=0.85, b2=0.97, eps=1e-6, weight_decay=0.2)
+OTHERS = {
+    "half": dict(learning_rate=0.02, b1=0.8),
+    "vector": dict(weight_decay=0.03, eps=1e-7),
+    "middle": dict(learning_rate=0.01),
+}
+
+
+def of_leaf(path, leaf):
+    """In all modes some leaves have hyperparameters of their own."""
+    return OTHERS.get(path, {})
+
+
 HALF = jnp.bfloat16
 MESHES = {
     "8": ((8,), ("data",)),
@@ -26,7 +38,9 @@ MESHES = {
 EXPLICIT = hasattr(jax, "set_mesh")
 FORMATS, ROUNDINGS = ("full", "bfloat16", "int8"), ("nearest", "stochastic", "compensated")
 MODES = {
-    f"{moments} {rounding}": fa.adamw(**HYPER, moments=format_named(moments), rounding=rounding)
+    f"{moments} {rounding}": fa.adamw(
+        **HYPER, overrides=of_leaf, moments=format_named(moments), rounding=rounding
+    )
     for moments in FORMATS
     for rounding in (*ROUNDINGS, "split")
 }

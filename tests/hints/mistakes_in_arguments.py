@@ -173,17 +173,17 @@ IN_ARGUMENTS = {
     "rates by name": (
         lambda: fa.adam({"w": 1e-3, "b": np.float32(1e-2)}),
         TypeError,
-        [f"{RATE}; got {{'w': 0.001, ", f" of type dict. {SEVERAL}", "labels)."],
+        [f"{RATE}; got {{'w': 0.001, ", f" of type dict. {SEVERAL}", "dict(learning_rate=1e-4))]."],
     ),
     "rates by place": (
         lambda: fa.adam([1e-3, jnp.array(1e-2)]),
         TypeError,
-        [f"{RATE}; got [0.001, ", f" of type list. {SEVERAL}", "labels)."],
+        [f"{RATE}; got [0.001, ", f" of type list. {SEVERAL}", "dict(learning_rate=1e-4))]."],
     ),
     "decays by name": (
         lambda: fa.adamw(1e-3, weight_decay={"w": 0.1, "b": 0.0}),
         TypeError,
-        ["weight_decay must be a finite number", f" of type dict. {SEVERAL}", "labels)."],
+        ["weight_decay must be a finite number", f" of type dict. {SEVERAL}"],
     ),
     **{
         f"moments={value!r}": (

@@ -61,6 +61,6 @@ ANEW = "cast the parameters alone, and restore with a target in the right dtypes
 UNTYPED = ", as in a checkpoint restored without a target. Restore it with one: from_state_dict("
 NO_NUMBERS = ".ShapeDtypeStruct. jax.eval_shape tells shapes, without the numbers: "
 BOXES = "Some arrays are in Flax's boxes and some are not. Take them out everywhere, before init: "
-SEVERAL = "For several rates give each group of leaves an optimizer of its own: optax.partition({"
+SEVERAL = "For several rates say which leaves have which: overrides=[(r"
 STATIC = "jax.jit(f, static_argnames="
 RETURNED = "learning_rate(count) must be a finite number >= 0 or a JAX scalar; got "

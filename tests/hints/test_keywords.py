@@ -50,6 +50,7 @@ CASES = {
     ),
     "a float32 copy": (fa.adamw, dict(master_weights=True), ['rounding="split"']),
     "8 bits": (fa.adamw, dict(optim_bits=8), ['moments="int8"']),
+    "layers": (fa.adamw, dict(layer_decay=0.8), ["write overrides=[(regular expression for"]),
     "clipping": (fa.adamw, dict(max_grad_norm=1.0), ["optax.clip_by_global_norm(1.0)"]),
     "params": (fa.adam, dict(params=X, lr=0.1), ["state = tx.init(params) takes them"]),
     "another's": (fa.adam, dict(threshold=5.0), ["threshold is an argument of radam, scale_by_ra"]),

@@ -91,6 +91,22 @@ def test_torch_run_on_record_is_taken_over(name, dtype):
     assert_states(name, dtype, handed_back(name, state, tape[HALF]), tape[STEPS])
 
 
+def test_groups_on_record_become_overrides_of_one_optimizer(name, dtype):
+    tape, grads = recording()[name][dtype], recording()["grads"]
+    start = {leaf: recording()["start"][leaf] for leaf in record_crossing.leaves_of(name)}
+    params = start if dtype == "float32" else tape["before"]
+    names = {"names": record_crossing.NAMES} if CASES[name].named else {}
+    rules = fa.overrides_from_torch(tape[HALF], start, **names)
+    make = {"adamw": fa.adamw, "amsgrad": fa.amsgrad}[name.partition(",")[0]]
+    more = {"maximum": "before_correction"} if make is fa.amsgrad else {}
+    of_dtype = jax.tree.map(lambda p: jnp.asarray(p, dtype), start)
+    state = fa.from_torch(tape[HALF], of_dtype, transform=record_crossing.turned, **names)
+    run = cut(grads, HALF, STEPS), params, start, make(overrides=rules, **more)
+    updates, after, _ = run_ours(name, dtype, state, *run)
+    rows = jax.tree.map(lambda x: x[ROWS - HALF], (updates, after))
+    assert_steps(name, dtype, rows, tape["params"], start)
+
+
 def test_what_is_handed_to_torch_is_what_it_would_hold(name, dtype):
     """Of our run from the first step on, at both recorded steps."""
     tape = recording()[name][dtype]

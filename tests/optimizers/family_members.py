@@ -29,9 +29,10 @@ BEFORE = {"eps_placement": "before_correction"}
 
 
 def cautious_adamw(
-    learning_rate, b1, b2, eps, eps_root, weight_decay, mu_dtype=None, nu_dtype=None
+    learning_rate, b1, b2, eps, eps_root, weight_decay, mu_dtype=None, nu_dtype=None, overrides=None
 ):
-    tx = fa.adamw(learning_rate, b1, b2, eps, eps_root, mu_dtype, weight_decay, nu_dtype=nu_dtype)
+    others = {"nu_dtype": nu_dtype, "overrides": overrides}
+    tx = fa.adamw(learning_rate, b1, b2, eps, eps_root, mu_dtype, weight_decay, **others)
     return fa.cautious(tx)
 
 

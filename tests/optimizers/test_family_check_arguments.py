@@ -50,7 +50,7 @@ CHOICES = {
     "moments": "'full' or 'bfloat16' or 'int8'",
     "rounding": "'nearest' or 'stochastic' or 'compensated' or 'split'",
 }
-OTHERS = {"mask", "mu_dtype", "nu_dtype"}
+OTHERS = {"mask", "mu_dtype", "nu_dtype", "overrides"}
 
 
 def test_every_argument_is_looked_at_here():

@@ -22,6 +22,7 @@ SCRIPTS = [
     "learn_the_learning_rate.py",
     "train_small_memory.py",
     "sweep.py",
+    "widths.py",
     "train_sharded.py",
     "train_distributed.py",
 ]
@@ -106,14 +107,15 @@ def test_every_script_answers_ctrl_c(script):
 
 
 @pytest.mark.parametrize(
-    "script", ["compare_variants", "learn_the_learning_rate", "sweep", "train_small_memory"]
+    "script",
+    ["compare_variants", "learn_the_learning_rate", "sweep", "train_small_memory", "widths"],
 )
 def test_a_picture_goes_where_the_script_was_called(script, monkeypatch):
     monkeypatch.setattr(sys, "argv", [script])
     assert example(script).parse_args().output.parent == Path()
 
 
-@pytest.mark.parametrize("script", SCRIPTS[2:6])  # those that draw
+@pytest.mark.parametrize("script", SCRIPTS[2:7])  # those that draw
 def test_a_picture_needs_an_existing_directory(script, tmp_path, capsys):
     assert exit_of(EXAMPLES / script, "--output", "missing/a.png", cwd=tmp_path) == 2
     assert "is not a file in an existing directory" in capsys.readouterr().err

@@ -30,6 +30,7 @@ _scalars
 _settings
 _state
 _masks
+_overrides
 _mesh
 _storage
 _equations

@@ -54,6 +54,7 @@ def test_the_public_names_are_exactly_these():
         "memory_report",
         "nadam",
         "nadamw",
+        "overrides_from_torch",
         "radam",
         "scale_by_adam",
         "scale_by_adamax",

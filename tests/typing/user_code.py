@@ -1,5 +1,6 @@
 """Code as users write it, for pyright in strict mode (`make types`). It is never run."""
 
+import re
 from collections.abc import Callable
 from typing import NamedTuple, assert_type
 
@@ -84,6 +85,21 @@ def schedules() -> None:
     fa.adam(jnp.float32(1e-3))
 
 
+def some_leaves(params: Params, state_dict: dict[str, object], grads: Params) -> None:
+    def by_shape(path: str, leaf: jax.ShapeDtypeStruct) -> dict[str, float]:
+        return {"learning_rate": 1e-3 / leaf.shape[0]} if leaf.ndim == 2 and path else {}
+
+    schedule = optax.constant_schedule(1e-3)
+    rules = [(r"b$", dict(weight_decay=0.0)), (r"w", {"b1": 0.8, "eps": jnp.float32(1e-6)})]
+    fa.adamw(overrides=rules)
+    fa.adamw(overrides=[(r"b$", dict(weight_decay=0.0, learning_rate=schedule))])
+    fa.adamw(overrides=((re.compile("B", re.I), {"learning_rate": lambda n: 2 * schedule(n)}),))
+    fa.cautious(fa.lamb(overrides=by_shape))
+    fa.scale_by_radam(overrides=lambda path, leaf: {"threshold": 4.0 + leaf.ndim})
+    fa.update(grads, fa.init(params), params, overrides=by_shape)
+    fa.adamw(overrides=fa.overrides_from_torch(state_dict, params, decay="weight_decay"))
+
+
 def with_optax(params: Params, grads: Params) -> None:
     tx = optax.chain(optax.clip(1.0), fa.adam())
     state = tx.init(params)
@@ -116,6 +132,9 @@ def mistakes(params: Params) -> None:
     fa.adam(1e-3, beta1=0.9)  # pyright: ignore[reportCallIssue]
     fa.adam(moments="int4")  # pyright: ignore[reportArgumentType]
     fa.adam(rounding="up")  # pyright: ignore[reportArgumentType]
+    fa.adam(overrides={"w": {"b1": 0.8}})  # pyright: ignore[reportArgumentType]
+    fa.adam(overrides=[("w", 0.8)])  # pyright: ignore[reportArgumentType]
+    fa.adam(overrides=lambda path: {})  # pyright: ignore[reportArgumentType]
     fa.init(params).velocity  # pyright: ignore[reportAttributeAccessIssue]  # noqa: B018
     fa.Int8(bits=4)  # pyright: ignore[reportCallIssue]
     fa.radam(1e-3, eps_placement="between")  # pyright: ignore[reportArgumentType]
