@@ -14,6 +14,9 @@ from functional_adam._optimizers.ademamix import ademamix, scale_by_ademamix
 from functional_adam._optimizers.adopt import adopt, scale_by_adopt
 from functional_adam._optimizers.amsgrad import amsgrad, scale_by_amsgrad
 from functional_adam._optimizers.cautious import cautious
+from functional_adam._optimizers.cautious_weight_decay import cautious_weight_decay
+from functional_adam._optimizers.clip_update_rms import clip_update_rms
+from functional_adam._optimizers.hyperball import hyperball
 from functional_adam._optimizers.lamb import lamb
 from functional_adam._optimizers.nadam import nadam, nadamw
 from functional_adam._optimizers.radam import radam, scale_by_radam
@@ -46,12 +49,15 @@ __all__ = [
     "amsgrad",
     "apply_updates",
     "cautious",
+    "cautious_weight_decay",
+    "clip_update_rms",
     "convert_moments",
     "diagnostics",
     "extend_state",
     "from_optax",
     "from_state_dict",
     "from_torch",
+    "hyperball",
     "init",
     "lamb",
     "master_params",

@@ -52,7 +52,7 @@ def make_settings(
 ) -> Settings:
     """What the caller of a factory or of `update` gave; the factory has checked `hyperparams`."""
     if _check.flag("independent_weight_decay", independent_weight_decay):
-        variant = variant.prepare_first(F.independent_decay)
+        variant = variant.prepare_first(F.independent_decay)._replace(scale_rate=F.scale_step)
     b1, b2 = (_check.scalar(name, b, below=1.0) for name, b in (("b1", b1), ("b2", b2)))
     weight_decay = _check.scalar("weight_decay", weight_decay, schedule=True)
     format = make_format(moments, mu_dtype, nu_dtype)

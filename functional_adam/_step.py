@@ -165,7 +165,7 @@ def _step_leaf(
     rounding = settings.rounding if _rounds(settings.rounding, path, stored, theta) else None
     out = g.dtype if theta.dtype is None else wider(g.dtype, theta.dtype)
     out = out if rounding is None else np.dtype(np.float32)  # lands on the parameter's grid
-    config = LeafConfig(settings.variant, moments, rounding, theta.decays, out, context.applies)
+    config = LeafConfig(theta.variant, moments, rounding, theta.decays, out, context.applies)
     shared = s, context.noise if config.is_random else None
     key = context.keys[path] if config.is_random else None
     leaf: Callable[..., Any] = functools.partial(leaf_step, config, mode())

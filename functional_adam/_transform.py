@@ -85,6 +85,7 @@ def _init(settings: Settings, params: PyTree) -> AdamState:
     state = fresh(params, settings.moments, settings.rounding)
     if jax.tree.leaves(params):  # optax.tree.map_params calls `init` with a leafless stand-in
         _masks.broadcast(settings.mask, params)
+        _masks.leaf_variants(settings.variant, params)
     if settings.variant.initial_moments is not None:
         begin = functools.partial(_begin, settings.variant.initial_moments, settings.hyperparams)
         state = state._replace(mu=jax.tree.map(begin, state.mu), nu=jax.tree.map(begin, state.nu))

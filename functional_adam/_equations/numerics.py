@@ -152,6 +152,11 @@ def abs_squared(g: jax.Array) -> jax.Array:
     return g * g
 
 
+def product(a: jax.Array, b: jax.Array) -> jax.Array:
+    """a b, real; for complex numbers Re(a conj(b)), the product of two vectors in the plane."""
+    return a.real * b.real + a.imag * b.imag if jnp.iscomplexobj(a) else a * b
+
+
 def widened(real: np.dtype[Any], x: jax.Array) -> jax.Array:
     """x in the arithmetic's precision: `real`, or its complex counterpart."""
     return x.astype(np.promote_types(real, np.complex64) if jnp.iscomplexobj(x) else real)
@@ -239,5 +244,4 @@ def same_side(a: jax.Array, b: jax.Array) -> jax.Array:
         size = jnp.maximum(jnp.abs(z.real), jnp.abs(z.imag))
         return over(z, jnp.where(size == 0, jnp.ones_like(size), size))
 
-    a, b = scaled(a), scaled(b)
-    return a.real * b.real + a.imag * b.imag > 0
+    return product(scaled(a), scaled(b)) > 0

@@ -5,8 +5,6 @@ The letters are those of `formulas`, where everything is that they share.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 
@@ -21,10 +19,9 @@ from functional_adam._equations.numerics import (
     mean_square,
     over,
     safe_sqrt,
-    same_side,
     times,
 )
-from functional_adam._equations.operands import Moments, Numerator, Scalars
+from functional_adam._equations.operands import Moments, Scalars
 
 # ---- AMSGrad: Reddi, Kale & Kumar 2018, Algorithm 2 ----
 
@@ -39,6 +36,11 @@ def amsgrad_of_corrected(s: Scalars, g: jax.Array, old: Moments) -> tuple[jax.Ar
     """As `adam`, and v_max <- max(v_max, v / c2): Optax's."""
     g, new = adam(s, g, old)
     return g, new._replace(extra={"nu_max": jnp.maximum(old.extra["nu_max"], new.v / s.c2)})
+
+
+def corrected_size(s: Scalars, new: Moments) -> jax.Array:
+    """max(sqrt(v_hat), eps), where eps is not scaled by the correction."""
+    return jnp.maximum(safe_sqrt(new.v / s.c2), s.eps)
 
 
 def root_of_maximum(s: Scalars, new: Moments) -> jax.Array:
@@ -140,6 +142,12 @@ def trust_ratio(s: Scalars, u: jax.Array, theta: jax.Array) -> jax.Array:
     return times(s.derived["learning_rate"] * ratio, u)
 
 
+def scale_relative_rate(s: Scalars, factor: jax.Array) -> Scalars:
+    """alpha times a factor, after `unit_rate`."""
+    rate = factor * s.derived["learning_rate"]
+    return s._replace(derived=s.derived | {"learning_rate": rate})
+
+
 # ---- ADOPT: Taniguchi et al. 2024, Algorithm 2 ----
 
 
@@ -178,21 +186,3 @@ def ademamix(s: Scalars, g: jax.Array, old: Moments) -> tuple[jax.Array, Moments
 def mixed_momentum(s: Scalars, _x: jax.Array, new: Moments) -> jax.Array:
     """c1 (m_hat + mix m_slow); the slow average is not corrected, so that it comes in slowly."""
     return new.m + times(s.derived["mix"], new.extra["mu_slow"])
-
-
-# ---- Cautious optimizers: Liang et al. 2024, Algorithm 1 ----
-
-
-class Cautious(NamedTuple):
-    """A numerator whose coordinates that climb are 0, the others scaled up to make up for it."""
-
-    numerator: Numerator
-
-    def __call__(self, s: Scalars, x: jax.Array, new: Moments) -> jax.Array:
-        """d [d x > 0] / max(share, 1/1000); x has the gradient's sign."""
-        d = self.numerator(s, x, new)
-        agrees = same_side(d, x)
-        rows = jnp.sum(jnp.atleast_1d(agrees), axis=-1, dtype=jnp.int32)  # exact, however large
-        share = jnp.sum(rows.astype(s.step_size.dtype)) / float(max(1, agrees.size))
-        gain = 1 / jnp.maximum(share, 1e-3)
-        return times(gain * agrees.astype(share.dtype), d)  # a product: a NaN stays one

@@ -25,6 +25,10 @@ def rising(count):
     return 0.9 + 0.0999 * count / (count + 500)
 
 
+def loosening(count):
+    return 0.7 + 3e-4 * jnp.asarray(count, float)
+
+
 def linear(count):
     return 0.003 * jnp.asarray(count, float)
 
@@ -85,6 +89,40 @@ CASES = {
     ),
     "cautious": ("adamw", "adam", dict(b1=0.93, weight_decay=0.03, cautious=True)),
     "cautious, adopt": ("adopt", "adopt", dict(b2=0.993, eps=1e-4, cautious=True)),
+    "clipped": ("adamw", "adam", dict(b2=0.93, weight_decay=0.03, threshold_of_rms=loosening)),
+    "clipped, independent": (
+        "adamw",
+        "adam",
+        dict(b2=0.97, weight_decay=3e-4, independent_weight_decay=True, threshold_of_rms=0.83),
+    ),
+    "clipped, eps before": (
+        "adam",
+        "adam",
+        dict(b2=0.97, eps=0.7, eps_placement="before_correction", threshold_of_rms=0.83),
+    ),
+    "clipped, amsgrad": ("amsgrad", "amsgrad", dict(b2=0.97, eps=0.7, threshold_of_rms=0.83)),
+    "clipped, adamax": ("adamax", "adamax", dict(b2=0.97, threshold_of_rms=0.29)),
+    "clipped, adopt": ("adopt", "adopt", dict(b2=0.97, eps=1e-4, threshold_of_rms=0.83)),
+    "choosy decay": (
+        "nadamw",
+        "nadam",
+        dict(b1=0.93, weight_decay=0.3, cautious_weight_decay=True),
+    ),
+    "all four parts": (
+        "adamw",
+        "adam",
+        dict(
+            b1=0.93,
+            weight_decay=0.3,
+            cautious=True,
+            cautious_weight_decay=True,
+            threshold_of_rms=0.83,
+        ),
+    ),
+}
+OTHERS = {  # whose errors have units of their own
+    "lamb": ("lamb", "lamb", dict(weight_decay=0.03)),
+    "sphere": ("adam", "adam", dict(hyperball=True)),
 }
 # Decisions that float32 may take otherwise where the two sides are closer than its roundings:
 # Yogi's sign, taken per coordinate and step. How many of 1,024 coordinates it may put off.
@@ -93,12 +131,12 @@ UNDECIDED = {"yogi": 20, "yogi, start": 4}
 QUICK = {
     *("adam, eps before", "adamw, independent", "nadam, Dozat, fast", "amsgrad, both before"),
     *("adamax", "radam, 0.9999", "radam, Nesterov", "adabelief", "yogi", "adopt"),
-    *("ademamix, schedules", "cautious"),
+    *("ademamix, schedules", "cautious", "clipped", "choosy decay"),
 }
 # Their equations are those of others, with other numbers or an option less.
 REPEATED = {
     *("nadam, Dozat", "amsgrad", "adamaxw", "radam", "radam, 0.9999"),
-    *("yogi", "ademamix", "adopt"),
+    *("yogi", "ademamix", "adopt", "clipped", "choosy decay"),
 }
 FLOAT32 = [
     *(pytest.param(name, 256, id=name) for name in CASES if name in QUICK),
@@ -106,9 +144,20 @@ FLOAT32 = [
 ]
 
 
-def make(factory, cautious=False, learning_rate=ALPHA, **hyper):
+def make(
+    factory,
+    cautious=False,
+    cautious_weight_decay=False,
+    threshold_of_rms=None,
+    hyperball=False,
+    learning_rate=ALPHA,
+    **hyper,
+):
     tx = getattr(fa, factory)(learning_rate, **ODD | hyper)
-    return fa.cautious(tx) if cautious else tx
+    tx = fa.cautious(tx) if cautious else tx
+    tx = fa.cautious_weight_decay(tx) if cautious_weight_decay else tx
+    tx = tx if threshold_of_rms is None else fa.clip_update_rms(tx, threshold_of_rms)
+    return fa.hyperball(tx) if hyperball else tx
 
 
 def moments(state):
@@ -156,6 +205,22 @@ def test_float32_error_of_a_lamb_step(size):
     assert error.max() <= 40
 
 
+@pytest.mark.parametrize("clipped", [False, True])
+@pytest.mark.parametrize("size", [0.01, pytest.param(1.0, marks=slow), 30.0])
+def test_float32_error_of_a_step_on_a_sphere(size, clipped):
+    # Relative to how far an element goes, alpha |theta| / sqrt(256) on average.
+    hyper = ODD | dict(b2=0.97) | (dict(threshold_of_rms=0.83) if clipped else {})
+    grads, theta = gradients(size=256), (size * parameters(256)).astype(np.float32)
+    updates, _ = run(make("adam", hyperball=True, **hyper), grads, theta)
+    truth, *_ = reference.family(
+        "adam", grads, theta, learning_rate=ALPHA, train=False, hyperball=True, **hyper
+    )
+    far = ALPHA * np.linalg.norm(theta.astype(np.float64)) / 16
+    error = reference.units(updates, truth, far)
+    assert np.sqrt((error**2).mean(axis=1)).max() <= 4
+    assert error.max() <= 40
+
+
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=slow if name in REPEATED else ()) for name in CASES]
 )
@@ -183,18 +248,17 @@ def test_float64_trajectory_with_training(name, x64):
 
 
 ONE_OF_EACH_RULE = {rule: name for name, (_, rule, _) in reversed(CASES.items())}.values()
-OF_A_MODULUS = {"amsgrad", "adamax", "yogi", "lamb", "cautious"}  # a maximum, a sign, a norm
+# A maximum, a sign, a norm.
+OF_A_MODULUS = "amsgrad", "adamax", "yogi", "lamb", "cautious", "all four parts", "sphere"
+COMPLEX = sorted({*ONE_OF_EACH_RULE, *OF_A_MODULUS, "adopt, Nesterov"})
 
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=() if name in OF_A_MODULUS else slow)
-        for name in (*ONE_OF_EACH_RULE, "cautious", "adopt, Nesterov", "lamb")
-    ],
+    [pytest.param(name, marks=() if name in OF_A_MODULUS else slow) for name in COMPLEX],
 )
 def test_complex_parameters(name):
-    factory, rule, hyper = CASES.get(name, ("lamb", "lamb", dict(weight_decay=0.03)))
+    factory, rule, hyper = (CASES | OTHERS)[name]
     rng = np.random.default_rng(5)
     grads = (rng.standard_normal((300, 64)) + 1j * rng.standard_normal((300, 64))) * 0.7
     theta = (rng.standard_normal(64) - 0.5j).astype(np.complex64)

@@ -35,6 +35,33 @@ def cautious_adamw(
     return fa.cautious(tx)
 
 
+def clipped_adamw(
+    learning_rate,
+    b1,
+    b2,
+    eps,
+    eps_root,
+    weight_decay,
+    threshold_of_rms,
+    mu_dtype=None,
+    nu_dtype=None,
+):
+    tx = fa.adamw(learning_rate, b1, b2, eps, eps_root, mu_dtype, weight_decay, nu_dtype=nu_dtype)
+    return fa.clip_update_rms(tx, threshold_of_rms)
+
+
+def choosy_nadamw(
+    learning_rate, b1, b2, eps, eps_root, weight_decay, mu_dtype=None, nu_dtype=None
+):
+    tx = fa.nadamw(learning_rate, b1, b2, eps, eps_root, mu_dtype, weight_decay, nu_dtype=nu_dtype)
+    return fa.cautious_weight_decay(tx)
+
+
+def adam_on_a_sphere(learning_rate, b1, b2, eps, eps_root, mu_dtype=None, nu_dtype=None):
+    tx = fa.adam(learning_rate, b1, b2, eps, eps_root, mu_dtype, nu_dtype=nu_dtype)
+    return fa.hyperball(tx)
+
+
 class Member(NamedTuple):
     """A factory with hyperparameters that are nobody's defaults."""
 
@@ -58,6 +85,7 @@ class Member(NamedTuple):
 
 
 NESTEROV, CAUTIOUS = {"nesterov": True}, {"cautious": True}
+CHOOSY, ON_A_SPHERE = {"cautious_weight_decay": True}, {"hyperball": True}
 START = {"initial_accumulator_value": 0.07}
 UNCORRECTED = {"bias_correction_mu": False, "bias_correction_nu": False}
 MAXIMUM = {"maximum": "before_correction"}
@@ -83,6 +111,14 @@ MEMBERS = [  # first those that represent others: see `each_structure`, `each_nu
     Member("adamax", fa.adamax, "adamax", ALPHA | RATES | COUPLED),
     Member("adabelief", fa.adabelief, "adabelief", ALPHA | ROOTED),
     Member("cautious", cautious_adamw, "adam", ALPHA | ROOTED | DECAY, CAUTIOUS),
+    Member(
+        "clip_update_rms",
+        clipped_adamw,
+        "adam",
+        ALPHA | ROOTED | DECAY | {"threshold_of_rms": 0.87},
+    ),
+    Member("cautious_weight_decay", choosy_nadamw, "nadam", ALPHA | ROOTED | DECAY, CHOOSY),
+    Member("hyperball", adam_on_a_sphere, "adam", ALPHA | ROOTED, ON_A_SPHERE),
     Member("adam_l2", fa.adam, "adam", ALPHA | ROOTED | COUPLED),
     Member("adam_eps", fa.adam, "adam", ALPHA | ROOTED | BEFORE | NESTEROV),
     Member("nadam", fa.nadam, "nadam", ALPHA | ROOTED | COUPLED),

@@ -37,7 +37,7 @@ from family_members import (
     unwrapped,
     walk,
 )
-from names import OF_STATES
+from names import MODIFIERS, OF_STATES
 
 import functional_adam as fa
 
@@ -83,17 +83,16 @@ def test_signature_is_optaxs_with_additions_keyword_only(name, theirs):
             assert (ours[key].kind, ours[key].default) == (theirs[key].kind, theirs[key].default)
 
 
-def test_optax_has_every_factory_but_cautious():
+def test_optax_has_every_member():
     assert {name for name, _ in SHARED} == set(fa.__all__) - {
         "AdamState",
         "GradientTransformation",
         "__version__",
         "apply_updates",
-        "cautious",
         "init",
         "update",
         *("BFloat16", "Full", "Int8"),
-        *OF_STATES,
+        *(OF_STATES | MODIFIERS),
     }
 
 

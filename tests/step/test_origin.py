@@ -21,7 +21,7 @@ FACTORIES = [
     fa.scale_by_ademamix, fa.scale_by_adopt, fa.scale_by_amsgrad, fa.scale_by_belief,
     fa.scale_by_radam, fa.scale_by_yogi, fa.yogi,
 ]  # fmt: skip
-MODIFIERS = [fa.cautious]
+MODIFIERS = [fa.cautious, fa.cautious_weight_decay, fa.clip_update_rms, fa.hyperball]
 PARAMS = {"w": jnp.array([[0.3, -2.0]]), "b": jnp.array([1.5])}
 GRADS = {"w": jnp.array([[-0.7, 0.2]]), "b": jnp.array([3.0])}
 ARRAY = jnp.float32(0.003)
