@@ -47,9 +47,7 @@ def leaf_params(
     keep = _masks.broadcast(settings.mask, params) if decays else [False] * len(gs)
     always = applies or not {"weight_decay"}.issuperset(why)
 
-    def of_leaf(
-        path: str, mu: Any, g: Any, theta: Any, kept: bool, variant: Variant
-    ) -> LeafParam:
+    def of_leaf(path: str, mu: Any, g: Any, theta: Any, kept: bool, variant: Variant) -> LeafParam:
         if mu is None or g is None:
             value, dtype = theta if applies else None, getattr(theta, "dtype", None)
             return LeafParam(variant, value, dtype=dtype)
@@ -61,7 +59,7 @@ def leaf_params(
         return LeafParam(variant, dtype=dtype)
 
     rows = zip(paths_and_mu, gs, thetas, keep, variants, strict=True)
-    return [of_leaf(keystr(path), mu, *others) for (path, mu), *others in rows]
+    return [of_leaf(keystr(path), mu, g, p, kept, v) for (path, mu), g, p, kept, v in rows]
 
 
 def _needs(settings: Settings, decays: bool) -> list[str]:

@@ -106,9 +106,7 @@ def make_mask(value: Any, weight_decay: Any) -> Any:
 def broadcast(value: Any, params: PyTree, said: Said = MASK) -> list[Any]:
     """`value`, called or broadcast over `params`: one value a leaf, None counting as a leaf."""
     calls, name = is_called(value), said.name
-    tree: Any = (
-        checked(argument_hints.called(value, params, said.called), said) if calls else value
-    )
+    tree: Any = checked(argument_hints.called(value, params, said.called), said) if calls else value
     if tree is None and calls and jax.tree.leaves(params):
         raise TypeError(
             f"{name}(params) is None: let the function return its tree of {said.several}."

@@ -1,4 +1,4 @@
-"""`clip_update_rms`: a shorter step where the second moment is out of date (Wortsman et al. 2023)."""
+"""`clip_update_rms`: slower where the second moment is out of date (Wortsman et al. 2023)."""
 
 from __future__ import annotations
 

@@ -50,9 +50,7 @@ def clipped_adamw(
     return fa.clip_update_rms(tx, threshold_of_rms)
 
 
-def choosy_nadamw(
-    learning_rate, b1, b2, eps, eps_root, weight_decay, mu_dtype=None, nu_dtype=None
-):
+def choosy_nadamw(learning_rate, b1, b2, eps, eps_root, weight_decay, mu_dtype=None, nu_dtype=None):
     tx = fa.nadamw(learning_rate, b1, b2, eps, eps_root, mu_dtype, weight_decay, nu_dtype=nu_dtype)
     return fa.cautious_weight_decay(tx)
 
