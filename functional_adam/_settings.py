@@ -75,6 +75,19 @@ def make_settings(
     )
 
 
+def optional_decay(weight_decay: Any, mask: Any, independent: Any) -> dict[str, Any]:
+    """What `make_settings` takes for a decay of which None means that there is none."""
+    if weight_decay is None and not (mask is None and independent is False):
+        raise ValueError(
+            "mask and independent_weight_decay say how to decay; give weight_decay too."
+        )
+    return {
+        "weight_decay": 0.0 if weight_decay is None else weight_decay,
+        "mask": mask,
+        "independent_weight_decay": independent,
+    }
+
+
 def identity(settings: Settings) -> tuple[Any, ...]:
     """`settings` by value, to be compared and hashed; arrays and functions by identity."""
     origin, mask = settings.origin, settings.mask

@@ -94,7 +94,8 @@ yogi.b2: 1 - b2 is the size of v's steps in units of |g|**2; b2 is in [0, 1).
 
 # What follows the line in `LINES`.
 ADDED = """
-amsgrad.weight_decay: None (default): no decay.
+adabelief.weight_decay adopt.weight_decay amsgrad.weight_decay: None (default): no decay.
+radam.weight_decay yogi.weight_decay: None (default): no decay.
 init.mu_dtype: That is float64 for float64 parameters and complex for complex ones. Any other dtype
     has at least 16 bits, is complex for complex parameters, and goes with moments="full" alone.
 init.nu_dtype: Prefer moments="bfloat16" to a `nu` of 16 bits: in bfloat16 it stops moving where
@@ -123,7 +124,15 @@ update.eps_placement: The second is the paper's other form, with both correction
 """
 
 # Arguments of one function each, described in its docstring alone.
-OWN = {"cautious.tx", "init.params", "update.grads", "update.params", "update.state"}
+OWN = {
+    *("cautious.tx", "cautious_weight_decay.tx", "clip_update_rms.tx", "hyperball.tx"),
+    *("clip_update_rms.threshold", "hyperball.mask"),
+    *("clip_update_rms.stacked", "hyperball.stacked"),
+    "init.params",
+    "update.grads",
+    "update.params",
+    "update.state",
+}
 
 
 def parsed(table: str) -> dict[str, str]:

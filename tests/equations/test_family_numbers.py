@@ -73,7 +73,11 @@ CASES = {
         dict(b2=0.9993, eps=1e-5, eps_root=1e-6, nesterov=True),
     ),
     "yogi": ("yogi", "yogi", dict(eps=1e-3)),
-    "yogi, start": ("yogi", "yogi", dict(b2=0.9999, eps=1e-4, initial_accumulator_value=0.3)),
+    "yogi, start": (
+        "yogi",
+        "yogi",
+        dict(b2=0.9999, eps=1e-4, initial_accumulator_value=0.3, weight_decay=0.03),
+    ),
     "adopt": ("adopt", "adopt", dict(b2=0.9999, eps=1e-6)),
     "adopt, bound": ("adopt", "adopt", dict(b2=0.993, eps=0.3, clip_value_fn=growing)),
     "adopt, Nesterov": (

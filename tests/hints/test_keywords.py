@@ -52,7 +52,11 @@ CASES = {
     "8 bits": (fa.adamw, dict(optim_bits=8), ['moments="int8"']),
     "clipping": (fa.adamw, dict(max_grad_norm=1.0), ["optax.clip_by_global_norm(1.0)"]),
     "params": (fa.adam, dict(params=X, lr=0.1), ["state = tx.init(params) takes them"]),
-    "another's": (fa.adam, dict(threshold=5.0), ["threshold is an argument of radam, scale_by_ra"]),
+    "another's": (
+        fa.adam,
+        dict(threshold=5.0),
+        ["threshold is an argument of clip_update_rms, radam, scale_by_ra"],
+    ),
     "a slip": (fa.adam, dict(learing_rate=0.1), ["Did you mean learning_rate=0.1?"]),
     "unknown": (fa.adam, dict(gamma=0.1), ["adam takes learning_rate, b1, b2, eps, eps_root, mu_"]),
     "update": (UPDATE, dict(lr=0.1), ["lr=0.1 is learning_rate=0.1 here"]),

@@ -18,6 +18,8 @@ KEEPS = {
         fa.adamw(0.07, weight_decay=0.3),
         fa.adam(nesterov=True),
         fa.cautious(fa.adamw()),
+        fa.hyperball(fa.clip_update_rms(fa.adam())),
+        fa.cautious_weight_decay(fa.adamw()),
         fa.nadam(),
         fa.radam(),
         fa.lamb(),

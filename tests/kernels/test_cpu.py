@@ -72,8 +72,9 @@ FAMILY = {
     "ademamix": functools.partial(fa.ademamix, **RATES),
     "lamb": functools.partial(fa.lamb, **RATES),
     "cautious": lambda **kwargs: fa.cautious(fa.adam(**RATES, **kwargs)),
+    "hyperball": lambda **kwargs: fa.hyperball(fa.adam(**RATES, **kwargs), stacked=1),
 }
-WHOLE = ("lamb", "cautious")  # of which one NaN makes all of a leaf NaN
+WHOLE = ("lamb", "cautious", "hyperball")  # of which one NaN makes all of a leaf NaN
 
 
 @pytest.mark.parametrize(
@@ -98,7 +99,7 @@ def test_moments_of_16_bits_one_after_the_other_are_those_of_the_plain_form(
 @pytest.mark.parametrize(
     ("name", "rounding", "dtype"),
     [
-        *((name, *ROUNDINGS[0]) for name in ("nadam", "lamb", "cautious")),
+        *((name, *ROUNDINGS[0]) for name in ("nadam", "lamb", "cautious", "hyperball")),
         ("nadam", "split", "bfloat16"),  # which shows each bit of the weight
     ],
 )

@@ -107,10 +107,10 @@ def test_a_transformation_is_a_pair_that_ignores_extra_arguments(member):
 
 
 @every_member
-def test_params_are_needed_for_decay_and_lamb_only(member):
+def test_params_are_needed_for_decay_and_norms_only(member):
     tx = member.tx()
     reasons = {"weight_decay", "l2"} & member.hyper.keys()
-    if reasons or member.rule == "lamb":
+    if reasons or member.key in ("lamb", "hyperball"):
         with pytest.raises(ValueError, match=r"needs? the parameters"):
             tx.update(GRADS[0], tx.init(PARAMS))
     else:
