@@ -236,6 +236,25 @@ def _ademamix(t, g, k, h):
     return (_m_hat(t, g, k, h) + mix * k["mu_slow"]) / _root(t, v, h)
 
 
+def _simplified_ademamix(t, g, k, h):
+    """Morwani et al. 2025, section 4, as Optax has it."""
+    k["m"] = h.b1 * k["m"] + g
+    return (k["m"] + _at(h["alpha"], t - 1) * g) / _root(t, _second(k, g, h), h)
+
+
+def _laprop(t, g, k, h):
+    """Ziyin, Wang & Ueda 2020, Algorithm 1."""
+    k["x"] = g / (np.sqrt(_second(k, g, h) / (1 - h.b2**t)) + h.eps)
+    return _first(k, k["x"], h) / (1 - h.b1**t)
+
+
+def _adam_atan2(t, g, k, h):
+    """Everett et al. 2024, Algorithm 2, with factors; a complex m keeps its phase."""
+    m_hat, v_hat = _first(k, g, h) / (1 - h.b1**t), _second(k, g, h) / (1 - h.b2**t)
+    size = np.abs(m_hat)
+    return h.a * np.arctan2(size, h.b * np.sqrt(v_hat)) * m_hat / np.where(size > 0, size, 1.0)
+
+
 RULES = {
     "adam": _adam,
     "nadam": _nadam,
@@ -247,6 +266,9 @@ RULES = {
     "lamb": _adam,  # but for what `family` makes of the direction
     "adopt": _adopt,
     "ademamix": _ademamix,
+    "simplified_ademamix": _simplified_ademamix,
+    "laprop": _laprop,
+    "adam_atan2": _adam_atan2,
 }
 
 
@@ -297,7 +319,7 @@ def _on_sphere(theta, d, alpha, stacked):
     return np.where((size > 0) & (length > 0), moved - theta, 0.0)
 
 
-NORMALIZED = {"adopt"}  # what they average was divided before: `k["x"]`
+NORMALIZED = {"adopt", "laprop"}  # what they average was divided before: `k["x"]`
 
 
 def family(

@@ -177,3 +177,26 @@ ADEMAMIX = Variant(
     extra=(("mu_slow", "mu"),),
     decay_rates=("b3",),
 )
+SIMPLIFIED_ADEMAMIX = Variant(
+    name="simplified_ademamix",
+    ratio_is_bounded=False,
+    prepare=(F.without_first_correction,),
+    update_moments=R.simplified_ademamix,
+    numerator=R.sum_and_gradient,
+)
+LAPROP = Variant(
+    name="laprop",
+    ratio_is_bounded=False,
+    prepare=(F.first_correction,),
+    correction=None,
+    update_moments=R.laprop,
+    denominator=R.one,
+    gradient_size=R.one,
+)
+ADAM_ATAN2 = Variant(
+    name="adam_atan2",
+    prepare=(R.angle_scalars,),
+    correction=None,
+    numerator=R.angle_of_momentum,
+    denominator=R.one,
+)

@@ -196,6 +196,25 @@ def over(x: jax.Array, d: jax.Array) -> jax.Array:
     return jax.lax.complex(x.real / d, x.imag / d) if jnp.iscomplexobj(x) else x / d
 
 
+@jax.custom_jvp
+def angle(x: jax.Array, w: jax.Array) -> jax.Array:
+    """atan2(x, w) for w >= 0, with derivatives 0 at x = w = 0, where there are none."""
+    return jnp.arctan2(x, w)
+
+
+@angle.defjvp
+def _angle_jvp(  # registered, never called by name
+    primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    x, w = primals
+    size = jnp.maximum(jnp.abs(x), w)
+    size = jnp.where(size == 0, jnp.ones_like(size), size)
+    x, w = x / size, w / size  # whose squares do not underflow
+    square = x * x + w * w
+    slope = 1 / (size * jnp.where(square == 0, jnp.ones_like(square), square))
+    return angle(*primals), slope * (w * tangents[0] - x * tangents[1])
+
+
 def average(a: jax.Array, x: jax.Array, rate: Rate) -> jax.Array:
     """b a + (1 - b) x; for b > 1/2 as a + (1 - b) (x - a).
 

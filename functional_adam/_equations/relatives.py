@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from functional_adam._equations.formulas import adam, root
 from functional_adam._equations.numerics import (
     abs_squared,
+    angle,
     average,
     clip,
     decayed,
@@ -20,6 +21,7 @@ from functional_adam._equations.numerics import (
     over,
     safe_sqrt,
     times,
+    unfused,
 )
 from functional_adam._equations.operands import Moments, Scalars
 
@@ -186,3 +188,45 @@ def ademamix(s: Scalars, g: jax.Array, old: Moments) -> tuple[jax.Array, Moments
 def mixed_momentum(s: Scalars, _x: jax.Array, new: Moments) -> jax.Array:
     """c1 (m_hat + mix m_slow); the slow average is not corrected, so that it comes in slowly."""
     return new.m + times(s.derived["mix"], new.extra["mu_slow"])
+
+
+# ---- Simplified AdEMAMix: Morwani et al. 2025, section 4 ----
+
+
+def simplified_ademamix(s: Scalars, g: jax.Array, old: Moments) -> tuple[jax.Array, Moments]:
+    """m <- b1 m + g, a sum and no average; v as in Adam."""
+    g, new = adam(s, g, old)
+    return g, new._replace(m=decayed(old.m, s.b1) + g)
+
+
+def sum_and_gradient(s: Scalars, x: jax.Array, new: Moments) -> jax.Array:
+    """m + alpha g, alpha that of the paper."""
+    return new.m + unfused(times(s.derived["alpha"], x), s.t)
+
+
+# ---- LaProp: Ziyin, Wang & Ueda 2020, Algorithm 1 ----
+
+
+def laprop(s: Scalars, g: jax.Array, old: Moments) -> tuple[jax.Array, Moments]:
+    """v as in Adam; x = g / (sqrt(v_hat) + eps), v the new one; m <- b1 m + (1 - b1) x."""
+    v = mean_square(old.v, abs_squared(g), s.b2)
+    x = over(g, safe_sqrt(v / s.c2) + s.eps)
+    return x, old._replace(m=average(old.m, x, s.b1), v=v)
+
+
+# ---- Adam-atan2: Everett et al. 2024, Algorithm 2 ----
+
+
+def angle_scalars(s: Scalars) -> Scalars:
+    """alpha a atan2(m_hat, b sqrt(v_hat)) = alpha a atan2(m, b c1 / sqrt(c2) sqrt(v))."""
+    derived = s.derived | {"b": s.derived["b"] * (s.c1 / jnp.sqrt(s.c2))}
+    return s._replace(step_size=s.step_size * s.derived["a"], derived=derived)
+
+
+def angle_of_momentum(s: Scalars, _x: jax.Array, new: Moments) -> jax.Array:
+    """atan2(m, b sqrt(v)), b that of `angle_scalars`; a complex m keeps its phase."""
+    w = s.derived["b"] * safe_sqrt(new.v)
+    if not jnp.iscomplexobj(new.m):
+        return angle(new.m, w)
+    size = jnp.abs(new.m)
+    return times(angle(size, w) / jnp.where(size == 0, jnp.ones_like(size), size), new.m)

@@ -35,11 +35,11 @@ def cautious_weight_decay(tx: GradientTransformation) -> GradientTransformation:
 
     Example:
         >>> import functional_adam as fa, jax.numpy as jnp
-        >>> tx = fa.cautious_weight_decay(fa.adamw(0.1, weight_decay=0.5))
+        >>> tx = fa.cautious_weight_decay(fa.adamw(0.5, weight_decay=0.5))
         >>> theta = jnp.array([2.0, -2.0])
         >>> updates, state = tx.update(jnp.array([3.0, 3.0]), tx.init(theta), theta)
         >>> updates.round(5)  # the second weight grows: no decay
-        Array([-0.2, -0.1], dtype=float32)
+        Array([-1. , -0.5], dtype=float32)
 
     References:
         Chen et al. 2025, Cautious Weight Decay, Algorithm 1.

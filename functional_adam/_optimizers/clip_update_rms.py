@@ -47,12 +47,12 @@ def clip_update_rms(
 
     Example:
         >>> import functional_adam as fa, jax.numpy as jnp
-        >>> tx = fa.clip_update_rms(fa.adam(0.1, b1=0.0, b2=0.75))
+        >>> tx = fa.clip_update_rms(fa.adam(0.5, b1=0.0, b2=0.75))
         >>> state = tx.init(jnp.zeros(2))
         >>> for g in (1.0, 1.0, 100.0):  # v_hat trails behind: g / sqrt(v_hat) = 1.52
         ...     updates, state = tx.update(jnp.full(2, g), state)
-        >>> updates.round(5)  # 0.1 and no more
-        Array([-0.1, -0.1], dtype=float32)
+        >>> updates.round(5)  # 0.5 and no more
+        Array([-0.5, -0.5], dtype=float32)
 
     References:
         Wortsman et al. 2023, Stable and low-precision training for large-scale vision-language

@@ -70,6 +70,7 @@ FAMILY = {
     "adabelief": functools.partial(fa.adabelief, **RATES),
     "adopt": functools.partial(fa.adopt, **RATES),
     "ademamix": functools.partial(fa.ademamix, **RATES),
+    "adam_atan2": functools.partial(fa.adam_atan2, **RATES),
     "lamb": functools.partial(fa.lamb, **RATES),
     "cautious": lambda **kwargs: fa.cautious(fa.adam(**RATES, **kwargs)),
     "hyperball": lambda **kwargs: fa.hyperball(fa.adam(**RATES, **kwargs), stacked=1),
@@ -99,7 +100,11 @@ def test_moments_of_16_bits_one_after_the_other_are_those_of_the_plain_form(
 @pytest.mark.parametrize(
     ("name", "rounding", "dtype"),
     [
-        *((name, *ROUNDINGS[0]) for name in ("nadam", "lamb", "cautious", "hyperball")),
+        *((name, *ROUNDINGS[0]) for name in ("adam_atan2", "lamb", "hyperball")),
+        *(
+            pytest.param(name, *ROUNDINGS[0], marks=pytest.mark.slow)
+            for name in ("nadam", "cautious")
+        ),
         ("nadam", "split", "bfloat16"),  # which shows each bit of the weight
     ],
 )

@@ -22,6 +22,7 @@ STEPS = 7
 RATES = {"b1": 0.83, "b2": 0.971, "eps": 0.02}
 ROOTED = {**RATES, "eps_root": 0.003}
 SLOW = {**ROOTED, "b3": 0.9937, "alpha": 3.7}
+NO_EPS = {"b1": 0.83, "b2": 0.971}
 ALPHA = {"learning_rate": 0.013}
 DECAY = {"weight_decay": 0.07}
 COUPLED = {"l2": 0.21}
@@ -105,10 +106,20 @@ MEMBERS = [  # first those that represent others: see `each_structure`, `each_nu
     Member(
         "radam_nesterov", fa.radam, "radam", ALPHA | ROOTED | BEFORE | NESTEROV | {"threshold": 4.6}
     ),
+    Member(
+        "adam_atan2", fa.adam_atan2, "adam_atan2", ALPHA | NO_EPS | DECAY | {"a": 0.83, "b": 1.37}
+    ),
     Member("adamw", fa.adamw, "adam", ALPHA | ROOTED | DECAY | {"independent_weight_decay": True}),
     Member("adamax", fa.adamax, "adamax", ALPHA | RATES | COUPLED),
     Member("adabelief", fa.adabelief, "adabelief", ALPHA | ROOTED | DECAY),
     Member("cautious", cautious_adamw, "adam", ALPHA | ROOTED | DECAY, CAUTIOUS),
+    Member("laprop", fa.laprop, "laprop", ALPHA | RATES | DECAY),
+    Member(
+        "simplified_ademamix",
+        fa.simplified_ademamix,
+        "simplified_ademamix",
+        ALPHA | ROOTED | DECAY | {"alpha": 1.7},
+    ),
     Member(
         "clip_update_rms",
         clipped_adamw,
@@ -133,6 +144,13 @@ MEMBERS = [  # first those that represent others: see `each_structure`, `each_nu
     Member("scale_by_belief", fa.scale_by_belief, "adabelief", ROOTED | NESTEROV, UPWARDS),
     Member("scale_by_yogi", fa.scale_by_yogi, "yogi", ROOTED | START, UPWARDS),
     Member("scale_by_ademamix", fa.scale_by_ademamix, "ademamix", SLOW, UPWARDS),
+    Member(
+        "scale_by_simplified_ademamix",
+        fa.scale_by_simplified_ademamix,
+        "simplified_ademamix",
+        ROOTED | {"alpha": 1.7},
+        UPWARDS,
+    ),
 ]
 MEMBERS = {member.key: member for member in MEMBERS}
 EXTRA = {"amsgrad": ("nu_max", "v"), "ademamix": ("mu_slow", "m")}
@@ -146,8 +164,8 @@ def members(number):
 
 
 every_member = members(len(MEMBERS))
-each_rule = members(11)  # every rule of `reference`; a direction is its optimizer
-each_number = members(7)  # every hyperparameter that is a number
+each_rule = members(14)  # every rule of `reference`; a direction is its optimizer
+each_number = members(8)  # every hyperparameter that is a number
 each_structure = members(5)  # extra trees and none, with and without parameters: for wrappers
 
 

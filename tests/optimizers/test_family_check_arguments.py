@@ -24,7 +24,9 @@ RANGES = {
     "threshold": "a finite number >= 4",
     **dict.fromkeys(
         [
+            "a",
             "alpha",
+            "b",
             "clip_value_fn",
             "eps",
             "eps_root",
@@ -229,6 +231,9 @@ ABSENT = {
     "lamb": {"l2", "independent_weight_decay", "nesterov", "eps_placement"},
     "adopt": {"l2", "eps_root", "eps_placement"},
     "ademamix": {"l2", "nesterov", "eps_placement"},
+    "simplified_ademamix": {"b3", "l2", "nesterov", "eps_placement"},
+    "laprop": {"l2", "nesterov", "eps_root", "eps_placement"},
+    "adam_atan2": {"l2", "nesterov", "eps", "eps_root", "eps_placement"},
     **{
         name: DECAY | {"l2", "learning_rate", "rounding"}
         for name in FACTORIES
