@@ -98,8 +98,10 @@ def finish(
 def _update(config: LeafConfig, s: Scalars, x: jax.Array, new: Moments, theta: Any) -> jax.Array:
     """The update, in the arithmetic's precision, as the variant and its modifiers make it."""
     variant = config.variant
-    d = over(variant.numerator(s, x, new), variant.denominator(s, new))
-    step = modified(LeafStep(variant, s, x, new, theta, d), "direction")
+    step = LeafStep(variant, s, x, new, theta, variant.numerator(s, x, new))
+    step = modified(step, "numerator")
+    d = over(step.numerator, variant.denominator(s, new))
+    step = modified(step._replace(direction=d), "direction")
     step = modified(step, "scalars")
     s = step.scalars
     u = unfused(-times(s.step_size, step.direction), s.t)

@@ -35,7 +35,8 @@ class LeafStep(NamedTuple):
     x: jax.Array  # what the first moment averaged
     new: Moments
     theta: Any  # the parameter; None unless something needs it
-    direction: jax.Array  # the step is `-scalars.step_size` times this
+    numerator: jax.Array
+    direction: Any = None  # numerator / denominator; the step is `-scalars.step_size` times this
     decaying: Any = None  # what is multiplied by the decay: theta
     update: Any = None
     stacked: int = 0  # leading axes along which the leaf is many, each with sums of its own
@@ -48,6 +49,7 @@ class Modifier(NamedTuple):
     """
 
     name: str
+    numerator: Callable[[LeafStep], jax.Array] | None = None
     direction: Callable[[LeafStep], jax.Array] | None = None
     scalars: Callable[[LeafStep], Scalars] | None = None
     decaying: Callable[[LeafStep], Any] | None = None

@@ -33,8 +33,11 @@ def leaf_sum(x: jax.Array, stacked: int) -> jax.Array:
 
 
 def without_climbing(step: LeafStep) -> jax.Array:
-    """d [d x > 0] / max(share, 1/1000), share being that of d x > 0; x has the gradient's sign."""
-    d, x = step.direction, step.x
+    """d [d x > 0] / max(share, 1/1000), share being that of d x > 0; x has the gradient's sign.
+
+    Of d the numerator, which has its sign: the quotient would be made twice, or kept in between.
+    """
+    d, x = step.numerator, step.x
     agrees = same_side(d, x)
     rows = jnp.sum(jnp.atleast_1d(agrees), axis=-1, dtype=jnp.int32)  # exact, however large
     share = jnp.sum(rows.astype(step.scalars.alpha.dtype)) / float(max(1, agrees.size))

@@ -40,8 +40,8 @@ def adam_atan2(
         d = a * atan2(m_hat, b * sqrt(v_hat))
         u = -learning_rate * (d + weight_decay * theta)
 
-    Scaling the loss by any number changes nothing, however small its gradients are. No element of d
-    is larger than a * pi / 2. Where m_hat is much smaller than b * sqrt(v_hat), d is a / b times
+    Scaling the loss by any number changes nothing, as far as v holds the squares (down to gradients
+    of 1e-19 in float32). No element of d is larger than a * pi / 2. Where m_hat is much smaller than b * sqrt(v_hat), d is a / b times
     Adam's direction. For complex gradients d has the size a * atan2(|m_hat|, b * sqrt(v_hat)) and
     the phase of m_hat.
 

@@ -46,4 +46,4 @@ def cautious(tx: GradientTransformation) -> GradientTransformation:
         Liang, Chen, Liu and Liu 2024, Cautious Optimizers: Improving Training with One Line of
         Code, Algorithm 1; the bound 1/1000 is that of the authors' code.
     """
-    return modify(tx, Modifier("cautious", direction=modifiers.without_climbing, whole_leaf=True))
+    return modify(tx, Modifier("cautious", numerator=modifiers.without_climbing, whole_leaf=True))
