@@ -47,6 +47,11 @@ class Variant(NamedTuple):
     line: str = "-"
 
 
+def on_spheres(tx: fa.GradientTransformation) -> fa.GradientTransformation:
+    """`tx`, turning matrices alone: a bias that starts at 0 would stay there."""
+    return fa.hyperball(tx, mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params))
+
+
 VARIANTS = {
     "adam": Variant(fa.adam, "black"),
     "adamw": Variant(fa.adamw, "gray", "--"),
@@ -61,7 +66,18 @@ VARIANTS = {
     "adopt": Variant(fa.adopt, "tab:orange"),
     # The default b3 remembers 10,000 steps, more than there are here.
     "ademamix b3=0.99": Variant(functools.partial(fa.ademamix, b3=0.99), "tab:red"),
+    # Its sum is a hundred times an average by default, and its best rate below the grid.
+    "simplified_ademamix b1=0.9": Variant(
+        functools.partial(fa.simplified_ademamix, b1=0.9), "tab:red", "--"
+    ),
+    "laprop": Variant(fa.laprop, "tab:olive"),
+    "adam_atan2": Variant(fa.adam_atan2, "tab:olive", "--"),
     "cautious(adam)": Variant(lambda rate: fa.cautious(fa.adam(rate)), "tab:pink"),
+    "cautious_weight_decay λ=0.01": Variant(
+        lambda rate: fa.cautious_weight_decay(fa.adamw(rate, weight_decay=0.01)), "tab:pink", "--"
+    ),
+    "clip_update_rms(adam)": Variant(lambda rate: fa.clip_update_rms(fa.adam(rate)), "black", ":"),
+    "hyperball(adam)": Variant(lambda rate: on_spheres(fa.adam(rate)), "tab:brown", "--"),
 }
 
 
@@ -207,7 +223,7 @@ def table_of(digits: dict[str, Result], quadratic: dict[str, Result], held_out: 
 
 def draw(path: Path, digits: dict[str, Result], quadratic: dict[str, Result]) -> None:
     """The picture: a panel a task."""
-    figure = Figure(figsize=(13, 6.5), layout="constrained")  # draws with Agg: no display needed
+    figure = Figure(figsize=(13, 7.5), layout="constrained")  # draws with Agg: no display needed
     figure.suptitle(
         "Each variant at its best learning rate, given after its name; median over seeds"
     )
@@ -240,7 +256,7 @@ def draw_curves(axes, results: dict[str, Result], width: int) -> None:
     heights = axes.transAxes.inverted().transform(
         axes.transData.transform([(x[-1], end) for end in ends.values()])
     )[:, 1]
-    for (name, end), height in zip(ends.items(), spread(heights, 1 / 17), strict=True):
+    for (name, end), height in zip(ends.items(), spread(heights, 1 / 22), strict=True):
         _, colour, line = VARIANTS[name]
         leader = {"arrowstyle": "-", "color": colour, "linestyle": line, "linewidth": 0.8}
         axes.annotate(
