@@ -41,9 +41,9 @@ def adam_atan2(
         u = -learning_rate * (d + weight_decay * theta)
 
     Scaling the loss by any number changes nothing, as far as v holds the squares (down to gradients
-    of 1e-19 in float32). No element of d is larger than a * pi / 2. Where m_hat is much smaller than b * sqrt(v_hat), d is a / b times
-    Adam's direction. For complex gradients d has the size a * atan2(|m_hat|, b * sqrt(v_hat)) and
-    the phase of m_hat.
+    of 1e-19 in float32). No element of d is larger than a * pi / 2. Where m_hat is much smaller
+    than b * sqrt(v_hat), d is a / b times Adam's direction. For complex gradients d has the size
+    a * atan2(|m_hat|, b * sqrt(v_hat)) and the phase of m_hat.
 
     Args:
         learning_rate: Step size >= 0, or a schedule `count -> step size`; the first count is 0.
