@@ -218,7 +218,7 @@ def angle(x: jax.Array, w: jax.Array) -> jax.Array:
         series = series * square + coefficient
     turned = jnp.where(size > w, x.dtype.type(math.pi / 2), jnp.zeros_like(x))
     near = jnp.where(size > w, -r, r)
-    return jnp.sign(x) * (turned + (near + near * (square * series)))
+    return jnp.where(x < 0, -1, 1).astype(x.dtype) * (turned + (near + near * (square * series)))
 
 
 @angle.defjvp
@@ -275,8 +275,10 @@ def clip(z: jax.Array, bound: jax.Array) -> jax.Array:
 
 def same_side(a: jax.Array, b: jax.Array) -> jax.Array:
     """Whether a b > 0 (complex: Re(a conj(b)) > 0), of signs or scaled, as a b may underflow."""
-    if not jnp.iscomplexobj(a):
-        return jnp.sign(a) * jnp.sign(b) > 0
+    if not jnp.iscomplexobj(
+        a
+    ):  # not by `sign`, for which Pallas asks the TPU that a program is for
+        return ((a > 0) & (b > 0)) | ((a < 0) & (b < 0))
 
     def scaled(z: jax.Array) -> jax.Array:
         size = jnp.maximum(jnp.abs(z.real), jnp.abs(z.imag))

@@ -64,6 +64,16 @@ CASES = {
     "init": (fa.init, dict(params=X, lr=0.1), ["init makes a state and needs no hyperparameters"]),
     "dtype of init": (fa.init, dict(params=X, dtype="bfloat16"), ["is mu_dtype='bfloat16' here"]),
     "cautious": (fa.cautious, dict(tx=fa.adam(), lr=0.1), ["within: fa.cautious(fa.adamw("]),
+    "decay of a modifier": (
+        fa.hyperball,
+        dict(tx=fa.adam(), weight_decay=0.1),
+        ["within: fa.hyperball(fa.adamw(weight_decay=0.1))"],
+    ),
+    "cautious decay": (
+        fa.adamw,
+        dict(cautious_weight_decay=True),
+        ["cautious_weight_decay: wrap it, fa.cautious_weight_decay(fa.adamw(...))"],
+    ),
 }
 
 
