@@ -61,7 +61,7 @@ VARIANTS = {
 SLOW = {
     *("adam, no eps_root", "adam, l2", "adamw", "adamw, independent", "nadam", "nadamw"),
     *("adamax", "amsgrad, before", "radam", "adabelief", "yogi", "adopt, Nesterov"),
-    *("ademamix", "cautious", "choosy", "simplified ademamix", "laprop"),
+    *("ademamix", "cautious", "choosy", "simplified ademamix", "laprop", "atan2"),
 }
 TARGET = np.linspace(-1, 1.4, 7)
 START = np.cos(np.arange(7.0) * 1.3)
