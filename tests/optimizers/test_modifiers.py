@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import pickle
 
 import jax
 import jax.numpy as jnp
@@ -333,6 +334,16 @@ def test_a_modifier_takes_what_a_factory_made_and_only_once(modifier):
         modifier(once)
     assert once == modifier(fa.adamw(weight_decay=0.2))
     assert hash(once) == hash(modifier(fa.adamw(weight_decay=0.2)))
+
+
+def test_trees_of_a_modifier_compare_by_value_and_pickle():
+    make = lambda axes=1: on_a_sphere(fa.clip_update_rms(fa.adam(), stacked={"w": axes, "b": 0}))  # noqa: E731
+    assert make() == make() == pickle.loads(pickle.dumps(make()))
+    assert hash(make()) == hash(pickle.loads(pickle.dumps(make())))
+    assert make() != make(2)
+    function = lambda params: MATRICES  # noqa: E731
+    assert fa.hyperball(fa.adam(), function) == fa.hyperball(fa.adam(), function)
+    assert fa.hyperball(fa.adam(), function) != fa.hyperball(fa.adam(), lambda params: MATRICES)
 
 
 def raises(error, said, make, *args, **kwargs):
