@@ -4,10 +4,10 @@
     python benchmarks/family.py --trees gpt2 --variants radam lamb --pairs 20
 
 `step.py` says how it measures and what the verdict means; this is its method for the rest of the
-family. Two have no peer: NAdam with its schedule stands beside Optax's NAdam without, and cautious
-Adam beside our own Adam, which then is "theirs" and the control too. Gradients are the same in
-every step; what AdaBelief then averages tends to 0, and its `eps_root` keeps that from becoming
-denormal.
+family. Some have no peer: NAdam with its schedule stands beside Optax's NAdam without; LaProp,
+Adam-atan2 and the modifiers beside our own Adam, which then is "theirs" and the control too.
+Gradients are the same in every step; what AdaBelief then averages tends to 0, and its `eps_root`
+keeps that from becoming denormal.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import functools
 import gc
 import itertools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,13 @@ import functional_adam as fa
 
 DECAY = {"weight_decay": 0.037}
 PLAIN = functools.partial(fa.adam, **HYPERPARAMETERS)
+
+
+WITHOUT_EPS = {name: x for name, x in HYPERPARAMETERS.items() if name != "eps"}
+
+
+def beside_adam(make: Callable[[], Any]) -> Pair:
+    return Pair(Entrant(fa, make), Entrant(fa, PLAIN), "our own adam")
 
 
 def of_optax(kind: str, **arguments: Any) -> Pair:
@@ -51,8 +59,14 @@ VARIANTS = {
     "lamb": of_optax("lamb", **DECAY),
     "adopt": of_optax("adopt"),
     "ademamix": of_optax("ademamix", b3=0.9983, alpha=4.1, **DECAY),
-    "cautious adam": Pair(
-        Entrant(fa, lambda: fa.cautious(PLAIN())), Entrant(fa, PLAIN), "our own adam"
+    "simplified_ademamix": of_optax("simplified_ademamix", alpha=4.1, **DECAY),
+    "laprop": beside_adam(lambda: fa.laprop(**HYPERPARAMETERS)),
+    "adam_atan2": beside_adam(lambda: fa.adam_atan2(**WITHOUT_EPS)),
+    "cautious adam": beside_adam(lambda: fa.cautious(PLAIN())),
+    "clipped adam": beside_adam(lambda: fa.clip_update_rms(PLAIN())),
+    "adam on spheres": beside_adam(lambda: fa.hyperball(PLAIN())),
+    "cautious decay": beside_adam(
+        lambda: fa.cautious_weight_decay(fa.adamw(**HYPERPARAMETERS, **DECAY))
     ),
 }
 

@@ -10,14 +10,23 @@ from functional_adam._interop.torch import from_torch, to_torch
 from functional_adam._interop.torch_groups import overrides_from_torch
 from functional_adam._optimizers.adabelief import adabelief, scale_by_belief
 from functional_adam._optimizers.adam import adam, adamw, scale_by_adam
+from functional_adam._optimizers.adam_atan2 import adam_atan2
 from functional_adam._optimizers.adamax import adamax, adamaxw, scale_by_adamax
 from functional_adam._optimizers.ademamix import ademamix, scale_by_ademamix
 from functional_adam._optimizers.adopt import adopt, scale_by_adopt
 from functional_adam._optimizers.amsgrad import amsgrad, scale_by_amsgrad
 from functional_adam._optimizers.cautious import cautious
+from functional_adam._optimizers.cautious_weight_decay import cautious_weight_decay
+from functional_adam._optimizers.clip_update_rms import clip_update_rms
+from functional_adam._optimizers.hyperball import hyperball
 from functional_adam._optimizers.lamb import lamb
+from functional_adam._optimizers.laprop import laprop
 from functional_adam._optimizers.nadam import nadam, nadamw
 from functional_adam._optimizers.radam import radam, scale_by_radam
+from functional_adam._optimizers.simplified_ademamix import (
+    scale_by_simplified_ademamix,
+    simplified_ademamix,
+)
 from functional_adam._optimizers.yogi import scale_by_yogi, yogi
 from functional_adam._state import AdamState, init
 from functional_adam._storage.float_formats import BFloat16, Full
@@ -39,6 +48,7 @@ __all__ = [
     "__version__",
     "adabelief",
     "adam",
+    "adam_atan2",
     "adamax",
     "adamaxw",
     "adamw",
@@ -47,14 +57,18 @@ __all__ = [
     "amsgrad",
     "apply_updates",
     "cautious",
+    "cautious_weight_decay",
+    "clip_update_rms",
     "convert_moments",
     "diagnostics",
     "extend_state",
     "from_optax",
     "from_state_dict",
     "from_torch",
+    "hyperball",
     "init",
     "lamb",
+    "laprop",
     "master_params",
     "memory_report",
     "nadam",
@@ -68,7 +82,9 @@ __all__ = [
     "scale_by_amsgrad",
     "scale_by_belief",
     "scale_by_radam",
+    "scale_by_simplified_ademamix",
     "scale_by_yogi",
+    "simplified_ademamix",
     "state_shardings",
     "step",
     "to_optax",

@@ -57,15 +57,19 @@ def scalar(
     below: float = math.inf,
     *,
     at_least: float = 0.0,
+    above: float = -math.inf,
     schedule: bool = False,
     tiny: float = 1.0,
 ) -> Any:
     """A hyperparameter in [at_least, below): a number as float, JAX array or schedule as it is.
 
+    With `above`, a number must be larger than that instead.
+
     The dtype of a JAX array must hold numbers as small as `tiny`, and as near to `below` as decay
     rates are to 1: that is seen of traced ones too.
     """
-    finite = f"a finite number >= {at_least:g}"
+    lowest = f"> {above:g}" if above >= at_least else f">= {at_least:g}"
+    finite = f"a finite number {lowest}"
     wanted = f"a number in [{at_least:g}, {below:g})" if below < math.inf else finite
     wanted += ", a JAX scalar or a schedule (count -> value)" if schedule else " or a JAX scalar"
     if schedule and _is_schedule(value):
@@ -88,7 +92,7 @@ def scalar(
             f"{name} must be {wanted}; got {show(value)}.{argument_hints.scalar(name, value)}"
         )
     number = float(value)
-    if not at_least <= number < below:
+    if not (at_least <= number < below and number > above):
         raise ValueError(f"{name} must be {wanted}; got {value!r}.")
     return number
 

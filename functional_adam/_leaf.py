@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from functional_adam._equations import formulas as F
-from functional_adam._equations.family import Variant
+from functional_adam._equations.family import LeafStep, Variant, modified
 from functional_adam._equations.numerics import over, times, unfused, widened
 from functional_adam._equations.operands import Moments, Scalars
 from functional_adam._storage.formats import Format
@@ -82,15 +82,10 @@ def finish(
 
     Of `stored` it reads what is neither of the moments, and their shapes and dtypes.
     """
-    variant, rounding = config.variant, config.rounding
+    rounding = config.rounding
     random: Any = None if noise is None else random_bits(noise, key, x.shape)
     weights: Any = _weights(rounding, stored, theta, functools.partial(widened, s.eps.dtype))
-    u = -times(s.step_size, over(variant.numerator(s, x, new), variant.denominator(s, new)))
-    u = unfused(u, s.t)
-    if config.decays:
-        u = F.decoupled_decay(s, u, weights)
-    if variant.rescale_update is not None:
-        u = unfused(variant.rescale_update(s, u, weights), s.t)
+    u = _update(config, s, x, new, weights)
     stored = config.moments.store(new, stored, random, s)
     if rounding is None:
         u = u.astype(config.out)
@@ -98,6 +93,24 @@ def finish(
         u, residual = round_update(rounding, (weights + u).astype(jnp.float32), theta, random)
         stored = stored if residual is None else stored._replace(residual=residual)
     return added(theta, u) if config.applies else u, stored
+
+
+def _update(config: LeafConfig, s: Scalars, x: jax.Array, new: Moments, theta: Any) -> jax.Array:
+    """The update, in the arithmetic's precision, as the variant and its modifiers make it."""
+    variant = config.variant
+    step = LeafStep(variant, s, x, new, theta, variant.numerator(s, x, new))
+    step = modified(step, "numerator")
+    d = over(step.numerator, variant.denominator(s, new))
+    step = modified(step._replace(direction=d), "direction")
+    step = modified(step, "scalars")
+    s = step.scalars
+    u = unfused(-times(s.step_size, step.direction), s.t)
+    if config.decays:
+        step = modified(step._replace(decaying=theta), "decaying")
+        u = F.decoupled_decay(s, u, step.decaying)
+    if variant.rescale_update is not None:
+        u = unfused(variant.rescale_update(s, u, theta), s.t)
+    return modified(step._replace(update=u), "update").update
 
 
 def _weights(rounding: Rounding | None, stored: LeafState, theta: Any, wide: Any) -> Any:

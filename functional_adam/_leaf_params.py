@@ -8,6 +8,7 @@ import numpy as np
 from jax.tree_util import keystr
 
 from functional_adam import _check, _masks, _trees
+from functional_adam._equations.family import Variant
 from functional_adam._hints import argument_hints
 from functional_adam._scalars import Group, is_zero
 from functional_adam._settings import Settings
@@ -17,6 +18,7 @@ from functional_adam._types import PyTree
 class LeafParam(NamedTuple):
     """The parameter of a leaf: its value where anything needs it, its dtype where it is given."""
 
+    variant: Variant  # with the modifiers that are for it
     value: Any = None
     decays: bool = False
     dtype: np.dtype[Any] | None = None
@@ -40,28 +42,37 @@ def leaf_params(
         for group, g in zip(groups, gs, strict=True):
             if g is not None and (why := _needs(group.settings)):
                 raise _no_params(group.settings, why)
-        return [LeafParam()] * len(gs)
+        return [LeafParam(variant) for variant in _variants(groups, structure)]
     thetas = _trees.leaves_like("params", params, structure, "the parameters given to init")
     keep = _masks.broadcast(mask, params) if decays else [False] * len(gs)
+    variants = _variants(groups, params)
 
     def of_leaf(
-        settings: Settings, path: str, mu: Any, g: Any, theta: Any, kept: bool
+        settings: Settings, path: str, mu: Any, g: Any, theta: Any, kept: bool, variant: Variant
     ) -> LeafParam:
         if mu is None or g is None:
-            return LeafParam(theta if applies else None, dtype=getattr(theta, "dtype", None))
+            value, dtype = theta if applies else None, getattr(theta, "dtype", None)
+            return LeafParam(variant, value, dtype=dtype)
         kept = kept and _decays(settings)
         if kept or applies or not {"weight_decay"}.issuperset(_needs(settings)):
             value = _check.leaf_like("params" + path, theta, mu, "state.mu" + path)
-            return LeafParam(value, kept, value.dtype)
+            return LeafParam(variant, value, bool(kept), value.dtype)
         dtype = _check.leaf_dtype("params" + path, theta)
         _check.same_shape("params" + path, theta, mu, "state.mu" + path)
-        return LeafParam(dtype=dtype)
+        return LeafParam(variant, dtype=dtype)
 
-    rows = zip(groups, paths_and_mu, gs, thetas, keep, strict=True)
+    rows = zip(groups, paths_and_mu, gs, thetas, keep, variants, strict=True)
     return [
-        of_leaf(group.settings, keystr(path), mu, g, theta, kept)
-        for group, (path, mu), g, theta, kept in rows
+        of_leaf(group.settings, keystr(path), mu, g, theta, kept, variant)
+        for group, (path, mu), g, theta, kept, variant in rows
     ]
+
+
+def _variants(groups: list[Group], tree: PyTree) -> list[Variant]:
+    """The variant of each leaf, with the modifiers that are for it."""
+    distinct = {id(group): group for group in groups}
+    found = {k: _masks.leaf_variants(x.settings.variant, tree) for k, x in distinct.items()}
+    return [found[id(group)][number] for number, group in enumerate(groups)]
 
 
 def _decays(settings: Settings) -> bool:
@@ -70,8 +81,10 @@ def _decays(settings: Settings) -> bool:
 
 def _needs(settings: Settings) -> list[str]:
     """What needs the parameters' values, by name."""
+    variant = settings.variant
     needed = {
-        settings.variant.name: settings.variant.rescale_update is not None,
+        variant.name: variant.rescale_update is not None,
+        **{modifier.name: modifier.needs_params for modifier in variant.modifiers},
         "weight_decay": _decays(settings),
         "l2": not is_zero(settings.l2),
         _rounding_name(settings): settings.rounding.rounds_update,
@@ -84,11 +97,15 @@ def _rounding_name(settings: Settings) -> str:
 
 
 def _no_params(settings: Settings, why: list[str]) -> ValueError:
-    others = {_rounding_name(settings): 'rounding="nearest"'}
-    without = ", ".join(
-        others.get(name) or argument_hints.zero(name, getattr(settings, name, None)) for name in why
-    )
-    instead = "" if settings.variant.name in why else f", or pass {without}"
+    ways = {
+        _rounding_name(settings): 'rounding="nearest"',
+        **{
+            name: argument_hints.zero(name, getattr(settings, name))
+            for name in ("weight_decay", "l2")
+        },
+    }
+    without = ", ".join(ways[name] for name in why if name in ways)
+    instead = f", or pass {without}" if ways.keys() >= {*why} else ""
     return ValueError(
         f"{' and '.join(why)} {'needs' if len(why) == 1 else 'need'} the parameters: call "
         f"update(grads, state, params){instead}."

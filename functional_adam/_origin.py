@@ -65,13 +65,13 @@ class Same:
 
 
 class SameTree:
-    """A tree of booleans, compared by value."""
+    """A tree of booleans or integers, compared by value."""
 
     __slots__ = ("leaves", "treedef")
 
     def __init__(self, tree: Any) -> None:
         leaves, self.treedef = jax.tree.flatten(tree)
-        self.leaves = tuple(map(bool, leaves))
+        self.leaves = tuple(leaves)
 
     def __eq__(self, other: object) -> bool:
         return (
@@ -82,6 +82,11 @@ class SameTree:
 
     def __hash__(self) -> int:
         return hash(self.leaves)  # a module's static fields need not have one
+
+    @property
+    def it(self) -> Any:
+        """The tree."""
+        return self.treedef.unflatten(self.leaves)
 
 
 def comparable(value: Any) -> Any:

@@ -55,7 +55,7 @@ def make_settings(
 ) -> Settings:
     """What the caller of a factory or of `update` gave; the factory has checked `hyperparams`."""
     if _check.flag("independent_weight_decay", independent_weight_decay):
-        variant = variant.prepare_first(F.independent_decay)
+        variant = variant.prepare_first(F.independent_decay)._replace(scale_rate=F.scale_step)
     b1, b2 = (_check.scalar(name, b, below=1.0) for name, b in (("b1", b1), ("b2", b2)))
     weight_decay = _check.scalar("weight_decay", weight_decay, schedule=True)
     format = make_format(moments, mu_dtype, nu_dtype)
@@ -77,6 +77,19 @@ def make_settings(
         hyperparams={} if hyperparams is None else hyperparams,
         overrides=_overrides.checked(overrides),
     )
+
+
+def optional_decay(weight_decay: Any, mask: Any, independent: Any) -> dict[str, Any]:
+    """What `make_settings` takes for a decay of which None means that there is none."""
+    if weight_decay is None and not (mask is None and independent is False):
+        raise ValueError(
+            "mask and independent_weight_decay say how to decay; give weight_decay too."
+        )
+    return {
+        "weight_decay": 0.0 if weight_decay is None else weight_decay,
+        "mask": mask,
+        "independent_weight_decay": independent,
+    }
 
 
 def identity(settings: Settings) -> tuple[Any, ...]:

@@ -206,7 +206,7 @@ def _leaf_call(
     rounding = settings.rounding if _rounds(settings.rounding, path, stored, theta) else None
     out = g.dtype if theta.dtype is None else wider(g.dtype, theta.dtype)
     out = out if rounding is None else np.dtype(np.float32)  # lands on the parameter's grid
-    config = LeafConfig(settings.variant, moments, rounding, theta.decays, out, context.applies)
+    config = LeafConfig(theta.variant, moments, rounding, theta.decays, out, context.applies)
     noise, key = (context.noise, context.keys[path]) if config.is_random else (None, None)
     return LeafCall(config, s, noise, key, g, stored, theta.value)
 

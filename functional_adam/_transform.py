@@ -94,6 +94,7 @@ def _init(settings: Settings, params: PyTree) -> AdamState:
     state = fresh(params, settings.moments, settings.rounding)
     if jax.tree.leaves(params):  # optax.tree.map_params calls `init` with a leafless stand-in
         _masks.broadcast(settings.mask, params)
+        _masks.leaf_variants(settings.variant, params)
     each = _settings_by_leaf(settings, params)
     if settings.variant.initial_moments is not None:
         begin = functools.partial(_begin, settings.variant.initial_moments)

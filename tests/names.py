@@ -1,4 +1,4 @@
-"""Public functions that are no factories."""
+"""Public functions that are no factories of members."""
 
 OF_STATES = {
     *(
@@ -13,3 +13,6 @@ OF_STATES = {
     ),
     *("from_optax", "from_state_dict", "from_torch", "to_optax", "to_state_dict", "to_torch"),
 }
+
+# Of a transformation they make another.
+MODIFIERS = {"cautious", "cautious_weight_decay", "clip_update_rms", "hyperball"}

@@ -213,6 +213,7 @@ def _yogi(t, g, k, h):
 
 def _adopt(t, g, k, h):
     """Taniguchi et al. 2024, Algorithm 2; the first step only initialises v."""
+    k["x"] = np.zeros_like(g)
     if t == 1:
         k["v"] = np.abs(g) ** 2
         return np.zeros_like(g)
@@ -220,6 +221,7 @@ def _adopt(t, g, k, h):
     if h.get("use_clipping", True):
         bound, size = _at(h.get("clip_value_fn", lambda count: count**0.25), t - 1), np.abs(x)
         x = np.where(size > bound, x / np.where(size > 0, size, 1) * bound, x)
+    k["x"] = x
     m = _first(k, x, h)
     _second(k, g, h)
     return h.b1 * m + (1 - h.b1) * x if h.get("nesterov") else m
@@ -234,6 +236,25 @@ def _ademamix(t, g, k, h):
     return (_m_hat(t, g, k, h) + mix * k["mu_slow"]) / _root(t, v, h)
 
 
+def _simplified_ademamix(t, g, k, h):
+    """Morwani et al. 2025, section 4, as Optax has it."""
+    k["m"] = h.b1 * k["m"] + g
+    return (k["m"] + _at(h["alpha"], t - 1) * g) / _root(t, _second(k, g, h), h)
+
+
+def _laprop(t, g, k, h):
+    """Ziyin, Wang & Ueda 2020, Algorithm 1."""
+    k["x"] = g / (np.sqrt(_second(k, g, h) / (1 - h.b2**t)) + h.eps)
+    return _first(k, k["x"], h) / (1 - h.b1**t)
+
+
+def _adam_atan2(t, g, k, h):
+    """Everett et al. 2024, Algorithm 2, with factors; a complex m keeps its phase."""
+    m_hat, v_hat = _first(k, g, h) / (1 - h.b1**t), _second(k, g, h) / (1 - h.b2**t)
+    size = np.abs(m_hat)
+    return h.a * np.arctan2(size, h.b * np.sqrt(v_hat)) * m_hat / np.where(size > 0, size, 1.0)
+
+
 RULES = {
     "adam": _adam,
     "nadam": _nadam,
@@ -245,6 +266,9 @@ RULES = {
     "lamb": _adam,  # but for what `family` makes of the direction
     "adopt": _adopt,
     "ademamix": _ademamix,
+    "simplified_ademamix": _simplified_ademamix,
+    "laprop": _laprop,
+    "adam_atan2": _adam_atan2,
 }
 
 
@@ -262,6 +286,42 @@ def _cautious(d, x):
     return d * agrees / max(agrees.mean(), 1e-3)
 
 
+def _over_leaf(sum_or_mean, x, stacked):
+    """Over all axes but the first `stacked`, which stay."""
+    return sum_or_mean(x, axis=tuple(range(stacked, np.ndim(x))), keepdims=True)
+
+
+def _norm(x, stacked):
+    return np.sqrt(_over_leaf(np.sum, np.abs(x) ** 2, stacked))
+
+
+def _clipped(rate, threshold, name, t, x, k, h, stacked):
+    """Wortsman et al. 2023, Algorithm 2: the rate of a step, less where the gradient is large."""
+    if name == "adamax":
+        size = k["v"]
+    elif name in NORMALIZED:
+        x, size = k["x"], 1.0
+    elif h.get("eps_placement") == "before_correction":
+        size = np.maximum(np.sqrt(k["v"]), h.eps) / np.sqrt(1 - h.b2**t)
+    else:
+        size = np.maximum(np.sqrt(k["v"] / (1 - h.b2**t)), h.get("eps", 0.0))
+    ratio = np.abs(x) / np.where(size > 0, size, 1.0)
+    rms = np.sqrt(_over_leaf(np.mean, ratio**2, stacked))
+    return rate / np.maximum(1.0, rms / threshold)
+
+
+def _on_sphere(theta, d, alpha, stacked):
+    """Wen et al. 2026: R n(theta - alpha R n(d)) - theta; theta stays where a norm is 0."""
+    size, length = _norm(theta, stacked), _norm(d, stacked)
+    moved = theta - alpha * size * d / np.where(length > 0, length, 1.0)
+    new_size = _norm(moved, stacked)
+    moved = size * moved / np.where(new_size > 0, new_size, 1.0)
+    return np.where((size > 0) & (length > 0), moved - theta, 0.0)
+
+
+NORMALIZED = {"adopt", "laprop"}  # what they average was divided before: `k["x"]`
+
+
 def family(
     name,
     grads,
@@ -272,6 +332,10 @@ def family(
     independent_weight_decay=False,
     l2=0.0,
     cautious=False,
+    cautious_weight_decay=False,
+    threshold_of_rms=None,
+    hyperball=False,
+    stacked=0,
     train=True,
     **hyper,
 ):
@@ -289,12 +353,19 @@ def family(
         x = g + coupled * theta
         d = RULES[name](t, x, k, h)
         d = _cautious(d, x) if cautious else d
-        if name == "lamb":  # You et al. 2020, Algorithm 2
-            d = d + decay * theta
+        if threshold_of_rms is not None:
+            limit = _at(threshold_of_rms, t - 1)
+            alpha = _clipped(alpha, limit, name, t, x, k, h, stacked)
+        shrinks = np.real(d * np.conj(theta)) >= 0  # Chen et al. 2025, Algorithm 1
+        decaying = theta * shrinks if cautious_weight_decay else theta
+        if hyperball:
+            u = _on_sphere(theta, d, alpha, stacked)
+        elif name == "lamb":  # You et al. 2020, Algorithm 2
+            d = d + decay * decaying
             sizes = np.linalg.norm(theta), np.linalg.norm(d)
             u = -alpha * (sizes[0] / sizes[1] if min(sizes) > 0 else 1.0) * d
         else:
-            u = -alpha * d - (1 if independent_weight_decay else alpha) * decay * theta
+            u = -alpha * d - (1 if independent_weight_decay else alpha) * decay * decaying
         theta = theta + u if train else theta
         rows.append((u, theta, dict(k)))
     updates, thetas, kept = zip(*rows, strict=True)

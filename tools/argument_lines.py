@@ -52,6 +52,10 @@ use_clipping: True (default) clips x to [-c, c].
 clip_value_fn: The bound c: a schedule `count -> c`, or one number >= 0. The default is
     count**(1/4). Clipping keeps the phase of a complex x.
 b3: How much of m_slow is kept each step, in [0, 1), or a schedule `count -> b3`.
+a: Factor of the arctangent, >= 0. The default is 4 / pi, with which d = 1 for a gradient that never
+    changes, if b = 1.
+b: Factor of sqrt(v_hat) in the arctangent, >= 0. A large one with an equally large `a` is Adam; a
+    small one makes steps that go by the sign of m_hat.
 alpha: Weight of m_slow in the step, >= 0, or a schedule `count -> alpha`.
 bias_correction_mu: False leaves m uncorrected: c1 = 1.
 bias_correction_nu: False leaves v uncorrected: c2 = 1.
@@ -64,7 +68,10 @@ overrides: Hyperparameters for some leaves: a list of (regular expression, dict 
 
 # Where an argument means something else.
 REPLACED = """
-adabelief.moments adamax.moments adamaxw.moments adopt.moments yogi.moments: How m and v are stored:
+adabelief.moments adamax.moments adamaxw.moments adopt.moments laprop.moments: How m and v are
+    stored: "full" (default) or "bfloat16", which take 8 and 4 bytes per float32 parameter; or a
+    `Full` or `BFloat16` object. "int8" is refused.
+simplified_ademamix.moments yogi.moments: How m and v are stored:
     "full" (default) or "bfloat16", which take 8 and 4 bytes per float32 parameter; or a `Full` or
     `BFloat16` object. "int8" is refused.
 ademamix.moments amsgrad.moments: How the three moments are stored: "full" (default) or "bfloat16",
@@ -80,6 +87,11 @@ adamax.eps adamaxw.eps: Added to |g|, >= 0, as in Optax and PyTorch. The paper h
 ademamix.mu_dtype: Dtype of m and m_slow in the state, such as "bfloat16". None (default): at least
     float32.
 adopt.b1: How much of m, the running average of x, is kept each step, in [0, 1).
+laprop.b1: How much of m, the running average of x, is kept each step, in [0, 1).
+laprop.eps: Added to the divisor of a gradient, >= 0. It makes x smaller where gradients are small.
+simplified_ademamix.b1: How much of m, the sum of gradients, is kept each step, in [0, 1).
+simplified_ademamix.alpha: Weight of this step's gradient beside m, >= 0, or a schedule
+    `count -> alpha`.
 adopt.eps: The least divisor of a gradient, >= 0.
 adopt.nesterov: True puts b1 m + (1 - b1) x, with the new m, in place of m in u.
 amsgrad.nu_dtype: Dtype of v and v_max in the state, always real. None (default): at least
@@ -97,7 +109,8 @@ yogi.b2: 1 - b2 is the size of v's steps in units of |g|**2; b2 is in [0, 1).
 
 # What follows the line in `LINES`.
 ADDED = """
-amsgrad.weight_decay: None (default): no decay.
+adabelief.weight_decay adopt.weight_decay amsgrad.weight_decay: None (default): no decay.
+radam.weight_decay yogi.weight_decay: None (default): no decay.
 init.mu_dtype: That is float64 for float64 parameters and complex for complex ones. Any other dtype
     has at least 16 bits, is complex for complex parameters, and goes with moments="full" alone.
 init.nu_dtype: Prefer moments="bfloat16" to a `nu` of 16 bits: in bfloat16 it stops moving where
@@ -127,7 +140,15 @@ update.eps_placement: The second is the paper's other form, with both correction
 """
 
 # Arguments of one function each, described in its docstring alone.
-OWN = {"cautious.tx", "init.params", "update.grads", "update.params", "update.state"}
+OWN = {
+    *("cautious.tx", "cautious_weight_decay.tx", "clip_update_rms.tx", "hyperball.tx"),
+    *("clip_update_rms.threshold", "hyperball.mask"),
+    *("clip_update_rms.stacked", "hyperball.stacked"),
+    "init.params",
+    "update.grads",
+    "update.params",
+    "update.state",
+}
 
 
 def parsed(table: str) -> dict[str, str]:

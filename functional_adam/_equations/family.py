@@ -1,22 +1,73 @@
 """The family: each member a value, naming its formulas and the trees it keeps.
 
 The loop in `_step` knows nothing else about a variant, so a new one is a new value and, where it
-has equations of its own, a section in `relatives`.
+has equations of its own, a section in `relatives`. A modifier is a value too, which changes parts
+of any member's step; `modifiers` has those of the package.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
 
 from functional_adam._equations import formulas as F
 from functional_adam._equations import relatives as R
 from functional_adam._equations.operands import (
     Denominator,
+    GradientSize,
+    Moments,
     Numerator,
     Prepare,
     RescaleUpdate,
+    Scalars,
+    ScaleRate,
     UpdateMoments,
 )
+
+
+class LeafStep(NamedTuple):
+    """How far the step of a leaf has come, for modifiers: they read it all and change one part."""
+
+    variant: Variant
+    scalars: Scalars
+    x: jax.Array  # what the first moment averaged
+    new: Moments
+    theta: Any  # the parameter; None unless something needs it
+    numerator: jax.Array
+    direction: Any = None  # numerator / denominator; the step is `-scalars.step_size` times this
+    decaying: Any = None  # what is multiplied by the decay: theta
+    update: Any = None
+    stacked: int = 0  # leading axes along which the leaf is many, each with sums of its own
+
+
+class Modifier(NamedTuple):
+    """What is changed in the step of a member, part by part and in this order.
+
+    A part takes the `LeafStep` and returns the field of its own name; None leaves that as it is.
+    """
+
+    name: str
+    numerator: Callable[[LeafStep], jax.Array] | None = None
+    direction: Callable[[LeafStep], jax.Array] | None = None
+    scalars: Callable[[LeafStep], Scalars] | None = None
+    decaying: Callable[[LeafStep], Any] | None = None
+    update: Callable[[LeafStep], jax.Array] | None = None
+    needs_params: bool = False
+    whole_leaf: bool = False  # whether an element's step depends on the others of its leaf
+    mask: Any = None  # which leaves it is for; None: all. As `_masks.leaf_variants` takes it
+    stacked: Any = 0  # for `LeafStep`: a number for all leaves, or as the mask
+
+
+def modified(step: LeafStep, part: str) -> LeafStep:
+    """`step`, with what the modifiers make of this part of it, the innermost first."""
+    for modifier in step.variant.modifiers:
+        change: Callable[[LeafStep], Any] | None = getattr(modifier, part)
+        if change is not None:
+            step = step._replace(stacked=modifier.stacked)
+            step = step._replace(**{part: change(step)})
+    return step
 
 
 class Variant(NamedTuple):
@@ -29,13 +80,20 @@ class Variant(NamedTuple):
     update_moments: UpdateMoments = F.adam
     numerator: Numerator = F.momentum
     denominator: Denominator = F.root
-    rescale_update: RescaleUpdate | None = None  # needs the parameters
+    rescale_update: RescaleUpdate | None = None  # needs the parameters and sums over a leaf
+    gradient_size: GradientSize = F.gradient_size
+    scale_rate: ScaleRate = F.scale_rate
+    modifiers: tuple[Modifier, ...] = ()  # the innermost first
     extra: tuple[tuple[str, str], ...] = ()  # (name in state.extra, moment it is stored like)
     maxima: tuple[str, ...] = ()  # those of them that never fall, which rounding up would raise
     initial_moments: str | None = None  # its hyperparameter that both moments begin at
     decay_rates: tuple[str, ...] = ()  # its hyperparameters that are decay rates
-    whole_leaf: bool = False  # whether an element's step depends on the others of its leaf
     ratio_is_bounded: bool = True  # whether |m| <= C sqrt(v), see `largest_ratio`, and nothing else
+
+    @property
+    def whole_leaf(self) -> bool:
+        """Whether an element's step depends on the others of its leaf."""
+        return self.rescale_update is not None or any(x.whole_leaf for x in self.modifiers)
 
     @property
     def preparations(self) -> tuple[Prepare, ...]:
@@ -67,7 +125,10 @@ AMSGRAD = Variant(
     maxima=("nu_max",),
 )
 AMSGRAD_OF_CORRECTED = AMSGRAD._replace(
-    prepare=(F.first_correction,), correction=None, update_moments=R.amsgrad_of_corrected
+    prepare=(F.first_correction,),
+    correction=None,
+    update_moments=R.amsgrad_of_corrected,
+    gradient_size=R.corrected_size,
 )
 ADAMAX = Variant(
     name="adamax",
@@ -76,6 +137,7 @@ ADAMAX = Variant(
     correction=None,
     update_moments=R.adamax,
     denominator=R.maximum,
+    gradient_size=R.maximum,
 )
 RADAM = Variant(
     name="radam",
@@ -96,8 +158,8 @@ YOGI = Variant(
 )
 LAMB = Variant(
     name="lamb",
-    whole_leaf=True,
     prepare=(R.unit_rate,),
+    scale_rate=R.scale_relative_rate,
     rescale_update=R.trust_ratio,
 )
 ADOPT = Variant(
@@ -106,6 +168,7 @@ ADOPT = Variant(
     correction=None,
     update_moments=R.adopt,
     denominator=R.one,
+    gradient_size=R.one,
 )
 ADEMAMIX = Variant(
     name="ademamix",
@@ -115,4 +178,27 @@ ADEMAMIX = Variant(
     numerator=R.mixed_momentum,
     extra=(("mu_slow", "mu"),),
     decay_rates=("b3",),
+)
+SIMPLIFIED_ADEMAMIX = Variant(
+    name="simplified_ademamix",
+    ratio_is_bounded=False,
+    prepare=(F.without_first_correction,),
+    update_moments=R.simplified_ademamix,
+    numerator=R.sum_and_gradient,
+)
+LAPROP = Variant(
+    name="laprop",
+    ratio_is_bounded=False,
+    prepare=(F.first_correction,),
+    correction=None,
+    update_moments=R.laprop,
+    denominator=R.one,
+    gradient_size=R.one,
+)
+ADAM_ATAN2 = Variant(
+    name="adam_atan2",
+    prepare=(R.angle_scalars,),
+    correction=None,
+    numerator=R.angle_of_momentum,
+    denominator=R.one,
 )

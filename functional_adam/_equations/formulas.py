@@ -83,6 +83,21 @@ def root(s: Scalars, new: Moments) -> jax.Array:
     return safe_sqrt(new.v if s.eps_root is None else new.v + s.eps_root) + s.eps
 
 
+def gradient_size(s: Scalars, new: Moments) -> jax.Array:
+    """max(sqrt(v_hat), eps), wherever eps stands: sqrt(c2) divides both or neither."""
+    return jnp.maximum(safe_sqrt(new.v), s.eps) / jnp.sqrt(s.c2)
+
+
+def scale_rate(s: Scalars, factor: jax.Array) -> Scalars:
+    """alpha times a factor, in all that it is in."""
+    return scale_step(s, factor)._replace(decay=factor * s.decay)
+
+
+def scale_step(s: Scalars, factor: jax.Array) -> Scalars:
+    """alpha times a factor, where the decay is independent of it."""
+    return s._replace(alpha=factor * s.alpha, step_size=factor * s.step_size)
+
+
 # ---- Decay ----
 
 

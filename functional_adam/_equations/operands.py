@@ -1,4 +1,4 @@
-"""What the formulas take and give, and the five kinds of them that make a variant."""
+"""What the formulas take and give, and the kinds of them that make a variant."""
 
 from __future__ import annotations
 
@@ -45,3 +45,7 @@ Numerator: TypeAlias = Callable[[Scalars, jax.Array, Moments], jax.Array]
 Denominator: TypeAlias = Callable[[Scalars, Moments], jax.Array]
 # The update as a whole: rescale_update(s, u, theta).
 RescaleUpdate: TypeAlias = Callable[[Scalars, jax.Array, jax.Array], jax.Array]
+# What x is measured by where the size of gradients is judged: sqrt(v_hat), which has g in it.
+GradientSize: TypeAlias = Callable[[Scalars, Moments], jax.Array]
+# The scalars at a learning rate times a factor.
+ScaleRate: TypeAlias = Callable[[Scalars, jax.Array], Scalars]

@@ -5,14 +5,13 @@ The letters are those of `formulas`, where everything is that they share.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 
 from functional_adam._equations.formulas import adam, root
 from functional_adam._equations.numerics import (
     abs_squared,
+    angle,
     average,
     clip,
     decayed,
@@ -21,10 +20,10 @@ from functional_adam._equations.numerics import (
     mean_square,
     over,
     safe_sqrt,
-    same_side,
     times,
+    unfused,
 )
-from functional_adam._equations.operands import Moments, Numerator, Scalars
+from functional_adam._equations.operands import Moments, Scalars
 
 # ---- AMSGrad: Reddi, Kale & Kumar 2018, Algorithm 2 ----
 
@@ -39,6 +38,11 @@ def amsgrad_of_corrected(s: Scalars, g: jax.Array, old: Moments) -> tuple[jax.Ar
     """As `adam`, and v_max <- max(v_max, v / c2): Optax's."""
     g, new = adam(s, g, old)
     return g, new._replace(extra={"nu_max": jnp.maximum(old.extra["nu_max"], new.v / s.c2)})
+
+
+def corrected_size(s: Scalars, new: Moments) -> jax.Array:
+    """max(sqrt(v_hat), eps), where eps is not scaled by the correction."""
+    return jnp.maximum(safe_sqrt(new.v / s.c2), s.eps)
 
 
 def root_of_maximum(s: Scalars, new: Moments) -> jax.Array:
@@ -140,6 +144,12 @@ def trust_ratio(s: Scalars, u: jax.Array, theta: jax.Array) -> jax.Array:
     return times(s.derived["learning_rate"] * ratio, u)
 
 
+def scale_relative_rate(s: Scalars, factor: jax.Array) -> Scalars:
+    """alpha times a factor, after `unit_rate`."""
+    rate = factor * s.derived["learning_rate"]
+    return s._replace(derived=s.derived | {"learning_rate": rate})
+
+
 # ---- ADOPT: Taniguchi et al. 2024, Algorithm 2 ----
 
 
@@ -180,19 +190,43 @@ def mixed_momentum(s: Scalars, _x: jax.Array, new: Moments) -> jax.Array:
     return new.m + times(s.derived["mix"], new.extra["mu_slow"])
 
 
-# ---- Cautious optimizers: Liang et al. 2024, Algorithm 1 ----
+# ---- Simplified AdEMAMix: Morwani et al. 2025, section 4 ----
 
 
-class Cautious(NamedTuple):
-    """A numerator whose coordinates that climb are 0, the others scaled up to make up for it."""
+def simplified_ademamix(s: Scalars, g: jax.Array, old: Moments) -> tuple[jax.Array, Moments]:
+    """m <- b1 m + g, a sum and no average; v as in Adam."""
+    g, new = adam(s, g, old)
+    return g, new._replace(m=decayed(old.m, s.b1) + g)
 
-    numerator: Numerator
 
-    def __call__(self, s: Scalars, x: jax.Array, new: Moments) -> jax.Array:
-        """d [d x > 0] / max(share, 1/1000); x has the gradient's sign."""
-        d = self.numerator(s, x, new)
-        agrees = same_side(d, x)
-        rows = jnp.sum(jnp.atleast_1d(agrees), axis=-1, dtype=jnp.int32)  # exact, however large
-        share = jnp.sum(rows.astype(s.step_size.dtype)) / float(max(1, agrees.size))
-        gain = 1 / jnp.maximum(share, 1e-3)
-        return times(gain * agrees.astype(share.dtype), d)  # a product: a NaN stays one
+def sum_and_gradient(s: Scalars, x: jax.Array, new: Moments) -> jax.Array:
+    """m + alpha g, alpha that of the paper."""
+    return new.m + unfused(times(s.derived["alpha"], x), s.t)
+
+
+# ---- LaProp: Ziyin, Wang & Ueda 2020, Algorithm 1 ----
+
+
+def laprop(s: Scalars, g: jax.Array, old: Moments) -> tuple[jax.Array, Moments]:
+    """v as in Adam; x = g / (sqrt(v_hat) + eps), v the new one; m <- b1 m + (1 - b1) x."""
+    v = mean_square(old.v, abs_squared(g), s.b2)
+    x = over(g, safe_sqrt(v / s.c2) + s.eps)
+    return x, old._replace(m=average(old.m, x, s.b1), v=v)
+
+
+# ---- Adam-atan2: Everett et al. 2024, Algorithm 2 ----
+
+
+def angle_scalars(s: Scalars) -> Scalars:
+    """alpha a atan2(m_hat, b sqrt(v_hat)) = alpha a atan2(m, b c1 / sqrt(c2) sqrt(v))."""
+    derived = s.derived | {"b": s.derived["b"] * (s.c1 / jnp.sqrt(s.c2))}
+    return s._replace(step_size=s.step_size * s.derived["a"], derived=derived)
+
+
+def angle_of_momentum(s: Scalars, _x: jax.Array, new: Moments) -> jax.Array:
+    """atan2(m, b sqrt(v)), b that of `angle_scalars`; a complex m keeps its phase."""
+    w = s.derived["b"] * safe_sqrt(new.v)
+    if not jnp.iscomplexobj(new.m):
+        return angle(new.m, w)
+    size = jnp.abs(new.m)
+    return times(angle(size, w) / jnp.where(size == 0, jnp.ones_like(size), size), new.m)

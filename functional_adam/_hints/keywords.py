@@ -159,6 +159,14 @@ _ELSEWHERE = {
     "master_weights": 'write rounding="split"',
     "use_master_weights": 'write rounding="split"',
     **dict.fromkeys(("caution", "cautious"), "wrap it, fa.cautious(fa.adamw(...))"),
+    **dict.fromkeys(
+        ("cautious_weight_decay", "cautious_wd", "use_cautious_wd"),
+        "wrap it, fa.cautious_weight_decay(fa.adamw(...))",
+    ),
+    **dict.fromkeys(
+        ("clip_threshold", "update_clipping", "clip_update_rms"),
+        "wrap it, fa.clip_update_rms(fa.adamw(...), threshold)",
+    ),
     "decouple_lr": "write independent_weight_decay=True",
     "decoupled_weight_decay": "fa.adamw, fa.nadamw and fa.adamaxw decay so",
     "decoupled": "fa.adamw, fa.nadamw and fa.adamaxw decay so",
@@ -201,7 +209,7 @@ def _no_rate(function: str, _takes: tuple[str, ...], value: str) -> str:
 
 
 def _no_decay(function: str, takes: tuple[str, ...], value: str) -> str:
-    if function in ("init", "cautious"):
+    if function == "init" or "tx" in takes:
         return _no_rate(function, takes, f"weight_decay={value}")
     ways: list[str] = []
     if f"{function}w" in _TAKES:

@@ -20,11 +20,13 @@ from functional_adam import _check, _trees
 from functional_adam._interop.optax_pieces import (
     ADAM,
     COUNTER,
+    COUNTS,
     Piece,
     Side,
     check_alike,
     check_counter,
     check_one_count,
+    count_of,
     is_theirs,
     nearest,
     pieces_of,
@@ -34,7 +36,7 @@ from functional_adam._storage.leaf_state import holds_codes
 from functional_adam._types import PyTree
 
 # Fields of Optax's states that ours have under another name; AdEMAMix counts twice.
-_OURS = {"m1": "mu", "m2": "mu_slow", "count_m2": "count"}
+_OURS = {"m1": "mu", "m2": "mu_slow", "m": "mu", "n": "nu"}
 
 
 def from_optax(opt_state: PyTree, like: PyTree) -> PyTree:
@@ -123,7 +125,7 @@ def _carried(source: Side, target: Side) -> PyTree:
         if piece.path in partners:
             leaves = (partners[piece.path].value, piece.value)
             return jax.tree.map(functools.partial(_array, partners[piece.path].where), *leaves)
-        counts = {p.where: adams[p.path].count for p in nearest(piece, want)}
+        counts = {p.where: count_of(adams[p.path]) for p in nearest(piece, want)}
         check_alike(piece, counts)
         return jax.tree.map(functools.partial(_copy, next(iter(counts.values()))), piece.value)
 
@@ -176,7 +178,7 @@ def _adam(source: Piece, target: Piece) -> Any:
         name: _moment(f"{source.where}: {name}", tree, wanted[name], f"{target.where}: {name}")
         for name, tree in found.items()
     }
-    count = source.value.count
+    count = count_of(source.value)
     old: Any = target.value
     fields: tuple[str, ...] = old._fields
     if is_adam_state(old):
@@ -184,8 +186,8 @@ def _adam(source: Piece, target: Piece) -> Any:
         residual = jax.tree.map(jnp.zeros_like, old.residual)
         new = {"mu": new["mu"], "nu": new["nu"], "extra": extra, "residual": residual}
     else:
-        new = {name: new[_OURS.get(name, name)] for name in fields if "count" not in name}
-    counts = {name: _copy(count, getattr(old, name)) for name in fields if "count" in name}
+        new = {name: new[_OURS.get(name, name)] for name in fields if name not in COUNTS}
+    counts = {name: _copy(count, getattr(old, name)) for name in fields if name in COUNTS}
     return old._replace(**counts, **new)
 
 
@@ -194,7 +196,7 @@ def _moment_trees(adam: Piece) -> dict[str, PyTree]:
     state: Any = adam.value
     if not is_adam_state(state):
         fields: dict[str, PyTree] = state._asdict()
-        return {_OURS.get(name, name): x for name, x in fields.items() if "count" not in name}
+        return {_OURS.get(name, name): x for name, x in fields.items() if name not in COUNTS}
     if holds_codes(state.nu_scale):
         raise ValueError(
             f"{adam.where} has 8-bit moments, which Optax has not: carry a run over with "

@@ -24,7 +24,9 @@ _FIELDS = (
     {"count", "mu", "nu"},
     {"count", "mu", "nu", "nu_max"},
     {"count", "count_m2", "m1", "m2", "nu"},
+    {"t", "m", "n"},
 )
+COUNTS = "count", "count_m2", "t"  # fields that are counters; the first that a state has is its
 ADAM, COUNTER, ARRAY = "an Adam state", "the counter of a schedule", "an array"
 
 
@@ -98,10 +100,16 @@ def _common(a: tuple[Any, ...], b: tuple[Any, ...]) -> int:
     return [*same, False].index(False)
 
 
+def count_of(state: Any) -> Any:
+    """The counter of an Adam state, or of a schedule."""
+    fields = _fields(state)  # a tuple has a method of the name `count`
+    return next(getattr(state, name) for name in COUNTS if name in fields)
+
+
 def check_counter(counter: Piece, pieces: list[Piece]) -> None:
     """A counter that is dropped has the count of its Adam."""
     for adam in nearest(counter, pieces):
-        ours, theirs = (_counted(p.value.count) for p in (adam, counter))
+        ours, theirs = (_counted(count_of(p.value)) for p in (adam, counter))
         if ours is None or theirs is None or np.array_equal(ours, theirs):
             continue
         start = ours - theirs
@@ -135,7 +143,7 @@ def _counted(count: Any) -> NDArray[np.int64] | None:
 def check_one_count(adam: Piece) -> None:
     """AdEMAMix counts twice in Optax: the same, or one of its counters was set by hand."""
     state: Any = adam.value
-    first, *others = [name for name in state._fields if "count" in name]
+    first, *others = [name for name in state._fields if name in COUNTS]
     for name in others:
         one, other = (_counted(getattr(state, field)) for field in (first, name))
         if one is not None and other is not None and not np.array_equal(one, other):

@@ -13,11 +13,12 @@ from functional_adam import _check
 from functional_adam._equations import formulas as F
 from functional_adam._equations.family import ADOPT
 from functional_adam._optimizers.factory import factory
-from functional_adam._settings import make_settings, with_nesterov
+from functional_adam._settings import make_settings, optional_decay, with_nesterov
 from functional_adam._storage.formats import MomentFormat
 from functional_adam._transform import transformation, without_rate
 from functional_adam._types import (
     GradientTransformation,
+    Mask,
     Overrides,
     ParameterRounding,
     Scalar,
@@ -47,6 +48,9 @@ def adopt(
     nu_dtype: DTypeLike | None = None,
     moments: MomentFormat = "full",
     rounding: ParameterRounding = "nearest",
+    weight_decay: ScalarOrSchedule | None = None,
+    mask: Mask | None = None,
+    independent_weight_decay: bool = False,
     overrides: Overrides | None = None,
 ) -> GradientTransformation:
     """Adam that divides each gradient by the root of the previous v, then averages.
@@ -72,6 +76,11 @@ def adopt(
         rounding: How a step of a 16-bit parameter is rounded: "nearest" (default), "stochastic",
             "compensated" or "split". All but the first keep small steps; `update` then needs
             `params`.
+        weight_decay: Decoupled weight decay >= 0, or a schedule. The learning rate multiplies it.
+            Unless it is 0, `update` needs `params`. None (default): no decay.
+        mask: Which parameters decay: a tree of booleans (or a prefix of one), or a function from
+            the parameters to such a tree. None (default): all of them.
+        independent_weight_decay: True: the learning rate does not multiply `weight_decay`.
         overrides: Hyperparameters for some leaves: a list of (regular expression, dict of
             arguments), of which the first one found in a leaf's path, such as "layers/0/bias",
             wins; or a function (path, leaf) -> dict (see docs/per-layer.md). None (default): all
@@ -81,7 +90,8 @@ def adopt(
         A `GradientTransformation` whose state is an `AdamState`.
 
     Raises:
-        ValueError: `clip_value_fn` beside `use_clipping=False`.
+        ValueError: `clip_value_fn` beside `use_clipping=False`; `mask` or
+            `independent_weight_decay` without `weight_decay`.
 
     Example:
         >>> import functional_adam as fa, jax.numpy as jnp
@@ -103,6 +113,7 @@ def adopt(
             b1=b1,
             b2=b2,
             eps=eps,
+            **optional_decay(weight_decay, mask, independent_weight_decay),
             mu_dtype=mu_dtype,
             nu_dtype=nu_dtype,
             moments=moments,

@@ -10,7 +10,7 @@ from functional_adam import _check
 from functional_adam._equations import formulas as F
 from functional_adam._equations.family import AMSGRAD, AMSGRAD_OF_CORRECTED, Variant
 from functional_adam._optimizers.factory import factory
-from functional_adam._settings import make_settings, with_eps
+from functional_adam._settings import make_settings, optional_decay, with_eps
 from functional_adam._storage.formats import MomentFormat
 from functional_adam._transform import transformation, without_rate
 from functional_adam._types import (
@@ -107,10 +107,6 @@ def amsgrad(
     References:
         Reddi, Kale and Kumar 2018, On the Convergence of Adam and Beyond, Algorithm 2.
     """
-    if weight_decay is None and not (mask is None and independent_weight_decay is False):
-        raise ValueError(
-            "mask and independent_weight_decay say how to decay; give weight_decay too."
-        )
     return transformation(
         make_settings(
             _variant(bias_correction_mu, bias_correction_nu, maximum, eps_placement),
@@ -119,9 +115,7 @@ def amsgrad(
             b2=b2,
             eps=eps,
             eps_root=eps_root,
-            weight_decay=0.0 if weight_decay is None else weight_decay,
-            mask=mask,
-            independent_weight_decay=independent_weight_decay,
+            **optional_decay(weight_decay, mask, independent_weight_decay),
             l2=l2,
             mu_dtype=mu_dtype,
             nu_dtype=nu_dtype,

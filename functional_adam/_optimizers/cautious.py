@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from functional_adam._equations import relatives as R
+from functional_adam._equations import modifiers
+from functional_adam._equations.family import Modifier
 from functional_adam._optimizers.factory import factory
-from functional_adam._settings import check_format
-from functional_adam._transform import settings_of, transformation
+from functional_adam._optimizers.modifier import modify
 from functional_adam._types import GradientTransformation
 
 
@@ -48,21 +46,4 @@ def cautious(tx: GradientTransformation) -> GradientTransformation:
         Liang, Chen, Liu and Liu 2024, Cautious Optimizers: Improving Training with One Line of
         Code, Algorithm 1; the bound 1/1000 is that of the authors' code.
     """
-    settings = settings_of(tx)
-    if settings is None:
-        raise TypeError(
-            "cautious needs a transformation made by functional_adam, such as cautious(adamw()); "
-            f"got {_describe(tx)}. Within optax.chain or another wrapper, wrap the member."
-        )
-    variant = settings.variant
-    if isinstance(variant.numerator, R.Cautious):
-        raise ValueError(f"tx is cautious already: cautious({variant.name}(...)) will do.")
-    variant = variant._replace(numerator=R.Cautious(variant.numerator), whole_leaf=True)
-    check_format(settings.moments, variant, settings.b1, settings.b2)
-    return transformation(settings._replace(variant=variant))
-
-
-def _describe(tx: Any) -> str:
-    if callable(tx):
-        return f"the function {getattr(tx, '__name__', type(tx).__name__)}: call it first"
-    return f"an object of type {type(tx).__module__}.{type(tx).__qualname__}"
+    return modify(tx, Modifier("cautious", numerator=modifiers.without_climbing, whole_leaf=True))

@@ -9,11 +9,12 @@ from jax.typing import DTypeLike
 from functional_adam import _check
 from functional_adam._equations.family import RADAM
 from functional_adam._optimizers.factory import factory
-from functional_adam._settings import make_settings, with_eps, with_nesterov
+from functional_adam._settings import make_settings, optional_decay, with_eps, with_nesterov
 from functional_adam._storage.formats import MomentFormat
 from functional_adam._transform import transformation, without_rate
 from functional_adam._types import (
     GradientTransformation,
+    Mask,
     Overrides,
     ParameterRounding,
     Placement,
@@ -38,6 +39,9 @@ def radam(
     rounding: ParameterRounding = "nearest",
     l2: ScalarOrSchedule | None = None,
     eps_placement: Placement = "after_correction",
+    weight_decay: ScalarOrSchedule | None = None,
+    mask: Mask | None = None,
+    independent_weight_decay: bool = False,
     overrides: Overrides | None = None,
 ) -> GradientTransformation:
     """Adam that warms up by itself: momentum at first, then steps scaled by how sure v is.
@@ -71,6 +75,11 @@ def radam(
             needs `params`. None (default): no regularization.
         eps_placement: Where eps is added: "after_correction" (default) to sqrt(v_hat), or
             "before_correction" to sqrt(v), as in `torch.optim.RAdam`.
+        weight_decay: Decoupled weight decay >= 0, or a schedule. The learning rate multiplies it.
+            Unless it is 0, `update` needs `params`. None (default): no decay.
+        mask: Which parameters decay: a tree of booleans (or a prefix of one), or a function from
+            the parameters to such a tree. None (default): all of them.
+        independent_weight_decay: True: the learning rate does not multiply `weight_decay`.
         overrides: Hyperparameters for some leaves: a list of (regular expression, dict of
             arguments), of which the first one found in a leaf's path, such as "layers/0/bias",
             wins; or a function (path, leaf) -> dict (see docs/per-layer.md). None (default): all
@@ -78,6 +87,9 @@ def radam(
 
     Returns:
         A `GradientTransformation` whose state is an `AdamState`.
+
+    Raises:
+        ValueError: `mask` or `independent_weight_decay` without `weight_decay`.
 
     Example:
         >>> import functional_adam as fa, jax.numpy as jnp
@@ -97,6 +109,7 @@ def radam(
             b2=b2,
             eps=eps,
             eps_root=eps_root,
+            **optional_decay(weight_decay, mask, independent_weight_decay),
             l2=l2,
             mu_dtype=mu_dtype,
             nu_dtype=nu_dtype,

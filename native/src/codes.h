@@ -18,7 +18,7 @@ constexpr int kGroups = 32;  // 16 where 32 does not divide a block
 constexpr int kGroupBits = 5;
 
 FA_INLINE int32_t positive_and_finite(int32_t bits) {
-  return (bits > 0) & (bits < kInfinite) ? bits : 0;
+  return ((bits > 0) & (bits < kInfinite)) ? bits : 0;
 }
 
 // The largest biased exponent of each group: every `groups`th element. Beyond `groups` zeros.

@@ -51,7 +51,7 @@ FA_INLINE int32_t split_code(float x, float theta) {
   const int32_t distance = difference(bits_of(x), bits_of(theta));
   const int32_t code = lesser(greater(distance, -(1 << 15)), (1 << 15) - 1);
   const bool same_sign = (bits_of(x) ^ bits_of(theta)) >= 0;
-  return same_sign & is_finite(theta) ? code : 0;
+  return (same_sign & is_finite(theta)) ? code : 0;
 }
 
 // The float32 weight that a parameter and what is kept beside it stand for.

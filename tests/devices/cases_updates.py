@@ -164,3 +164,37 @@ def test_any_parts_keep_the_moments_bits_and_weights_to_a_rounding(mode, dtype):
         assert np.max(np.abs(a - b) / bound) <= 1
         if dtype == HALF:
             assert np.mean(a != b) < 0.01
+
+
+def whole(moments):
+    tx = fa.adamw(**HYPER, moments=moments)
+    tx = fa.clip_update_rms(fa.cautious(fa.cautious_weight_decay(tx)), 0.71, stacked=1)
+    return fa.hyperball(tx, mask={"a": True, "b": False}, stacked=1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "moments"),
+    [
+        ("Auto", "full"),
+        *([("Explicit", "int8")] if EXPLICIT else []),
+        pytest.param("Auto", "int8", marks=pytest.mark.slow),
+        *([pytest.param("Explicit", "full", marks=pytest.mark.slow)] if EXPLICIT else []),
+    ],
+)
+def test_sums_over_a_divided_leaf_are_those_of_one_device_to_rounding(kind, moments):
+    mesh, tx = mesh_of("2x4", kind), whole(fa.Int8(min_size=0) if moments == "int8" else moments)
+    shape, spec = (4, 16, 512), P("data", None, "model")
+    rng = np.random.default_rng(23)
+    params, grads = (
+        {name: rng.normal(size=shape).astype(np.float32) for name in ("a", "b")} for _ in range(2)
+    )
+    lies = NamedSharding(mesh, spec)
+    step = jax.jit(functools.partial(one_step, tx))
+    alone = step(params, tx.init(params), grads)
+    there = jax.device_put(params, lies)
+    found = step(there, tx.init(there), jax.device_put(grads, lies))
+    assert differing(found[1], alone[1]) == {}
+    assert found[0]["a"].sharding.is_equivalent_to(lies, 3)
+    for name in params:
+        moved = np.abs(alone[0][name] - params[name]).max()
+        np.testing.assert_allclose(found[0][name], alone[0][name], rtol=1e-6, atol=1e-5 * moved)

@@ -7,6 +7,7 @@ import pytest
 from family_runs import gradients, run
 
 import functional_adam as fa
+from functional_adam._equations.numerics import angle
 
 pytestmark = pytest.mark.usefixtures("strict")
 
@@ -209,3 +210,67 @@ def test_keras_epsilon_is_adams_with_another_eps_each_step():
     for t in range(1, 6):
         direction, state = tx.update(g, state)
         np.testing.assert_allclose(direction, g / (abs(g) + eps / np.sqrt(1 - 0.97**t)), rtol=1e-5)
+
+
+def test_the_arctangent_to_two_and_a_half_units():
+    rng = np.random.default_rng(3)
+    x = (rng.normal(size=50_000) * 10.0 ** rng.uniform(-30, 3, 50_000)).astype(np.float32)
+    w = abs(rng.normal(size=50_000) * 10.0 ** rng.uniform(-30, 3, 50_000)).astype(np.float32)
+    truth = np.arctan2(np.float64(x), np.float64(w))
+    far = np.abs(truth) > 1e-36  # else a denormal number, which float32 flushes to 0
+    found = np.float64(jax.jit(angle)(x, w))
+    assert (np.abs(found - truth)[far] / (2.0**-24 * np.abs(truth[far]))).max() <= 3
+    edges = np.float32(
+        [[0, 0, 0], [2, 0, np.pi / 2], [-2, 0, -np.pi / 2], [0, 3, 0], [1, 1, np.pi / 4]]
+    )
+    np.testing.assert_allclose(angle(*edges.T[:2]), edges[:, 2], rtol=1e-7)
+    assert np.isnan(angle(jnp.float32(np.nan), jnp.float32(1)))
+
+
+def test_the_slope_of_the_arctangent_where_squares_underflow():
+    slope = jax.vmap(jax.grad(angle, (0, 1)))
+    for size in (1.0, 1e-25, 1e25):
+        x, w = size * jnp.float32([3.0, -1.0, 0.0]), size * jnp.float32([4.0, 0.0, 2.0])
+        by_x, by_w = slope(x, w)
+        np.testing.assert_allclose(by_x * size, [4 / 25, 0, 1 / 2], rtol=1e-6)
+        np.testing.assert_allclose(by_w * size, [-3 / 25, 1, 0], rtol=1e-6)
+    np.testing.assert_array_equal(slope(jnp.zeros(1), jnp.zeros(1)), [[0], [0]])
+
+
+def test_an_angle_needs_no_eps_and_has_a_largest_step():
+    g = jnp.array([3.0, -0.2, 0.0])
+    for size in (1.0, 1e-17):
+        tx = fa.adam_atan2(0.1, b1=0.83, b2=0.93, a=0.7, b=1.9)
+        state = tx.init(g)
+        for _ in range(3):
+            updates, state = tx.update(size * g, state)
+        np.testing.assert_allclose(updates, -0.1 * 0.7 * np.arctan(1 / 1.9) * np.sign(g), rtol=1e-6)
+    updates, _ = tx.update(1e-30 * g, tx.init(g))  # v underflows to 0
+    np.testing.assert_allclose(updates, -0.1 * 0.7 * np.pi / 2 * np.sign(g), rtol=1e-6)
+    wide, _ = fa.adam_atan2(0.1, a=300.0, b=300.0).update(g, tx.init(g))  # Adam's own direction
+    np.testing.assert_allclose(wide, -0.1 * np.sign(g), rtol=1e-5)
+
+
+def test_laprop_of_a_spike_and_then_nothing():
+    tx = fa.laprop(0.1, b1=0.83, b2=0.96)
+    state, m, v = tx.init(jnp.zeros(2)), 0.0, 0.0
+    for t, g in enumerate((3.0, 500.0, 0.0, 0.0), start=1):
+        updates, state = tx.update(jnp.array([g, -2 * g]), state)
+        v = 0.96 * v + 0.04 * g**2
+        x = g / np.sqrt(v / (1 - 0.96**t))
+        m = 0.83 * m + 0.17 * x
+        np.testing.assert_allclose(state.mu, [m, -m], rtol=1e-6)
+        np.testing.assert_allclose(updates, -0.1 * np.array([m, -m]) / (1 - 0.83**t), rtol=1e-6)
+
+
+def test_simplified_ademamix_without_mixing_is_adam_at_another_rate():
+    b1, b2, rate = 0.83, 0.93, 0.02
+    g = gradients(9, 30)
+    ours, state = run(fa.simplified_ademamix(rate, b1, b2), g, g[0])
+    adam, same = run(fa.adam(rate, b1, b2), g, g[0])
+    t = np.arange(1, 10)[:, None]
+    np.testing.assert_allclose(ours, adam * (1 - b1**t) / (1 - b1), rtol=1e-5)
+    np.testing.assert_allclose(state.mu, same.mu / (1 - b1), rtol=1e-5, atol=1e-6)
+    mixed, _ = run(fa.simplified_ademamix(rate, b1, b2, alpha=2.5), g, g[0])
+    by_size, _ = run(fa.adam(rate, 0.0, b2), g, g[0])
+    np.testing.assert_allclose(mixed - ours, 2.5 * by_size, rtol=1e-4, atol=1e-6)

@@ -32,19 +32,36 @@ VARIANTS = {
     "adamaxw": (fa.adamaxw, {"weight_decay": 0.3}, {}),
     "radam": (fa.radam, {}, {}),
     "radam, Nesterov": (fa.radam, {"eps_root": 1e-3}, {"nesterov": True}),
-    "adabelief": (fa.adabelief, {"eps_root": 1e-3}, {}),
+    "adabelief": (fa.adabelief, {"eps_root": 1e-3, "weight_decay": 0.3}, {}),
     "yogi": (fa.yogi, {"initial_accumulator_value": 0.2}, {}),
     "lamb": (fa.lamb, {"weight_decay": 0.3}, {}),
     "adopt": (fa.adopt, {"eps": 3.0}, {}),  # a root below it, or eps would do nothing
     "adopt, Nesterov": (fa.adopt, {"eps": 3.0}, {"nesterov": True, "use_clipping": False}),
     "ademamix": (fa.ademamix, {"b3": 0.97, "alpha": 3.0, "weight_decay": 0.1}, {}),
+    "simplified ademamix": (
+        fa.simplified_ademamix,
+        {"b1": 0.6, "alpha": 1.3, "weight_decay": 0.1},
+        {},
+    ),
+    "laprop": (fa.laprop, {"weight_decay": 0.1}, {}),
+    "atan2": (
+        lambda eps, **h: fa.adam_atan2(**h),
+        {"a": 0.9, "b": 1.3, "weight_decay": 0.1},
+        {},
+    ),
     "cautious": (lambda **h: fa.cautious(fa.adamw(**h)), {"weight_decay": 0.3}, {}),
+    "hyperball": (
+        lambda threshold, **h: fa.hyperball(fa.clip_update_rms(fa.adam(**h), threshold)),
+        {"threshold": 0.6},
+        {},
+    ),
+    "choosy": (lambda **h: fa.cautious_weight_decay(fa.adamw(**h)), {"weight_decay": 0.3}, {}),
 }
 # What these have is in others as well, or has no rule of its own for its derivative.
 SLOW = {
     *("adam, no eps_root", "adam, l2", "adamw", "adamw, independent", "nadam", "nadamw"),
     *("adamax", "amsgrad, before", "radam", "adabelief", "yogi", "adopt, Nesterov"),
-    *("ademamix", "cautious"),
+    *("ademamix", "cautious", "choosy", "simplified ademamix", "laprop", "atan2"),
 }
 TARGET = np.linspace(-1, 1.4, 7)
 START = np.cos(np.arange(7.0) * 1.3)
@@ -100,7 +117,8 @@ def test_gradients_through_updates_are_those_of_central_differences(name, x64):
             lambda x, key=key: trained(start, hyper | {key: jnp.float64(x)}), hyper[key]
         )
         np.testing.assert_allclose(slope, truth, rtol=1e-6, atol=1e-6, err_msg=key)
-        assert key == "eps_root" or abs(truth) > 1e-3, f"{key} does nothing here"
+        idle = key == "eps_root" or (name, key) == ("atan2", "eps")
+        assert idle or abs(truth) > 1e-3, f"{key} does nothing here"
     for i in range(len(START)):
         truth = central(lambda x, i=i: trained(start.at[i].set(x), hyper), START[i])
         np.testing.assert_allclose(by_start[i], truth, rtol=1e-6, atol=1e-6, err_msg=f"w[{i}]")

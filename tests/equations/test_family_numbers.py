@@ -14,6 +14,7 @@ pytestmark = pytest.mark.usefixtures("strict")
 slow = pytest.mark.slow
 ALPHA = 3e-3
 ODD = dict(b1=0.9, b2=0.999, eps=1e-8)
+WITHOUT_EPS = {"adam_atan2"}
 
 
 def growing(count):
@@ -23,6 +24,10 @@ def growing(count):
 def rising(count):
     count = jnp.asarray(count, float)
     return 0.9 + 0.0999 * count / (count + 500)
+
+
+def loosening(count):
+    return 0.7 + 3e-4 * jnp.asarray(count, float)
 
 
 def linear(count):
@@ -69,7 +74,11 @@ CASES = {
         dict(b2=0.9993, eps=1e-5, eps_root=1e-6, nesterov=True),
     ),
     "yogi": ("yogi", "yogi", dict(eps=1e-3)),
-    "yogi, start": ("yogi", "yogi", dict(b2=0.9999, eps=1e-4, initial_accumulator_value=0.3)),
+    "yogi, start": (
+        "yogi",
+        "yogi",
+        dict(b2=0.9999, eps=1e-4, initial_accumulator_value=0.3, weight_decay=0.03),
+    ),
     "adopt": ("adopt", "adopt", dict(b2=0.9999, eps=1e-6)),
     "adopt, bound": ("adopt", "adopt", dict(b2=0.993, eps=0.3, clip_value_fn=growing)),
     "adopt, Nesterov": (
@@ -83,22 +92,68 @@ CASES = {
         "ademamix",
         dict(b2=0.9993, b3=rising, alpha=linear),
     ),
+    "simplified ademamix": (
+        "simplified_ademamix",
+        "simplified_ademamix",
+        dict(b1=0.98, b2=0.963, alpha=linear, weight_decay=0.02, eps_root=1e-4),
+    ),
+    "laprop": ("laprop", "laprop", dict(b1=0.93, b2=0.97, eps=1e-15, weight_decay=0.02)),
+    "laprop, eps": ("laprop", "laprop", dict(b1=0.87, b2=0.9993, eps=0.3)),
+    "atan2": ("adam_atan2", "adam_atan2", dict(b2=0.9993, a=1.27, b=1.0, weight_decay=0.02)),
+    "atan2, near": ("adam_atan2", "adam_atan2", dict(b1=0.93, b2=0.97, a=0.83, b=0.06)),
     "cautious": ("adamw", "adam", dict(b1=0.93, weight_decay=0.03, cautious=True)),
     "cautious, adopt": ("adopt", "adopt", dict(b2=0.993, eps=1e-4, cautious=True)),
+    "clipped": ("adamw", "adam", dict(b2=0.93, weight_decay=0.03, threshold_of_rms=loosening)),
+    "clipped, independent": (
+        "adamw",
+        "adam",
+        dict(b2=0.97, weight_decay=3e-4, independent_weight_decay=True, threshold_of_rms=0.83),
+    ),
+    "clipped, eps before": (
+        "adam",
+        "adam",
+        dict(b2=0.97, eps=0.7, eps_placement="before_correction", threshold_of_rms=0.83),
+    ),
+    "clipped, amsgrad": ("amsgrad", "amsgrad", dict(b2=0.97, eps=0.7, threshold_of_rms=0.83)),
+    "clipped, adamax": ("adamax", "adamax", dict(b2=0.97, threshold_of_rms=0.29)),
+    "clipped, adopt": ("adopt", "adopt", dict(b2=0.97, eps=1e-4, threshold_of_rms=0.83)),
+    "choosy decay": (
+        "nadamw",
+        "nadam",
+        dict(b1=0.93, weight_decay=0.3, cautious_weight_decay=True),
+    ),
+    "all four parts": (
+        "adamw",
+        "adam",
+        dict(
+            b1=0.93,
+            weight_decay=0.3,
+            cautious=True,
+            cautious_weight_decay=True,
+            threshold_of_rms=0.83,
+        ),
+    ),
+}
+OTHERS = {  # whose errors have units of their own
+    "lamb": ("lamb", "lamb", dict(weight_decay=0.03)),
+    "sphere": ("adam", "adam", dict(hyperball=True)),
 }
 # Decisions that float32 may take otherwise where the two sides are closer than its roundings:
 # Yogi's sign, taken per coordinate and step. How many of 1,024 coordinates it may put off.
 UNDECIDED = {"yogi": 20, "yogi, start": 4}
+# What Adam's unit is multiplied by: of a sum, the weights that an average has divided by.
+SUMS = {"simplified ademamix": 1 / (1 - 0.98)}
 # One of each rule and of what else rounds in its own way; float64 shows the equations of all.
 QUICK = {
     *("adam, eps before", "adamw, independent", "nadam, Dozat, fast", "amsgrad, both before"),
     *("adamax", "radam, 0.9999", "radam, Nesterov", "adabelief", "yogi", "adopt"),
-    *("ademamix, schedules", "cautious"),
+    *("ademamix, schedules", "cautious", "clipped", "choosy decay"),
+    *("simplified ademamix", "laprop", "atan2"),
 }
 # Their equations are those of others, with other numbers or an option less.
 REPEATED = {
     *("nadam, Dozat", "amsgrad", "adamaxw", "radam", "radam, 0.9999"),
-    *("yogi", "ademamix", "adopt"),
+    *("yogi", "ademamix", "adopt", "clipped", "choosy decay"),
 }
 FLOAT32 = [
     *(pytest.param(name, 256, id=name) for name in CASES if name in QUICK),
@@ -106,9 +161,23 @@ FLOAT32 = [
 ]
 
 
-def make(factory, cautious=False, learning_rate=ALPHA, **hyper):
-    tx = getattr(fa, factory)(learning_rate, **ODD | hyper)
-    return fa.cautious(tx) if cautious else tx
+def make(
+    factory,
+    cautious=False,
+    cautious_weight_decay=False,
+    threshold_of_rms=None,
+    hyperball=False,
+    learning_rate=ALPHA,
+    **hyper,
+):
+    hyper = ODD | hyper
+    if factory in WITHOUT_EPS:
+        del hyper["eps"]
+    tx = getattr(fa, factory)(learning_rate, **hyper)
+    tx = fa.cautious(tx) if cautious else tx
+    tx = fa.cautious_weight_decay(tx) if cautious_weight_decay else tx
+    tx = tx if threshold_of_rms is None else fa.clip_update_rms(tx, threshold_of_rms)
+    return fa.hyperball(tx) if hyperball else tx
 
 
 def moments(state):
@@ -123,7 +192,7 @@ def test_float32_error_of_a_variants_step(name, size):
     truth, _, kept = reference.family(
         rule, grads, theta, learning_rate=ALPHA, train=False, **ODD | hyper
     )
-    error = reference.units(updates, truth, ALPHA)
+    error = reference.units(updates, truth, ALPHA * SUMS.get(name, 1))
     off = (error > 60).any(axis=0)
     assert off.sum() <= UNDECIDED.get(name, 0) * size / SIZE, f"{off.sum()} coordinates"
     by_step = np.sqrt((error[:, ~off] ** 2).mean(axis=1))
@@ -156,6 +225,23 @@ def test_float32_error_of_a_lamb_step(size):
     assert error.max() <= 40
 
 
+@pytest.mark.parametrize("clipped", [False, pytest.param(True, marks=slow)])
+@pytest.mark.parametrize("size", [0.01, pytest.param(1.0, marks=slow), 30.0])
+def test_float32_error_of_a_step_on_a_sphere(size, clipped):
+    # As with LAMB: Adam's direction has the factor |theta| / |d|, and its error too.
+    hyper = ODD | dict(b2=0.9993)
+    grads, theta = gradients(size=256), (size * parameters(256)).astype(np.float32)
+    frozen = dict(learning_rate=ALPHA, train=False)
+    plain, *_ = reference.family("adam", grads, theta, **frozen, **hyper)
+    hyper |= dict(hyperball=True) | (dict(threshold_of_rms=0.97) if clipped else {})
+    updates, _ = run(make("adam", **hyper), grads, theta)
+    truth, *_ = reference.family("adam", grads, theta, **frozen, **hyper)
+    ratio = np.linalg.norm(theta.astype(np.float64)) / np.linalg.norm(plain, axis=1)
+    error = reference.units(updates, truth, ALPHA * (ALPHA * ratio)[:, None])
+    assert np.sqrt((error**2).mean(axis=1)).max() <= 4
+    assert error.max() <= 40
+
+
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=slow if name in REPEATED else ()) for name in CASES]
 )
@@ -183,18 +269,19 @@ def test_float64_trajectory_with_training(name, x64):
 
 
 ONE_OF_EACH_RULE = {rule: name for name, (_, rule, _) in reversed(CASES.items())}.values()
-OF_A_MODULUS = {"amsgrad", "adamax", "yogi", "lamb", "cautious"}  # a maximum, a sign, a norm
+# A maximum, a sign, a norm.
+OF_A_MODULUS = (
+    *("amsgrad", "adamax", "yogi", "lamb", "cautious", "all four parts", "sphere", "atan2"),
+)
+COMPLEX = sorted({*ONE_OF_EACH_RULE, *OF_A_MODULUS, "adopt, Nesterov"})
 
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=() if name in OF_A_MODULUS else slow)
-        for name in (*ONE_OF_EACH_RULE, "cautious", "adopt, Nesterov", "lamb")
-    ],
+    [pytest.param(name, marks=() if name in OF_A_MODULUS else slow) for name in COMPLEX],
 )
 def test_complex_parameters(name):
-    factory, rule, hyper = CASES.get(name, ("lamb", "lamb", dict(weight_decay=0.03)))
+    factory, rule, hyper = (CASES | OTHERS)[name]
     rng = np.random.default_rng(5)
     grads = (rng.standard_normal((300, 64)) + 1j * rng.standard_normal((300, 64))) * 0.7
     theta = (rng.standard_normal(64) - 0.5j).astype(np.complex64)

@@ -53,7 +53,11 @@ CASES = {
     "layers": (fa.adamw, dict(layer_decay=0.8), ["write overrides=[(regular expression for"]),
     "clipping": (fa.adamw, dict(max_grad_norm=1.0), ["optax.clip_by_global_norm(1.0)"]),
     "params": (fa.adam, dict(params=X, lr=0.1), ["state = tx.init(params) takes them"]),
-    "another's": (fa.adam, dict(threshold=5.0), ["threshold is an argument of radam, scale_by_ra"]),
+    "another's": (
+        fa.adam,
+        dict(threshold=5.0),
+        ["threshold is an argument of clip_update_rms, radam, scale_by_ra"],
+    ),
     "a slip": (fa.adam, dict(learing_rate=0.1), ["Did you mean learning_rate=0.1?"]),
     "unknown": (fa.adam, dict(gamma=0.1), ["adam takes learning_rate, b1, b2, eps, eps_root, mu_"]),
     "update": (UPDATE, dict(lr=0.1), ["lr=0.1 is learning_rate=0.1 here"]),
@@ -61,6 +65,16 @@ CASES = {
     "init": (fa.init, dict(params=X, lr=0.1), ["init makes a state and needs no hyperparameters"]),
     "dtype of init": (fa.init, dict(params=X, dtype="bfloat16"), ["is mu_dtype='bfloat16' here"]),
     "cautious": (fa.cautious, dict(tx=fa.adam(), lr=0.1), ["within: fa.cautious(fa.adamw("]),
+    "decay of a modifier": (
+        fa.hyperball,
+        dict(tx=fa.adam(), weight_decay=0.1),
+        ["within: fa.hyperball(fa.adamw(weight_decay=0.1))"],
+    ),
+    "cautious decay": (
+        fa.adamw,
+        dict(cautious_weight_decay=True),
+        ["cautious_weight_decay: wrap it, fa.cautious_weight_decay(fa.adamw(...))"],
+    ),
 }
 
 

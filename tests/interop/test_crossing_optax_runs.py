@@ -63,6 +63,9 @@ WRAPPERS = {  # Optax's, ours
     "two in a row": lambda lib: optax.chain(lib.scale_by_adam(**ODD), lib.adam(rate, **OTHER)),
     "amsgrad": lambda lib: lib.amsgrad(rate, **ODD),
     "ademamix": lambda lib: getattr(lib, "contrib", lib).ademamix(rate, **ODD, b3=0.991, alpha=3.7),
+    "simplified": lambda lib: getattr(lib, "contrib", lib).simplified_ademamix(
+        rate, **ODD, alpha=3.7
+    ),
 }
 
 

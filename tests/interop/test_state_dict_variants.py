@@ -18,10 +18,15 @@ KEEPS = {
         fa.adamw(0.07, weight_decay=0.3),
         fa.adam(nesterov=True),
         fa.cautious(fa.adamw()),
+        fa.hyperball(fa.clip_update_rms(fa.adam())),
+        fa.cautious_weight_decay(fa.adamw()),
         fa.nadam(),
         fa.radam(),
         fa.lamb(),
+        fa.adam_atan2(),
     ],
+    "laprop": [fa.laprop(), fa.cautious_weight_decay(fa.laprop())],
+    "simplified_ademamix": [fa.simplified_ademamix(), fa.scale_by_simplified_ademamix()],
     "adamax": [fa.adamax(), fa.adamaxw()],
     "adabelief": [fa.adabelief()],
     "yogi": [fa.yogi()],
@@ -50,7 +55,7 @@ def test_the_header_says_what_a_state_keeps():
 
 def test_a_state_of_another_variant_is_refused():
     """Only of those whose states have the same leaves; the others' names differ anyway."""
-    two_trees = ("adam", "adamax", "adabelief", "yogi", "adopt")
+    two_trees = ("adam", "adamax", "adabelief", "yogi", "adopt", "laprop", "simplified_ademamix")
     for names in (two_trees, ("amsgrad", "amsgrad_of_corrected")):
         for old in names:
             tree = {"state": KEEPS[old][0].init(SMALL_PARAMS)}

@@ -104,3 +104,10 @@ def test_scan_carries_a_state(form, monkeypatch):
     assert state.count == 3
     np.testing.assert_array_equal(state.nu_scale, wanted.nu_scale)
     assert np.mean(np.asarray(state.nu != wanted.nu)) < 0.01  # parameters differ in last bits
+
+
+def test_a_machine_without_a_tpu_makes_kernels_of_members_and_modifiers_for_one():
+    tx = fa.cautious_weight_decay(fa.adam_atan2(weight_decay=0.1, moments=CODES))
+    step = jax.jit(lambda params, state, g: fa.step(tx, g, state, params))
+    found = export.export(step, platforms=["tpu"])(PARAMS, tx.init(PARAMS), GRADS)
+    assert "tpu_custom_call" in found.mlir_module()

@@ -70,10 +70,12 @@ FAMILY = {
     "adabelief": functools.partial(fa.adabelief, **RATES),
     "adopt": functools.partial(fa.adopt, **RATES),
     "ademamix": functools.partial(fa.ademamix, **RATES),
+    "adam_atan2": functools.partial(fa.adam_atan2, **RATES),
     "lamb": functools.partial(fa.lamb, **RATES),
     "cautious": lambda **kwargs: fa.cautious(fa.adam(**RATES, **kwargs)),
+    "hyperball": lambda **kwargs: fa.hyperball(fa.adam(**RATES, **kwargs), stacked=1),
 }
-WHOLE = ("lamb", "cautious")  # of which one NaN makes all of a leaf NaN
+WHOLE = ("lamb", "cautious", "hyperball")  # of which one NaN makes all of a leaf NaN
 
 
 @pytest.mark.parametrize(
@@ -98,7 +100,8 @@ def test_moments_of_16_bits_one_after_the_other_are_those_of_the_plain_form(
 @pytest.mark.parametrize(
     ("name", "rounding", "dtype"),
     [
-        *((name, *ROUNDINGS[0]) for name in ("nadam", "lamb", "cautious")),
+        *((name, *ROUNDINGS[0]) for name in ("adam_atan2", "lamb", "cautious", "hyperball")),
+        pytest.param("nadam", *ROUNDINGS[0], marks=pytest.mark.slow),
         ("nadam", "split", "bfloat16"),  # which shows each bit of the weight
     ],
 )

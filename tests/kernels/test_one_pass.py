@@ -61,3 +61,17 @@ def test_a_kernel_gives_the_bits_of_the_plain_form(shape, rounding, dtype, form,
         wanted = plain(params, state, g)
         assert_agree(found, wanted, t)
         params, state = wanted
+
+
+@pytest.mark.parametrize("form", [pytest.param(FORMS[0], marks=pytest.mark.slow), FORMS[1]])
+def test_a_kernel_has_what_members_and_modifiers_make_of_a_step(form, monkeypatch):
+    hyper = {name: x for name, x in HYPER.items() if name != "eps"}
+    tx = fa.cautious_weight_decay(fa.adam_atan2(moments=CODES, rounding="compensated", **hyper))
+    plain, kernel = (stepping(monkeypatch, tx, name) for name in ("off", form))
+    params = jnp.asarray(np.random.default_rng(9).normal(size=SHAPES[0]), jnp.bfloat16)
+    state = tx.init(params)
+    for t, g in enumerate(gradients(SHAPES[0], "bfloat16", 2)):
+        found = kernel(params, state, g)
+        wanted = plain(params, state, g)
+        assert_agree(found, wanted, t)
+        params, state = wanted

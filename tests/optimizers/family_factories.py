@@ -4,7 +4,7 @@ import inspect
 
 import numpy as np
 import pytest
-from names import OF_STATES
+from names import MODIFIERS, OF_STATES
 
 import functional_adam as fa
 
@@ -12,8 +12,8 @@ FACTORIES = {
     name: getattr(fa, name)
     for name in fa.__all__
     if inspect.isfunction(getattr(fa, name))
-    and name not in ("init", "update", "apply_updates", "cautious")
-    and name not in OF_STATES
+    and name not in ("init", "update", "apply_updates")
+    and name not in OF_STATES | MODIFIERS
 }
 # Calls that bind arguments as a factory does, `update` among them.
 CALLS = FACTORIES | {"update": lambda **hyper: fa.update(X, fa.init(X), X, **hyper)}

@@ -22,6 +22,7 @@ STEPS = 7
 RATES = {"b1": 0.83, "b2": 0.971, "eps": 0.02}
 ROOTED = {**RATES, "eps_root": 0.003}
 SLOW = {**ROOTED, "b3": 0.9937, "alpha": 3.7}
+NO_EPS = {"b1": 0.83, "b2": 0.971}
 ALPHA = {"learning_rate": 0.013}
 DECAY = {"weight_decay": 0.07}
 COUPLED = {"l2": 0.21}
@@ -34,6 +35,31 @@ def cautious_adamw(
     others = {"nu_dtype": nu_dtype, "overrides": overrides}
     tx = fa.adamw(learning_rate, b1, b2, eps, eps_root, mu_dtype, weight_decay, **others)
     return fa.cautious(tx)
+
+
+def clipped_adamw(
+    learning_rate,
+    b1,
+    b2,
+    eps,
+    eps_root,
+    weight_decay,
+    threshold_of_rms,
+    mu_dtype=None,
+    nu_dtype=None,
+):
+    tx = fa.adamw(learning_rate, b1, b2, eps, eps_root, mu_dtype, weight_decay, nu_dtype=nu_dtype)
+    return fa.clip_update_rms(tx, threshold_of_rms)
+
+
+def choosy_nadamw(learning_rate, b1, b2, eps, eps_root, weight_decay, mu_dtype=None, nu_dtype=None):
+    tx = fa.nadamw(learning_rate, b1, b2, eps, eps_root, mu_dtype, weight_decay, nu_dtype=nu_dtype)
+    return fa.cautious_weight_decay(tx)
+
+
+def adam_on_a_sphere(learning_rate, b1, b2, eps, eps_root, mu_dtype=None, nu_dtype=None):
+    tx = fa.adam(learning_rate, b1, b2, eps, eps_root, mu_dtype, nu_dtype=nu_dtype)
+    return fa.hyperball(tx)
 
 
 class Member(NamedTuple):
@@ -59,6 +85,7 @@ class Member(NamedTuple):
 
 
 NESTEROV, CAUTIOUS = {"nesterov": True}, {"cautious": True}
+CHOOSY, ON_A_SPHERE = {"cautious_weight_decay": True}, {"hyperball": True}
 START = {"initial_accumulator_value": 0.07}
 UNCORRECTED = {"bias_correction_mu": False, "bias_correction_nu": False}
 MAXIMUM = {"maximum": "before_correction"}
@@ -80,19 +107,37 @@ MEMBERS = [  # first those that represent others: see `each_structure`, `each_nu
     Member(
         "radam_nesterov", fa.radam, "radam", ALPHA | ROOTED | BEFORE | NESTEROV | {"threshold": 4.6}
     ),
+    Member(
+        "adam_atan2", fa.adam_atan2, "adam_atan2", ALPHA | NO_EPS | DECAY | {"a": 0.83, "b": 1.37}
+    ),
     Member("adamw", fa.adamw, "adam", ALPHA | ROOTED | DECAY | {"independent_weight_decay": True}),
     Member("adamax", fa.adamax, "adamax", ALPHA | RATES | COUPLED),
-    Member("adabelief", fa.adabelief, "adabelief", ALPHA | ROOTED),
+    Member("adabelief", fa.adabelief, "adabelief", ALPHA | ROOTED | DECAY),
     Member("cautious", cautious_adamw, "adam", ALPHA | ROOTED | DECAY, CAUTIOUS),
+    Member("laprop", fa.laprop, "laprop", ALPHA | RATES | DECAY),
+    Member(
+        "simplified_ademamix",
+        fa.simplified_ademamix,
+        "simplified_ademamix",
+        ALPHA | ROOTED | DECAY | {"alpha": 1.7},
+    ),
+    Member(
+        "clip_update_rms",
+        clipped_adamw,
+        "adam",
+        ALPHA | ROOTED | DECAY | {"threshold_of_rms": 0.87},
+    ),
+    Member("cautious_weight_decay", choosy_nadamw, "nadam", ALPHA | ROOTED | DECAY, CHOOSY),
+    Member("hyperball", adam_on_a_sphere, "adam", ALPHA | ROOTED, ON_A_SPHERE),
     Member("adam_l2", fa.adam, "adam", ALPHA | ROOTED | COUPLED),
     Member("adam_eps", fa.adam, "adam", ALPHA | ROOTED | BEFORE | NESTEROV),
     Member("nadam", fa.nadam, "nadam", ALPHA | ROOTED | COUPLED),
     Member("nadamw", fa.nadamw, "nadam", ALPHA | ROOTED | DECAY | {"momentum_decay": 0.19}),
     Member("amsgrad_maximum", fa.amsgrad, "amsgrad", ALPHA | ROOTED | COUPLED | MAXIMUM | BEFORE),
     Member("adamaxw", fa.adamaxw, "adamax", ALPHA | RATES | DECAY),
-    Member("radam", fa.radam, "radam", ALPHA | ROOTED | COUPLED | {"threshold": 4.3}),
+    Member("radam", fa.radam, "radam", ALPHA | ROOTED | COUPLED | DECAY | {"threshold": 4.3}),
     Member("adopt", fa.adopt, "adopt", ALPHA | RATES),
-    Member("adopt_unclipped", fa.adopt, "adopt", ALPHA | RATES | {"use_clipping": False}),
+    Member("adopt_unclipped", fa.adopt, "adopt", ALPHA | RATES | DECAY | {"use_clipping": False}),
     Member("scale_by_adam", fa.scale_by_adam, "adam", ROOTED | BEFORE, UPWARDS),
     Member("scale_by_amsgrad", fa.scale_by_amsgrad, "amsgrad", ROOTED | UNCORRECTED, UPWARDS),
     Member("scale_by_adamax", fa.scale_by_adamax, "adamax", RATES, UPWARDS),
@@ -100,6 +145,13 @@ MEMBERS = [  # first those that represent others: see `each_structure`, `each_nu
     Member("scale_by_belief", fa.scale_by_belief, "adabelief", ROOTED | NESTEROV, UPWARDS),
     Member("scale_by_yogi", fa.scale_by_yogi, "yogi", ROOTED | START, UPWARDS),
     Member("scale_by_ademamix", fa.scale_by_ademamix, "ademamix", SLOW, UPWARDS),
+    Member(
+        "scale_by_simplified_ademamix",
+        fa.scale_by_simplified_ademamix,
+        "simplified_ademamix",
+        ROOTED | {"alpha": 1.7},
+        UPWARDS,
+    ),
 ]
 MEMBERS = {member.key: member for member in MEMBERS}
 EXTRA = {"amsgrad": ("nu_max", "v"), "ademamix": ("mu_slow", "m")}
@@ -113,8 +165,8 @@ def members(number):
 
 
 every_member = members(len(MEMBERS))
-each_rule = members(11)  # every rule of `reference`; a direction is its optimizer
-each_number = members(7)  # every hyperparameter that is a number
+each_rule = members(14)  # every rule of `reference`; a direction is its optimizer
+each_number = members(8)  # every hyperparameter that is a number
 each_structure = members(5)  # extra trees and none, with and without parameters: for wrappers
 
 

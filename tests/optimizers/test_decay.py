@@ -23,13 +23,16 @@ FACTORIES = [
 
 def test_these_decay():
     assert set(FACTORIES) >= {"adamw", "nadamw", "adamaxw", "amsgrad", "ademamix"}
+    assert set(FACTORIES) >= {"adabelief", "adopt", "radam", "yogi"}
 
 
 @pytest.mark.parametrize("independent", [False, True])
 @pytest.mark.parametrize("name", FACTORIES)
 def test_decay_is_times_the_rate_unless_independent_and_where_the_mask_says(name, independent):
+    still = {"initial_accumulator_value": 0.0} if name == "yogi" else {}
     tx = getattr(fa, name)(
         RATE,
+        **still,
         weight_decay=lambda count: DECAY / (1 + count),
         mask={"a": True, "b": False},
         independent_weight_decay=independent,

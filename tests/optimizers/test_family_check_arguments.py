@@ -24,7 +24,9 @@ RANGES = {
     "threshold": "a finite number >= 4",
     **dict.fromkeys(
         [
+            "a",
             "alpha",
+            "b",
             "clip_value_fn",
             "eps",
             "eps_root",
@@ -181,10 +183,11 @@ def test_a_maximum_of_corrected_moments_is_not_corrected_again(make):
 
 
 @pytest.mark.parametrize("how", [{"mask": {"a": True}}, {"independent_weight_decay": True}])
-def test_amsgrad_is_told_how_to_decay_only_if_it_decays(how):
-    with pytest.raises(ValueError, match=rf"^.*{next(iter(how))}.*weight_decay"):
-        fa.amsgrad(**how)
-    fa.amsgrad(**how, weight_decay=0.3)
+def test_what_need_not_decay_is_told_how_to_only_if_it_does(how):
+    for factory in (fa.adabelief, fa.adopt, fa.amsgrad, fa.radam, fa.yogi):
+        with pytest.raises(ValueError, match=rf"^.*{next(iter(how))}.*weight_decay"):
+            factory(**how)
+        factory(**how, weight_decay=0.3)
 
 
 @having({"mu_dtype", "nu_dtype"})
@@ -222,12 +225,15 @@ ABSENT = {
     "amsgrad": {"nesterov"},
     "adamax": DECAY | {"eps_root", "eps_placement", "nesterov"},
     "adamaxw": {"l2", "eps_root", "eps_placement", "nesterov"},
-    "radam": DECAY,
-    "adabelief": DECAY | {"l2", "eps_placement"},
-    "yogi": DECAY | {"l2", "nesterov", "eps_placement"},
+    "radam": {"maximum"},
+    "adabelief": {"l2", "eps_placement"},
+    "yogi": {"l2", "nesterov", "eps_placement"},
     "lamb": {"l2", "independent_weight_decay", "nesterov", "eps_placement"},
-    "adopt": DECAY | {"l2", "eps_root", "eps_placement"},
+    "adopt": {"l2", "eps_root", "eps_placement"},
     "ademamix": {"l2", "nesterov", "eps_placement"},
+    "simplified_ademamix": {"b3", "l2", "nesterov", "eps_placement"},
+    "laprop": {"l2", "nesterov", "eps_root", "eps_placement"},
+    "adam_atan2": {"l2", "nesterov", "eps", "eps_root", "eps_placement"},
     **{
         name: DECAY | {"l2", "learning_rate", "rounding"}
         for name in FACTORIES

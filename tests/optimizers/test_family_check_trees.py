@@ -28,6 +28,7 @@ NEEDY = {  # made so that `update` needs the parameters, and why
     },
     "lamb": (fa.lamb(), "lamb"),
     "cautious(lamb)": (fa.cautious(fa.lamb()), "lamb"),
+    "hyperball": (fa.hyperball(fa.adam()), "hyperball"),
     "cautious(adam(l2))": (fa.cautious(fa.adam(l2=0.21)), "l2"),
 }
 needy = pytest.mark.parametrize(("tx", "why"), NEEDY.values(), ids=NEEDY)
@@ -53,7 +54,7 @@ def test_a_bound_without_clipping_is_refused():
 @needy
 def test_what_needs_the_parameters_says_why_and_how(tx, why):
     message = rf"^{why} needs the parameters: call update\(grads, state, params\)"
-    if why != "lamb":
+    if why not in ("lamb", "hyperball"):
         message += rf", or pass {why}=0\.0\.$"
     with pytest.raises(ValueError, match=message):
         tx.update(TREE, tx.init(TREE))

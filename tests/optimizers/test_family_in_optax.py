@@ -37,7 +37,7 @@ from family_members import (
     unwrapped,
     walk,
 )
-from names import OF_STATES
+from names import MODIFIERS, OF_STATES
 
 import functional_adam as fa
 
@@ -83,17 +83,17 @@ def test_signature_is_optaxs_with_additions_keyword_only(name, theirs):
             assert (ours[key].kind, ours[key].default) == (theirs[key].kind, theirs[key].default)
 
 
-def test_optax_has_every_factory_but_cautious():
+def test_optax_has_every_member_but_two():
     assert {name for name, _ in SHARED} == set(fa.__all__) - {
         "AdamState",
         "GradientTransformation",
         "__version__",
         "apply_updates",
-        "cautious",
         "init",
         "update",
         *("BFloat16", "Full", "Int8"),
-        *OF_STATES,
+        *(OF_STATES | MODIFIERS),
+        *("adam_atan2", "laprop"),
     }
 
 
@@ -108,10 +108,10 @@ def test_a_transformation_is_a_pair_that_ignores_extra_arguments(member):
 
 
 @every_member
-def test_params_are_needed_for_decay_and_lamb_only(member):
+def test_params_are_needed_for_decay_and_norms_only(member):
     tx = member.tx()
     reasons = {"weight_decay", "l2"} & member.hyper.keys()
-    if reasons or member.rule == "lamb":
+    if reasons or member.key in ("lamb", "hyperball"):
         with pytest.raises(ValueError, match=r"needs? the parameters"):
             tx.update(GRADS[0], tx.init(PARAMS))
     else:

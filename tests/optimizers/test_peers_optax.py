@@ -96,6 +96,11 @@ CONFIGURATIONS = {
     "scale_by_adopt": ("scale_by_adopt", ODD | {"clip_value_fn": loosening, "nesterov": True}),
     "ademamix": ("ademamix", RATE | ROOT | {"b3": 0.991, "alpha": 3.7}),
     "ademamix, schedules": ("ademamix", RATE | SLOW | {"weight_decay": 0.37, "mask": matrices}),
+    "simplified_ademamix": (
+        "simplified_ademamix",
+        RATE | ROOT | {"alpha": loosening, "weight_decay": 0.37, "mask": matrices},
+    ),
+    "scale_by_simplified_ademamix": ("scale_by_simplified_ademamix", ODD | ROOT | {"alpha": 3.7}),
     "scale_by_ademamix": ("scale_by_ademamix", ODD | ROOT | SLOW),
 }
 # Each argument and each equation once. The others only combine them anew, or are directions, which
@@ -105,7 +110,7 @@ QUICK = {
     *("nadam", "nadamw", "adamax", "adamaxw", "radam, nesterov", "adabelief, nesterov"),
     *("amsgrad, bias corrections True, False", "amsgrad, bias corrections False, True"),
     *("yogi", "scale_by_yogi", "lamb, mask", "adopt, nesterov", "adopt, no clipping"),
-    *("scale_by_adopt", "ademamix, schedules"),
+    *("scale_by_adopt", "ademamix, schedules", "simplified_ademamix"),
 }
 # All that Optax has for complex parameters: it cannot clip them in ADOPT.
 COMPLEX = {
@@ -114,7 +119,8 @@ COMPLEX = {
     **dict.fromkeys(["eps_root", "nadamw", "radam", "adabelief"], slow),
     **dict.fromkeys(["scale_by_yogi", "adopt, no clipping"], slow),
 }
-RENAMED = {"m1": "mu", "m2": "mu_slow", "count_m2": None}  # Optax's AdEMAMix, counting twice
+# Optax's AdEMAMix, counting twice, and its simplified one.
+RENAMED = {"m1": "mu", "m2": "mu_slow", "count_m2": None, "t": "count", "m": "mu", "n": "nu"}
 
 
 def data(dtype):
@@ -136,7 +142,7 @@ def data(dtype):
 
 def kept(state):
     """Count and moments, by our names."""
-    named = state if hasattr(state, "nu") else state[0]  # Optax: a chain, the moments first
+    named = state if hasattr(state, "_asdict") else state[0]  # Optax: a chain, the moments first
     fields = {RENAMED.get(name, name): value for name, value in named._asdict().items()}
     fields |= fields.pop("extra", None) or {}
     return {name: value for name, value in fields.items() if name and value is not None}

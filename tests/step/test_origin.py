@@ -16,12 +16,13 @@ import functional_adam as fa
 optax = pytest.importorskip("optax")
 
 FACTORIES = [
-    fa.adabelief, fa.adam, fa.adamax, fa.adamaxw, fa.adamw, fa.ademamix, fa.adopt, fa.amsgrad,
-    fa.lamb, fa.nadam, fa.nadamw, fa.radam, fa.scale_by_adam, fa.scale_by_adamax,
-    fa.scale_by_ademamix, fa.scale_by_adopt, fa.scale_by_amsgrad, fa.scale_by_belief,
-    fa.scale_by_radam, fa.scale_by_yogi, fa.yogi,
+    fa.adabelief, fa.adam, fa.adam_atan2, fa.adamax, fa.adamaxw, fa.adamw, fa.ademamix,
+    fa.adopt, fa.amsgrad, fa.lamb, fa.laprop, fa.nadam, fa.nadamw, fa.radam, fa.scale_by_adam,
+    fa.scale_by_adamax, fa.scale_by_ademamix, fa.scale_by_adopt, fa.scale_by_amsgrad,
+    fa.scale_by_belief, fa.scale_by_radam, fa.scale_by_simplified_ademamix, fa.scale_by_yogi,
+    fa.simplified_ademamix, fa.yogi,
 ]  # fmt: skip
-MODIFIERS = [fa.cautious]
+MODIFIERS = [fa.cautious, fa.cautious_weight_decay, fa.clip_update_rms, fa.hyperball]
 PARAMS = {"w": jnp.array([[0.3, -2.0]]), "b": jnp.array([1.5])}
 GRADS = {"w": jnp.array([[-0.7, 0.2]]), "b": jnp.array([3.0])}
 ARRAY = jnp.float32(0.003)
