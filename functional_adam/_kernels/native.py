@@ -178,7 +178,7 @@ def _place(shape: tuple[int, ...], part: Part) -> Any:
     return jnp.uint32(0) if key is None else key + origin(shape, part.starts)
 
 
-def _numbers(tiles: Tiles | None) -> list[int]:
-    assert tiles is not None  # or `takes` would not
+def _numbers(tiles: Any) -> list[int]:
+    """Of a part that `takes` has seen: it has tiles."""
     distances = [n % 2**32 for n in (tiles.row_distance, tiles.plane_distance)]
     return [tiles.planes, tiles.rows, tiles.width, tiles.blocks, tiles.length, *distances]
