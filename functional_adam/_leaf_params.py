@@ -38,14 +38,17 @@ def leaf_params(
     decays = any(_decays(group.settings) for group in groups)
     if strict and not decays and mask is not None:
         _masks.broadcast(mask, structure if params is None else params)
+    variants: list[Variant] = []
+    if groups:
+        variant = groups[0].settings.variant
+        variants = _masks.leaf_variants(variant, structure if params is None else params)
     if params is None:
         for group, g in zip(groups, gs, strict=True):
             if g is not None and (why := _needs(group.settings)):
                 raise _no_params(group.settings, why)
-        return [LeafParam(variant) for variant in _variants(groups, structure)]
+        return [LeafParam(variant) for variant in variants]
     thetas = _trees.leaves_like("params", params, structure, "the parameters given to init")
     keep = _masks.broadcast(mask, params) if decays else [False] * len(gs)
-    variants = _variants(groups, params)
 
     def of_leaf(
         settings: Settings, path: str, mu: Any, g: Any, theta: Any, kept: bool, variant: Variant
@@ -66,13 +69,6 @@ def leaf_params(
         of_leaf(group.settings, keystr(path), mu, g, theta, kept, variant)
         for group, (path, mu), g, theta, kept, variant in rows
     ]
-
-
-def _variants(groups: list[Group], tree: PyTree) -> list[Variant]:
-    """The variant of each leaf, with the modifiers that are for it."""
-    distinct = {id(group): group for group in groups}
-    found = {k: _masks.leaf_variants(x.settings.variant, tree) for k, x in distinct.items()}
-    return [found[id(group)][number] for number, group in enumerate(groups)]
 
 
 def _decays(settings: Settings) -> bool:

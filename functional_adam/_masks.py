@@ -105,8 +105,7 @@ def make_mask(value: Any, weight_decay: Any) -> Any:
 
 def broadcast(value: Any, params: PyTree, said: Said = MASK) -> list[Any]:
     """`value`, called or broadcast over `params`: one value a leaf, None counting as a leaf."""
-    calls, name = is_called(value), said.name
-    tree = value
+    calls, name, tree = is_called(value), said.name, value
     if calls:
         tree = checked(argument_hints.called(value, params, advice=said.called), said)
     if tree is None and calls and jax.tree.leaves(params):

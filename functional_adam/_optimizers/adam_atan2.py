@@ -100,7 +100,7 @@ def adam_atan2(
             nu_dtype=nu_dtype,
             moments=moments,
             rounding=rounding,
-            hyperparams={"a": _check.scalar("a", a), "b": _check.scalar("b", b)},
             overrides=overrides,
+            hyperparams={"a": _check.scalar("a", a), "b": _check.scalar("b", b)},
         )
     )

@@ -102,8 +102,8 @@ def simplified_ademamix(
             nu_dtype=nu_dtype,
             moments=moments,
             rounding=rounding,
-            hyperparams={"alpha": _check.scalar("alpha", alpha, schedule=True)},
             overrides=overrides,
+            hyperparams={"alpha": _check.scalar("alpha", alpha, schedule=True)},
         )
     )
 

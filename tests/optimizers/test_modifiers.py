@@ -108,6 +108,20 @@ def test_all_together_follow_the_reference_leaf_by_leaf():
         np.testing.assert_allclose(params[name], thetas[-1], rtol=2e-6, atol=1e-6)
 
 
+def test_each_leaf_has_its_own_arguments():
+    base = {"learning_rate": 0.03, **RATES, "weight_decay": 0.3}
+    other = {"learning_rate": 0.011, "b2": 0.8, "eps": 0.2, "weight_decay": 0.1}
+    ways = [base | {"overrides": [("b", other)]}, base, base | other]
+
+    @quick_jit
+    def run(params):
+        return [walk(together(fa.adamw(**hyper)), params, GRADS[:2])[1] for hyper in ways]
+
+    found, plain, changed = run(PARAMS)
+    assert_equal(found, {"w": plain["w"], "b": changed["b"]})
+    assert np.abs(plain["b"] - changed["b"]).max() > 1e-3
+
+
 # With the two above, one of each kind of moments, direction and norm.
 FACTORIES = [fa.amsgrad, fa.adamaxw, fa.lamb, fa.ademamix, fa.adopt]
 
