@@ -156,7 +156,7 @@ def test_leaves_with_equal_arguments_share_scalars_and_one_trace():
         called.clear()
         tx = fa.adamw(schedule, **changes)
         jaxpr = jax.make_jaxpr(tx.update)(params, tx.init(params), params)
-        bodies = {id(e.params["jaxpr"]) for e in jaxpr.eqns if e.params.get("name") == "leaf_step"}
+        bodies = {id(e.params["jaxpr"]) for e in jaxpr.eqns if e.params.get("name") == "_leaf_step"}
         return len(called), len(bodies)
 
     rules = [("a", dict(b1=0.8)), ("b", dict(b1=0.7, eps=1e-6)), ("c1", dict(eps=1e-8))]
