@@ -57,7 +57,11 @@ def version() -> str | None:
             f"functional_adam: its contract is {package.CONTRACT}, not {_CONTRACT}. Install both "
             f"from one release, or set {SWITCH}=off in the environment."
         )
-    library = package.library()
+    try:
+        library = package.library()
+    except OSError as error:  # built for another system, or damaged
+        error.add_note(f"Install {PACKAGE} again, or set {SWITCH}=off in the environment.")
+        raise
     for name in package.TARGETS:
         function = jax.ffi.pycapsule(getattr(library, name))
         jax.ffi.register_ffi_target(name, function, platform="cpu")

@@ -186,6 +186,17 @@ def test_another_contract_is_refused(monkeypatch):
         native.version()
 
 
+def test_a_damaged_library_says_the_way_out(monkeypatch):
+    def damaged():
+        raise OSError("invalid ELF header")
+
+    native.version.cache_clear()
+    monkeypatch.setattr(functional_adam_native, "library", damaged)
+    with pytest.raises(OSError, match="invalid ELF header") as found:
+        native.version()
+    assert f"{native.SWITCH}=off" in found.value.__notes__[0]
+
+
 def test_the_self_check_says_whether_it_is_there(monkeypatch):
     found = functional_adam_native.__version__
     assert versions()["functional_adam_native"] in (found, "unknown")
