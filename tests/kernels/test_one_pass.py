@@ -45,6 +45,8 @@ CASES = [
     *((SHAPES[0], *rounding, form) for rounding in ROUNDINGS[1:] for form in FORMS),
     (SHAPES[0], *ROUNDINGS[0], FORMS[1]),
     *((shape, *ROUNDINGS[0], FORMS[1]) for shape in SHAPES[-2:]),
+    ((21, 48), *ROUNDINGS[0], FORMS[0]),
+    ((13,), *ROUNDINGS[0], FORMS[1]),  # float16, above, has no kernel there
 ]
 PRODUCT = [(s, *r, form) for s in SHAPES for r in ROUNDINGS for form in FORMS]
 SLOW = [pytest.param(*case, marks=pytest.mark.slow) for case in PRODUCT if case not in CASES]
