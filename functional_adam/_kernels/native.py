@@ -86,13 +86,17 @@ def takes(config: LeafConfig, whole: tuple[int, ...], part: Part) -> bool:
 
 
 def _has_formulas(config: LeafConfig) -> bool:
-    """Whether a variant is Adam in all that an element sees; scalars may be what they like."""
+    """Whether a variant is Adam in all that an element sees; scalars may be what they like.
+
+    What is put back to Adam's below makes scalars, is a name, or is read by modifiers alone.
+    """
     variant = config.variant
     as_adam = variant._replace(
         name=ADAM.name,
         prepare=ADAM.prepare,
         correction=ADAM.correction,
         rectify=ADAM.rectify,
+        scale_rate=ADAM.scale_rate,
         numerator=ADAM.numerator,
         decay_rates=ADAM.decay_rates,
     )

@@ -26,6 +26,7 @@ WAYS = {
     "nesterov": {"nesterov": True},
     "l2": {"l2": 0.1},
     "eps_root": {"eps_root": 1e-9},
+    "independent decay": {"independent_weight_decay": True},
     "eps before the correction": {"eps": 1e-4, "eps_placement": "before_correction"},
     "short averages": {"b1": 0.4, "b2": 0.45},
 }

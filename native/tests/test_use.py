@@ -62,6 +62,18 @@ def test_others_keep_their_form(tx, monkeypatch):
     assert calls(program(monkeypatch, tx, SHAPE)) == 0
 
 
+@pytest.mark.parametrize(
+    "tx",
+    [
+        fa.adamw(**HYPER, independent_weight_decay=True),
+        fa.nadamw(**HYPER, momentum_decay=4e-3),
+        fa.adam(0.1, eps_placement="before_correction"),
+    ],
+)
+def test_scalars_may_be_what_they_like(tx, monkeypatch):
+    assert calls(program(monkeypatch, tx, SHAPE)) == 1
+
+
 def test_long_blocks_keep_their_form(monkeypatch):
     tx = fa.adam(0.1, moments=fa.Int8(block_size=2048, min_size=0))
     assert calls(program(monkeypatch, tx, {"w": (4, 4096)})) == 0
