@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from baselines import TASKS, data_of
-from low_memory import schedule
+from low_memory import read, schedule
 from rich.console import Console
 from rich.progress import Progress
 from scipy import stats
@@ -147,10 +147,6 @@ def report(found: list[dict[str, Any]]) -> None:
 
 
 # ---- Command line ----
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def arguments() -> argparse.Namespace:

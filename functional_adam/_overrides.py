@@ -106,13 +106,15 @@ def refuse_shared(parameters: Mapping[str, inspect.Parameter], changes: Mapping[
             raise TypeError(f"{name} is the same for all leaves. {argument_hints.shared(name)}")
 
 
-def of_leaf(settings: Any, path: str, leaf: jax.ShapeDtypeStruct) -> Any:
-    """The settings of the leaf at `path`."""
+def of_leaf(settings: Any, tree: str, key_path: tuple[Any, ...], leaf: Any) -> Any:
+    """The settings of a leaf of a tree of that name."""
     overrides: Overrides | None = settings.overrides
+    path, name = path_of(key_path), tree + keystr(key_path)
+    shape = jax.ShapeDtypeStruct(np.shape(leaf), _check.leaf_dtype(name, leaf))
     if overrides is None or overrides.make is None:
         return settings
     if callable(overrides.rules):
-        given = argument_hints.called(overrides.rules, path, leaf, advice=argument_hints.FUNCTION)
+        given = argument_hints.called(overrides.rules, path, shape, advice=argument_hints.FUNCTION)
         where = f"overrides({path!r}, leaf)"
         return _made(overrides.make, where, _arguments(where, given)) if given != {} else settings
     number = _first(overrides.rules, path)
@@ -144,8 +146,3 @@ def check_matches(overrides: Overrides | None, paths: Sequence[str]) -> None:
 def _few(paths: Sequence[str], most: int = 20) -> str:
     shown = ", ".join(map(repr, paths[:most]))
     return shown if len(paths) <= most else f"{shown} and {len(paths) - most} more"
-
-
-def shape_of(name: str, leaf: Any) -> jax.ShapeDtypeStruct:
-    """What a function is told of a leaf."""
-    return jax.ShapeDtypeStruct(np.shape(leaf), _check.leaf_dtype(name, leaf))

@@ -129,8 +129,7 @@ def _settings_by_leaf(
     def of_leaf(path: Any, mu: Any, g: Any, leaf: Any) -> Settings:
         if mu is None or g is None:
             return settings
-        shape = _overrides.shape_of(name + keystr(path), leaf)
-        return _overrides.of_leaf(settings, _overrides.path_of(path), shape)
+        return _overrides.of_leaf(settings, name, path, leaf)
 
     rows = zip(paths_and_mu, gs, leaves, strict=True)
     return [of_leaf(path, mu, g, leaf) for (path, mu), g, leaf in rows]

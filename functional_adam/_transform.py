@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.tree_util import keystr
 
 from functional_adam import _check, _masks, _overrides, _trees
 from functional_adam._hints import argument_hints
@@ -119,8 +118,7 @@ def _settings_by_leaf(settings: Settings, params: PyTree) -> PyTree:
     _overrides.check_matches(settings.overrides, paths)
 
     def of_leaf(path: Any, leaf: Any) -> _Leaf:
-        shape = _overrides.shape_of("params" + keystr(path), leaf)
-        return _Leaf(_overrides.of_leaf(settings, _overrides.path_of(path), shape))
+        return _Leaf(_overrides.of_leaf(settings, "params", path, leaf))
 
     return jax.tree_util.tree_map_with_path(of_leaf, params)
 

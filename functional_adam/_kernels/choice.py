@@ -79,8 +79,12 @@ def _parts(tree: Any, operands: Any) -> list[Part]:
 
 def has_kernel(plan: Plan, part: Part) -> bool:
     """Whether some platform may have a kernel for this step."""
-    is_native = plan.mode == "native" and native.takes(plan.config, plan.shape, part)
-    return is_native or may_have_kernel(plan, part)
+    return _is_native(plan, part) or may_have_kernel(plan, part)
+
+
+def _is_native(plan: Plan, part: Part) -> bool:
+    """Whether the CPU's own kernel is there, and takes it."""
+    return plan.mode == "native" and native.takes(plan.config, plan.shape, part)
 
 
 def may_have_kernel(plan: Plan, part: Part) -> bool:
@@ -133,8 +137,7 @@ def _each(form: Callable[..., Result], plans: tuple[Plan, ...], parts: list[Part
 
 def _each_on_cpu(plans: tuple[Plan, ...], parts: list[Part]) -> list[Result]:
     """All in one call of the native kernel, if it takes them."""
-    takes = [native.takes(plan.config, plan.shape, x) for plan, x in zip(plans, parts, strict=True)]
-    if plans[0].mode == "native" and all(takes):
+    if all(map(_is_native, plans, parts)):
         return native.one_pass(plans[0].config, [plan.shape for plan in plans], parts)
     return _each(_on_cpu, plans, parts)
 
@@ -159,8 +162,8 @@ def _flat(forms: Any, *operands: Any, plans: tuple[Plan, ...], tree: Any) -> lis
     return jax.tree.leaves(forms(plans, _parts(tree, operands)))
 
 
-plain_steps = functools.partial(_flat, functools.partial(_each, plain_step))
-_one_pass.def_impl(plain_steps)  # for `jax.disable_jit`
+_plain_steps = functools.partial(_flat, functools.partial(_each, plain_step))
+_one_pass.def_impl(_plain_steps)  # for `jax.disable_jit`
 
 
 def _lowered(alone: Any, divided: Any) -> Any:
@@ -212,9 +215,9 @@ for _platform, _name in (("cuda", "gpu"), ("tpu", "tpu")):
 # ---- Under `jax.vmap` and derivatives: the plain form ----
 
 
-def batched(operands: Any, axes: Any, **parameters: Any) -> tuple[list[Any], list[int]]:
+def _batched(operands: Any, axes: Any, **parameters: Any) -> tuple[list[Any], list[int]]:
     """Results of many steps, and their axes: a kernel's tiles are of one leaf."""
-    new = jax.vmap(functools.partial(plain_steps, **parameters), in_axes=axes)(*operands)
+    new = jax.vmap(functools.partial(_plain_steps, **parameters), in_axes=axes)(*operands)
     return new, [0] * len(new)
 
 
@@ -224,7 +227,7 @@ def _derivative(operands: Any, tangents: Any, **parameters: Any) -> tuple[list[A
     def plain(*moving: Any) -> list[Any]:
         given = iter(moving)
         every = [next(given) if m else x for x, m in zip(operands, moves, strict=True)]
-        return plain_steps(*every, **parameters)
+        return _plain_steps(*every, **parameters)
 
     primals = [x for x, m in zip(operands, moves, strict=True) if m]
     new, slopes = jax.jvp(plain, primals, [t for t, m in zip(tangents, moves, strict=True) if m])
@@ -233,5 +236,5 @@ def _derivative(operands: Any, tangents: Any, **parameters: Any) -> tuple[list[A
     return new, [zero.from_primal_value(x) if t.dtype == float0 else t for x, t in pairs]
 
 
-batching.primitive_batchers[_one_pass] = batched
+batching.primitive_batchers[_one_pass] = _batched
 ad.primitive_jvps[_one_pass] = _derivative

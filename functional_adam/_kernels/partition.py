@@ -77,8 +77,7 @@ def _leaf_step(
         return update_leaf(config, s, noise, key, g, stored, theta)
     step = _step_on_mesh if may_have_kernel else step_part
     known = _known_sharding(g, part.stored, theta) if may_have_kernel else None
-    out, stored = _by_part(plan, known, part) if known else step(plan, part)
-    return out, stored if aside is None else stored._replace(residual=aside)
+    return _with(aside, _by_part(plan, known, part) if known else step(plan, part))
 
 
 def _part(
@@ -91,6 +90,12 @@ def _part(
     if config.rounding is not None and config.rounding.has_residual:
         return Part(scalars, g, stored, theta), None
     return Part(scalars, g, stored._replace(residual=None), theta), stored.residual
+
+
+def _with(aside: Any, result: Result) -> Result:
+    """The result, with what `_part` has put aside."""
+    out, stored = result
+    return out, stored if aside is None else stored._replace(residual=aside)
 
 
 # ---- Small leaves together ----
@@ -139,11 +144,7 @@ def _small_leaves_step(
         parts.append(part)
         asides.append(aside)
     plans = tuple(Plan(config, part.g.shape, mode) for part in parts)
-    new = step_parts(plans, parts)
-    return [
-        (out, stored if aside is None else stored._replace(residual=aside))
-        for (out, stored), aside in zip(new, asides, strict=True)
-    ]
+    return list(map(_with, asides, step_parts(plans, parts)))
 
 
 # ---- Where only XLA knows how a leaf is divided, if it is ----
@@ -166,16 +167,8 @@ def _transformable(plan: Plan, tree: Any, can_divide: bool) -> Callable[..., lis
     def flat(step: Callable[[Plan, Part], Result], *operands: Any) -> list[jax.Array]:
         return jax.tree.leaves(step(plan, jax.tree.unflatten(tree, operands)))
 
-    whole, plain = (functools.partial(flat, step) for step in (step_part, plain_step))
-
-    @custom_vmap
-    def run(*operands: Any) -> list[jax.Array]:
-        if not can_divide:
-            return whole(*operands)
-        has_codes = jax.tree.unflatten(tree, operands).stored.scale is not None
-        return _by_platform(plan.mode, has_codes, whole, functools.partial(flat, _divided))(
-            *operands
-        )
+    plain = functools.partial(flat, plain_step)
+    run = custom_vmap(functools.partial(flat, _on_devices if can_divide else step_part))
 
     @run.def_vmap
     def mapped(size: int, is_mapped: list[bool], *operands: Any) -> Any:  # not called by name
@@ -188,16 +181,15 @@ def _transformable(plan: Plan, tree: Any, can_divide: bool) -> Callable[..., lis
     return differentiable
 
 
-def _divided(plan: Plan, part: Part) -> Result:
-    return rules.divided(functools.partial(step_part, plan), part)
-
-
-def _by_platform(mode: Mode, has_codes: bool, whole: Any, divided: Any) -> Callable[..., Any]:
-    """`divided` where a platform has a kernel, and rules for XLA are asked for: not on TPUs."""
-    if mode.startswith("interpret"):
-        return divided
+def _on_devices(plan: Plan, part: Part) -> Result:
+    """`step_part`, divided where a platform has a kernel and XLA asks for rules: not on TPUs."""
+    whole = functools.partial(step_part, plan)
+    divided = functools.partial(rules.divided, whole)
+    if plan.mode.startswith("interpret"):
+        return divided(part)
+    has_codes = part.stored.scale is not None
     forms = {"tpu": whole, "default": divided} if has_codes else {"cpu": divided, "default": whole}
-    return lambda *operands: jax.lax.platform_dependent(*operands, **forms)
+    return jax.lax.platform_dependent(part, **forms)
 
 
 # ---- Explicit axes ----
@@ -219,19 +211,16 @@ def _known_sharding(g: Any, stored: LeafState, theta: Any) -> NamedSharding | No
     first, *others = [_mesh.explicit_sharding(x) for x in arrays]
     if first is None or any(other != first for other in others):
         return None
-    if stored.scale is None:
+    scale = rules.of_scales(first, stored)
+    if scale is None:
         return first
-    scale: Any = _mesh.scale_sharding(first, shape, scales)
-    axes = (_mesh.dimensions(x, len(shape)) for x in (scale, first))
-    is_between = has_full_blocks(shape, scales) and len({*map(tuple, axes)}) == 1
-    return first if is_between else None
+    of_leaf, of_blocks = (_mesh.dimensions(x, len(shape)) for x in (first, scale))
+    return first if has_full_blocks(shape, scales) and of_leaf == of_blocks else None
 
 
 def _by_part(plan: Plan, sharding: NamedSharding, part: Part) -> tuple[Any, LeafState]:
     """`step_part` by each device, of what it has."""
-    scale: Any = None
-    if part.stored.scale is not None:
-        scale = _mesh.scale_sharding(sharding, part.g.shape, part.stored.scale.shape)
+    scale = rules.of_scales(sharding, part.stored)
     given = rules.like(part, sharding.spec, scale and scale.spec, PartitionSpec())
 
     def step(part: Part) -> Any:

@@ -59,10 +59,16 @@ def _index(axes: tuple[str, ...]) -> Any:
     return jax.lax.axis_index(axes).astype(np.uint32) if axes else np.uint32(0)
 
 
+def of_scales(leaf: NamedSharding, stored: Any) -> NamedSharding | None:
+    """How the scales of a leaf that is divided so are divided; None where it has none."""
+    if stored.scale is None:
+        return None
+    return _mesh.scale_sharding(leaf, stored.m.shape, stored.scale.shape)
+
+
 def like(part: Part, leaf: Any, scale: Any, scalar: Any) -> Part:
     """A `Part` of what is said of arrays like the leaf, of its scales and of scalars."""
-    stored = jax.tree.map(lambda _: leaf, part.stored)
-    stored = stored._replace(scale=None if part.stored.scale is None else scale)
+    stored = jax.tree.map(lambda _: leaf, part.stored)._replace(scale=scale)
     scalars = jax.tree.map(lambda _: scalar, part.scalars)
     return Part(scalars, leaf, stored, None if part.theta is None else leaf)
 
@@ -98,9 +104,9 @@ def _shardings(mesh: Any, part: Part) -> tuple[NamedSharding, Any]:
     """How a leaf and its scales are divided: as the first moment is, but only between blocks."""
     shape = part.stored.m.shape
     given = _mesh.named(mesh, part.stored.m.sharding, shape)
-    if part.stored.scale is None:
+    scale = of_scales(given, part.stored)
+    if scale is None:
         return given, None
-    scale: Any = _mesh.scale_sharding(given, shape, part.stored.scale.shape)
     return _mesh.divided(given, _mesh.dimensions(scale, len(shape))), scale
 
 
