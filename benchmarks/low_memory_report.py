@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 
 def table(title: str, rows: list[dict[str, str]]) -> None:
-    """Markdown: it is what docs/memory.md quotes."""
+    """Markdown: it is what docs/measurements-memory.md quotes."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     lines = [[row.get(column, "") for column in columns] for row in rows]
     print(f"\n{title}\n")

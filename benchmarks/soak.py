@@ -9,8 +9,8 @@ Adam in float64 can be run beside. Checked, with an exit status of 1 where one f
 - resident memory at a tenth of the steps and at the end, and the arrays alive;
 - compilations: one of the function that is called, and none at all after the first tenth;
 - the count, the moments, the updates of the last 100 steps and the parameters. Float32 within
-  docs/precision.md; small moments within docs/memory.md, by their rms, their bias and the bias of
-  their second moment;
+  docs/precision.md; small moments within docs/measurements-memory.md, by their rms, their bias
+  and the bias of their second moment;
 - then the count set to 50 below 2**31 - 1 and 100 more updates: it stops there, and updates are
   those of Algorithm 1 with bias corrections of 1.
 
@@ -76,9 +76,9 @@ class Run(NamedTuple):
 
 CODES = fa.Int8(min_size=0)  # leaves are small here
 
-# int8's error is the target of docs/memory.md; bfloat16's, 0.014 on the worst of its plain streams,
-# has some room, as gradients here swell besides. Stochastic rounding makes a random walk of
-# bfloat16 parameters.
+# int8's error is the target of docs/measurements-memory.md; bfloat16's, 0.014 on the worst of its
+# plain streams, has some room, as gradients here swell besides. Stochastic rounding makes a random
+# walk of bfloat16 parameters.
 RUNS = {
     "float32, calls": Run(calls=True),
     "float32": Run(),
