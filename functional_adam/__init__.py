@@ -27,6 +27,8 @@ from functional_adam._optimizers.simplified_ademamix import (
     scale_by_simplified_ademamix,
     simplified_ademamix,
 )
+from functional_adam._optimizers.skip_spikes import skip_spikes
+from functional_adam._optimizers.spike_state import SkipSpikesState
 from functional_adam._optimizers.yogi import scale_by_yogi, yogi
 from functional_adam._state import AdamState, init
 from functional_adam._storage.float_formats import BFloat16, Full
@@ -45,6 +47,7 @@ __all__ = [
     "Full",
     "GradientTransformation",
     "Int8",
+    "SkipSpikesState",
     "__version__",
     "adabelief",
     "adam",
@@ -85,6 +88,7 @@ __all__ = [
     "scale_by_simplified_ademamix",
     "scale_by_yogi",
     "simplified_ademamix",
+    "skip_spikes",
     "state_shardings",
     "step",
     "to_optax",

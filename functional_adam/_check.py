@@ -129,13 +129,26 @@ def multiple(name: str, value: Any, of: int) -> int:
     return value
 
 
-def whole(name: str, value: Any) -> int:
-    """An integer >= 0."""
+def whole(name: str, value: Any, at_least: int = 0, because: str = "") -> int:
+    """An integer >= `at_least`; `because` ends the message with the reason."""
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an integer >= 0; got {show(value)}.")
-    if value < 0:
-        raise ValueError(f"{name} must be an integer >= 0; got {value}.")
+        raise TypeError(f"{name} must be an integer >= {at_least}; got {show(value)}.")
+    if value < at_least:
+        raise ValueError(f"{name} must be an integer >= {at_least}; got {value}.{because}")
     return value
+
+
+def measured(name: str, value: Any) -> jax.Array:
+    """A number that a run has measured, as an array: any real scalar, NaN and infinity too."""
+    dtype = getattr(value, "dtype", None) or _scalar_dtype(value)
+    if not _is_dtype(dtype) or not _is_number(dtype):
+        raise TypeError(f"{name} must be a real number; got {show(value)}.")
+    if np.shape(value) != ():
+        raise ValueError(
+            f"{name} must be one number; got an array of shape {np.shape(value)}. Take its mean, "
+            "or for a batch of runs jax.vmap over the update."
+        )
+    return jnp.asarray(value)
 
 
 def choice(name: str, value: Any, options: Mapping[str, T]) -> T:

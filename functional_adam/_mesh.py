@@ -151,7 +151,7 @@ _KINDS = ("manual_axis_type", "vma")
 
 
 def _kind(x: Any) -> tuple[str, Any]:
-    aval = jax.typeof(x)
+    aval = x if isinstance(x, jax.ShapeDtypeStruct) else jax.typeof(x)
     name = _KINDS[0] if hasattr(aval, _KINDS[0]) else _KINDS[1]
     return name, getattr(aval, name)
 
@@ -164,7 +164,7 @@ def is_partly_manual() -> bool:
 
 def vary_alike(arrays: list[Any]) -> list[Any]:
     """The arrays, each of a type that differs over the axes over which any of them does."""
-    axes = [frozenset(getattr(kind, "varying", kind)) for _, kind in map(_kind, arrays)]
+    axes = [frozenset(getattr(kind, "varying", kind) or ()) for _, kind in map(_kind, arrays)]
     union = frozenset[str]().union(*axes)
 
     def cast(x: Any, own: frozenset[str]) -> Any:
@@ -181,3 +181,12 @@ def shape_like(x: Any, dtype: DTypeLike) -> jax.ShapeDtypeStruct:
     """The type of an array of this dtype that is shaped like x and differs as x does."""
     name, kind = _kind(x)
     return jax.ShapeDtypeStruct(x.shape, dtype, **{name: kind})
+
+
+def filled(like: jax.ShapeDtypeStruct, number: complex) -> jax.Array:
+    """An array of this number, of the type of `like`, as another branch of a `cond` returns it."""
+    new = jnp.full(like.shape, number, like.dtype)
+    sharding = like.sharding
+    if isinstance(sharding, NamedSharding) and _is_explicit(sharding):
+        new = jax.sharding.reshard(new, sharding)
+    return vary_alike([new, like])[0]

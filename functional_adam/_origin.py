@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +21,42 @@ class Origin(NamedTuple):
     def __repr__(self) -> str:
         written = [f"{k}={short(v)}" if k else short(v) for k, v in self.shown]
         return f"{self.factory}({', '.join(written)})"
+
+
+class Bound(functools.partial[Any]):
+    """A module function with what a call bound it to: it pickles, and equal calls make equal ones.
+
+    `jax.jit` and its static arguments know what they have compiled by `==` and `hash`.
+    """
+
+    def __new__(cls, func: Callable[..., Any], bound: Any) -> Bound:
+        return super().__new__(cls, func, bound)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.func, *self.args)
+
+    @functools.cached_property
+    def identity(self) -> tuple[Any, ...]:
+        """What it is equal to, each kind says for itself."""
+        raise NotImplementedError
+
+    @property
+    def call(self) -> str:
+        """The call that made the transformation, as one would write it."""
+        raise NotImplementedError
+
+    @functools.cached_property
+    def _hash(self) -> int:  # asked for at every call of a jitted step
+        return hash(self.identity)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Bound) and self.identity == other.identity
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __repr__(self) -> str:
+        return f"{self.call}.{self.func.__name__.removeprefix('_')}"
 
 
 def origin(factory: str, bound: inspect.BoundArguments, inner: frozenset[str]) -> Origin:

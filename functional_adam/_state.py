@@ -184,6 +184,11 @@ def built_like(tree: PyTree, leaves: list[Any]) -> PyTree:
     return jax.tree.structure(tree, is_leaf=_trees.is_none).unflatten(leaves)
 
 
+def next_count(count: jax.Array) -> jax.Array:
+    """One more; at the largest int32 it stops instead of wrapping."""
+    return jnp.minimum(count, np.iinfo(np.int32).max - 1) + 1
+
+
 # ---- In others ----
 
 

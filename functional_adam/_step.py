@@ -24,7 +24,14 @@ from functional_adam._leaf_params import LeafParam, leaf_params
 from functional_adam._scalars import Group
 from functional_adam._scalars import groups as grouped
 from functional_adam._settings import Settings
-from functional_adam._state import AdamState, built_like, check_state, is_adam_state, outside_boxes
+from functional_adam._state import (
+    AdamState,
+    built_like,
+    check_state,
+    is_adam_state,
+    next_count,
+    outside_boxes,
+)
 from functional_adam._storage.floats import is_16bit
 from functional_adam._storage.leaf_state import LeafState
 from functional_adam._storage.noise import StepNoise, opaque_leaf_keys, step_noise
@@ -71,7 +78,7 @@ def step(
     count = jnp.asarray(state.count)
     # Without any gradient no step is counted: bias corrections are of the steps that were made.
     if any(g is not None for g in gs) or not jax.tree.leaves(state.mu):
-        count = jnp.minimum(count, np.iinfo(np.int32).max - 1) + 1  # stops instead of wrapping
+        count = next_count(count)
     each = _settings_by_leaf(settings, paths_and_mu, gs, state.mu, params, strict)
     groups = grouped(each, state.count, count)
     thetas = leaf_params(groups, paths_and_mu, gs, state.mu, params, strict, applies)

@@ -53,6 +53,9 @@ def step(
         raise TypeError(f"tx must be a transformation, such as adam(1e-3); got {_check.show(tx)}.")
     if params is None:
         raise TypeError("step needs params: call step(tx, grads, state, params).")
+    take_step = getattr(tx.update, "take_step", None)  # that of a wrapper of this package
+    if take_step is not None:
+        return take_step(grads, state, params, **extra_args)
     settings = settings_of(tx)
     if settings is None:
         updates, state = tx.update(grads, state, params, **extra_args)

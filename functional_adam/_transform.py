@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import Any
 
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from functional_adam import _check, _masks, _overrides, _trees
 from functional_adam._hints import argument_hints
+from functional_adam._origin import Bound
 from functional_adam._settings import Settings, identity
 from functional_adam._state import AdamState, fresh
 from functional_adam._step import step
@@ -30,17 +31,8 @@ class _Leaf:
         self.settings = settings
 
 
-class _Bound(functools.partial[Any]):
-    """A module function with its settings: it pickles, and equal settings make equal ones.
-
-    `jax.jit` and its static arguments know what they have compiled by `==` and `hash`.
-    """
-
-    def __new__(cls, func: Callable[..., Any], settings: Settings) -> _Bound:
-        return super().__new__(cls, func, settings)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _Bound, (self.func, self.settings)
+class _Bound(Bound):
+    """A module function with its settings."""
 
     @property
     def settings(self) -> Settings:
@@ -50,22 +42,8 @@ class _Bound(functools.partial[Any]):
     def identity(self) -> tuple[Any, ...]:
         return self.func, identity(self.settings)
 
-    @functools.cached_property
-    def _hash(self) -> int:  # asked for at every call of a jitted step
-        return hash(self.identity)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Bound) and self.identity == other.identity
-
-    def __hash__(self) -> int:
-        return self._hash
-
-    def __repr__(self) -> str:
-        return f"{self.call}.{self.func.__name__.removeprefix('_')}"
-
     @property
     def call(self) -> str:
-        """The call that made the transformation, as one would write it."""
         return repr(self.settings.origin or self.settings.variant.name)
 
 

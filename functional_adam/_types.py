@@ -115,6 +115,13 @@ else:
             return f"GradientTransformation(init={self.init!r}, update={self.update!r})"
 
 
+def takes_extra_args(tx: object) -> bool:
+    """Whether `tx.update` takes arguments of any name: decided as Optax does, where it is there."""
+    own = GradientTransformation
+    theirs: Any = getattr(sys.modules.get("optax"), "GradientTransformationExtraArgs", own)
+    return isinstance(tx, theirs)
+
+
 def real_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
     """The dtype of the real part."""
     return jnp.finfo(dtype).dtype

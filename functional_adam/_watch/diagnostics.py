@@ -15,6 +15,7 @@ from functional_adam._equations import formulas as F
 from functional_adam._equations.family import ADAM
 from functional_adam._equations.numerics import abs_squared, over, times, widened
 from functional_adam._equations.operands import Moments, Scalars
+from functional_adam._equations.spikes import euclidean_norm
 from functional_adam._hints.keywords import explained
 from functional_adam._mesh import over_auto_axes
 from functional_adam._scalars import evaluate_schedules, scalars
@@ -157,11 +158,7 @@ def _injected(state: PyTree) -> dict[str, Any]:
 def _norm(name: str, tree: PyTree, is_elsewhere: Callable[[_nested.Path], bool]) -> jax.Array:
     """The Euclidean norm over all leaves but those that belong elsewhere."""
     leaves = [(name + keystr(p), x) for p, x in tree_leaves_with_path(tree) if not is_elsewhere(p)]
-    squares = [
-        jnp.sum(abs_squared(jnp.asarray(x).astype(arithmetic_dtype(_check.leaf_dtype(path, x)))))
-        for path, x in leaves
-    ]
-    return jnp.sqrt(_total(squares))
+    return euclidean_norm([jnp.asarray(x, _check.leaf_dtype(path, x)) for path, x in leaves])
 
 
 def _total(parts: Sequence[Any]) -> jax.Array:
