@@ -5,6 +5,7 @@ A history is an array of numbers, the newest last; the first of them are 0 until
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -13,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from functional_adam._equations.numerics import abs_squared
 from functional_adam._types import arithmetic_dtype, real_dtype
 
 T = TypeVar("T")
@@ -29,32 +29,43 @@ def either(condition: jax.Array, yes: Callable[[], T], no: Callable[[], T]) -> T
 def euclidean_norm(arrays: Sequence[jax.Array]) -> jax.Array:
     """sqrt(sum |x|**2) over all elements, in float32: right wherever float32 has its value.
 
-    Squares leave float32's range long before the norm does. Where their sum S has, it is made again
-    of c x, with a power of two for c, and the root divided by c. For up to 2**31 elements:
-
-        S < 2**-60      c = 2**80: |c x| <= 2**50, and c x > 2**-46 for normal numbers
-        S overflows     c = 2**-80: |c x| <= 2**48, and the largest of them is above 2**-32
-        otherwise       what S lost to underflow is below 2**-95
+    Squares leave the range of their dtype long before the norm does. Where their sum overflows, or
+    is below 2**-60 (of up to 2**31 elements underflow takes at most 2**-95), it is made again in
+    units of the largest element. One pass over the arrays is usual, then.
     """
     if not arrays:
         return jnp.float32(0)
-    wide = arithmetic_dtype(*(x.dtype for x in arrays))
-    real = real_dtype(wide)
-
-    def squares(c: jax.Array | None = None) -> jax.Array:
-        total = jnp.zeros((), real)
-        for x in arrays:
-            x = x.astype(wide if jnp.iscomplexobj(x) else real)  # noqa: PLW2901
-            total += jnp.sum(abs_squared(x if c is None else c * x))
-        return total
+    real = real_dtype(arithmetic_dtype(*(x.dtype for x in arrays)))
+    parts = [y.astype(real) for x in arrays for y in _parts(x)]
 
     def again() -> jax.Array:
-        c = jnp.where(total < 2.0**-60, 2.0**80, 2.0**-80).astype(real)
-        return jnp.sqrt(squares(c)) / c
+        unit = _unit(functools.reduce(jnp.maximum, (_largest(x) for x in parts)))
+        return unit * jnp.sqrt(_total([jnp.sum(jnp.square(x / unit)) for x in parts]))
 
-    total = squares()
+    total = _total([jnp.sum(jnp.square(x)) for x in parts])
     is_usual = (total >= 2.0**-60) & jnp.isfinite(total)
     return in_float32(either(is_usual, lambda: jnp.sqrt(total), again))
+
+
+def _parts(x: jax.Array) -> list[jax.Array]:
+    return [x.real, x.imag] if jnp.iscomplexobj(x) else [x]
+
+
+def _largest(x: jax.Array) -> jax.Array:
+    return jnp.max(jnp.abs(x), initial=0)
+
+
+def _unit(largest: jax.Array) -> jax.Array:
+    """A unit for numbers of which this is the largest: at most 2**28 of them, and 2**-26 at least.
+
+    XLA may multiply by its reciprocal, which for the largest floats is subnormal, on CPUs 0.
+    """
+    most = 2.0 ** (jnp.finfo(largest.dtype).maxexp - 28)
+    return jnp.clip(largest, 1 / most, most)
+
+
+def _total(numbers: list[jax.Array]) -> jax.Array:
+    return functools.reduce(jnp.add, numbers)
 
 
 def in_float32(x: jax.Array) -> jax.Array:
@@ -70,18 +81,19 @@ def is_far_above(
 ) -> jax.Array:
     """x > mean + factor max(sd, least max|h|), of the last `count` numbers h of a history.
 
-    In units of max|h|, in which no square leaves the range of float32; the mean first and then the
-    squares around it, since mean(h**2) - mean(h)**2 cancels. Numbers that are all 0 have no unit:
-    nothing is far above them.
+    In a unit in which no square leaves the range of float32; the mean first and then the squares
+    around it, since mean(h**2) - mean(h)**2 cancels. Nothing is far above numbers that are all 0,
+    which say nothing of what is usual.
     """
     known = jnp.arange(history.size) >= history.size - count
-    largest = jnp.max(jnp.abs(history), where=known, initial=0)
-    unit = jnp.where(largest > 0, largest, 1)
+    largest = _largest(history)
+    unit = _unit(largest)
     h = history / unit
     n = jnp.maximum(jnp.minimum(count, history.size), 2).astype(jnp.float32)
     mean = jnp.sum(h, where=known) / n
     sd = jnp.sqrt(jnp.sum(jnp.square(h - mean), where=known) / (n - 1))
-    return (largest > 0) & (x / unit > mean + factor * jnp.maximum(sd, least))
+    spread = jnp.maximum(sd, least * (largest / unit))
+    return (largest > 0) & (x / unit > mean + factor * spread)
 
 
 def with_newest(history: jax.Array, x: jax.Array) -> jax.Array:
