@@ -43,7 +43,8 @@ class Judge:
 
     def step(self, **numbers):
         finite = all(np.isfinite(x) for x in numbers.values())
-        off = not finite or any([self.is_high(name, x) for name, x in numbers.items()])
+        high = [self.is_high(name, x) for name, x in numbers.items()]
+        off = not finite or any(high)
         self.in_a_row = self.in_a_row + 1 if off else 0
         forced = off and finite and self.in_a_row > self.max_consecutive
         accept = forced or not off
