@@ -12,7 +12,10 @@ DEVICES = "--xla_force_host_platform_device_count=8"
 # Compiling is most of the time, and with the older emitters and few optimizations takes a fourth.
 QUICK = f"{DEVICES} --xla_cpu_use_fusion_emitters=false --xla_llvm_disable_expensive_passes=true"
 # Two processes, so that two cores share the work.
-PARTS = {"updates": ("updates", "costs"), "the rest": ("placement", "within", "flax", "kernels")}
+PARTS = {
+    "updates": ("updates", "costs"),
+    "the rest": ("placement", "within", "flax", "kernels", "spikes"),
+}
 
 
 def run_cases(names, *options, quick=False):
