@@ -67,6 +67,7 @@ figures: $(VENV)/test ## draw every picture of docs/ again: a quarter of an hour
 	JAX_PLATFORMS=cpu $(BIN)/python examples/train_digits.py --output docs/digits.png
 	JAX_PLATFORMS=cpu $(BIN)/python examples/learn_the_learning_rate.py --output docs/learning_rate.png
 	JAX_PLATFORMS=cpu $(BIN)/python examples/train_small_memory.py --output docs/small_memory.png
+	JAX_PLATFORMS=cpu $(BIN)/python examples/skip_spikes.py --output docs/skip_spikes.png
 	JAX_PLATFORMS=cpu $(BIN)/python benchmarks/zero.py --picture docs/zero.png
 	mkdir -p build && rm -f build/low_memory.jsonl
 	JAX_PLATFORMS=cpu $(BIN)/python benchmarks/low_memory.py --results build/low_memory.jsonl --parts streams long

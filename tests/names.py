@@ -1,4 +1,4 @@
-"""Public functions that are no factories of members."""
+"""Public functions that are no factories of members, and the wrappers and modifiers of them."""
 
 OF_STATES = {
     *(
@@ -8,6 +8,7 @@ OF_STATES = {
         "master_params",
         "memory_report",
         "overrides_from_torch",
+        "skip_spikes",
         "state_shardings",
         "step",
     ),

@@ -147,7 +147,7 @@ def test_a_run_crosses_from_optax_with_it():
     old, new = (
         fa.skip_spikes(x, judge="loss", **GUARD) for x in (optax.adamw(0.03), fa.adamw(0.03))
     )
-    params, opt_state = run(old, range(5))
+    _, opt_state = run(old, range(5))
     state = fa.from_optax(opt_state, like=new.init(PARAMS))
     assert_same_bits((state.losses, state.skipped), (opt_state.losses, opt_state.skipped))
     assert_same_bits(state.inner_state.mu, opt_state.inner_state[0].mu)

@@ -91,7 +91,7 @@ def test_optax_has_every_member_but_two():
         "apply_updates",
         "init",
         "update",
-        *("BFloat16", "Full", "Int8"),
+        *("BFloat16", "Full", "Int8", "SkipSpikesState"),
         *(OF_STATES | MODIFIERS),
         *("adam_atan2", "laprop"),
     }

@@ -165,7 +165,8 @@ def test_nothing_is_copied_and_gradients_are_read_once_more():
         return used.temp_size_in_bytes, results, costs["bytes accessed"]
 
     (temporary, results, moved), (_, _, alone) = memory(fa.skip_spikes(tx)), memory(tx)
-    assert temporary < 20_000  # two histories and what is made of them
+    # Two histories and what is made of them; XLA of 2025 put one of three trees aside.
+    assert temporary < 20_000 + size * (jax.__version_info__ < (0, 7))
     assert results < 300  # pointers: all else lies where it was
     # Once more, and twice where squares leave their range: XLA counts that branch too.
     assert moved - alone < 3.3 * size

@@ -21,6 +21,7 @@ SCRIPTS = [
     "compare_variants.py",
     "learn_the_learning_rate.py",
     "train_small_memory.py",
+    "skip_spikes.py",
     "sweep.py",
     "widths.py",
     "train_sharded.py",
@@ -108,14 +109,17 @@ def test_every_script_answers_ctrl_c(script):
 
 @pytest.mark.parametrize(
     "script",
-    ["compare_variants", "learn_the_learning_rate", "sweep", "train_small_memory", "widths"],
+    [
+        *("compare_variants", "learn_the_learning_rate", "skip_spikes", "sweep"),
+        *("train_small_memory", "widths"),
+    ],
 )
 def test_a_picture_goes_where_the_script_was_called(script, monkeypatch):
     monkeypatch.setattr(sys, "argv", [script])
     assert example(script).parse_args().output.parent == Path()
 
 
-@pytest.mark.parametrize("script", SCRIPTS[2:7])  # those that draw
+@pytest.mark.parametrize("script", SCRIPTS[2:8])  # those that draw
 def test_a_picture_needs_an_existing_directory(script, tmp_path, capsys):
     assert exit_of(EXAMPLES / script, "--output", "missing/a.png", cwd=tmp_path) == 2
     assert "is not a file in an existing directory" in capsys.readouterr().err
@@ -161,6 +165,8 @@ def test_bad_values_get_clear_errors(args, message, tmp_path, capsys):
     [
         ("train_small_memory.py", ["--steps", "30"], "--steps: must be a multiple of 20, not 30"),
         ("train_small_memory.py", ["--width", "130"], "--width: must be a multiple of 4, not 130"),
+        ("skip_spikes.py", ["--steps", "30"], "--steps: must be a multiple of 20, not 30"),
+        ("skip_spikes.py", ["--window", "1"], "--window: must be a finite number from 2, not 1"),
         ("train_small_memory.py", ["--settings", "int4"], "invalid choice: 'int4'"),
         ("sweep.py", ["--x", "b3", "0", "0.9", "3"], "--x: NAME must be one of learning_rate, b1,"),
         ("sweep.py", ["--x", "eps", "0", "1", "3"], "--x: eps needs 0 < LOW < HIGH, finite, and"),

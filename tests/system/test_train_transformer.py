@@ -1,4 +1,4 @@
-"""The examples `train_small_memory.py` and `train_sharded.py`: bytes as computed, losses alike."""
+"""The examples with a transformer: bytes as computed, losses alike, bad batches left out."""
 
 import argparse
 import math
@@ -108,3 +108,32 @@ def test_devices_hold_their_part_and_train_alike(tmp_path):
     int8, loss_int8 = check_devices(tmp_path, "--zero", "--moments", "int8")
     assert int8 == (bytes_by_hand(4, 2, 0)[0][2] - 4) / 4 + 4  # all but the counter is divided
     assert loss_int8 == pytest.approx(loss, abs=0.01)
+
+
+def check_skip_spikes(folder, way, **options):
+    """Train in all four ways, and return what is printed of each."""
+    args = [x for name, value in options.items() for x in (f"--{name}", value)]
+    rows = rows_of(way("skip_spikes.py", *args, "--output", "s.png", cwd=folder))
+    assert_png(folder / "s.png")
+    runs = {name: (int(taken), int(skipped)) for name, taken, skipped, _, _ in rows}
+    losses = {name: float(loss) for name, *_, loss in rows}
+    norms = {name: float(norm) for name, _, _, norm, _ in rows}
+    assert list(runs) == ["no bad batches", "bad batches", "clipped", "skip_spikes"]
+    assert norms["bad batches"] > 100 * norms["no bad batches"]
+    steps = runs["bad batches"][0]
+    assert runs["bad batches"] == runs["clipped"] == runs["no bad batches"] == (steps, 0)
+    assert sum(runs["skip_spikes"]) == steps
+    assert 3 <= runs["skip_spikes"][1] <= 3 + steps // 40  # the bad ones, and some outliers
+    return losses
+
+
+def test_bad_batches_are_left_out(tmp_path):
+    losses = check_skip_spikes(tmp_path, run_here, steps=40, width=16, window=16)
+    assert abs(losses["skip_spikes"] - losses["no bad batches"]) < 0.1
+
+
+@pytest.mark.slow
+def test_bad_batches_do_not_hurt(tmp_path):
+    losses = check_skip_spikes(tmp_path, run, steps=200, width=32)
+    assert abs(losses["skip_spikes"] - losses["no bad batches"]) < 0.05
+    assert losses["bad batches"] > losses["skip_spikes"] + 0.3
