@@ -36,7 +36,6 @@ from train_small_memory import (
 
 import functional_adam as fa
 
-BAD = (0.375, 0.3775, 0.7)  # of the run; by default two in a row and one alone
 WAYS = {  # the name, the colour and the line of each, and whether its data has bad batches
     "no bad batches": ("silver", 7, "-", False),
     "bad batches": ("tab:red", 1.5, "-", True),
@@ -73,7 +72,7 @@ def train_steps(tx, params, state, text, rows):
         params, state = fa.step(tx, grads, state, params, value=loss)
         is_guarded = isinstance(state, fa.SkipSpikesState)
         skipped = ~state.last_accepted if is_guarded else jnp.array(False)
-        return (params, state), (optax.global_norm(grads), skipped)
+        return (params, state), (optax.tree.norm(grads), skipped)
 
     return jax.lax.scan(step, (params, state), rows)
 
@@ -84,8 +83,9 @@ def data_of(train, args, is_bad: bool) -> tuple[np.ndarray, ...]:
     starts = rng.integers(len(train) - CONTEXT, size=(args.steps, BATCH))
     junk = rng.integers(256, size=(args.steps, BATCH, CONTEXT + 1), dtype=np.uint8)
     scale = np.ones(args.steps, np.float32)
-    if is_bad:
-        scale[[int(share * args.steps) for share in BAD]] = args.scale
+    if is_bad:  # two in a row, one alone
+        first = 3 * args.steps // 8
+        scale[[first, first + 1, 7 * args.steps // 10]] = args.scale
     return tuple(x.reshape(-1, EVERY, *x.shape[1:]) for x in (starts, scale, junk))
 
 

@@ -1,4 +1,4 @@
-"""Public functions that are no factories of members, and the wrappers and modifiers of them."""
+"""Public functions that are no factories of members."""
 
 OF_STATES = {
     *(
@@ -8,7 +8,6 @@ OF_STATES = {
         "master_params",
         "memory_report",
         "overrides_from_torch",
-        "skip_spikes",
         "state_shardings",
         "step",
     ),
@@ -16,4 +15,4 @@ OF_STATES = {
 }
 
 # Of a transformation they make another.
-MODIFIERS = {"cautious", "cautious_weight_decay", "clip_update_rms", "hyperball"}
+MODIFIERS = {"cautious", "cautious_weight_decay", "clip_update_rms", "hyperball", "skip_spikes"}

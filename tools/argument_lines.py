@@ -144,6 +144,8 @@ OWN = {
     *("cautious.tx", "cautious_weight_decay.tx", "clip_update_rms.tx", "hyperball.tx"),
     *("clip_update_rms.threshold", "hyperball.mask"),
     *("clip_update_rms.stacked", "hyperball.stacked"),
+    *("skip_spikes.tx", "skip_spikes.factor", "skip_spikes.window", "skip_spikes.judge"),
+    *("skip_spikes.warmup", "skip_spikes.max_consecutive"),
     "init.params",
     "update.grads",
     "update.params",

@@ -166,7 +166,7 @@ def test_bad_values_get_clear_errors(args, message, tmp_path, capsys):
         ("train_small_memory.py", ["--steps", "30"], "--steps: must be a multiple of 20, not 30"),
         ("train_small_memory.py", ["--width", "130"], "--width: must be a multiple of 4, not 130"),
         ("skip_spikes.py", ["--steps", "30"], "--steps: must be a multiple of 20, not 30"),
-        ("skip_spikes.py", ["--window", "1"], "--window: must be a finite number from 2, not 1"),
+        ("skip_spikes.py", ["--window", "1"], "--window: must be a finite number from 2 up, not 1"),
         ("train_small_memory.py", ["--settings", "int4"], "invalid choice: 'int4'"),
         ("sweep.py", ["--x", "b3", "0", "0.9", "3"], "--x: NAME must be one of learning_rate, b1,"),
         ("sweep.py", ["--x", "eps", "0", "1", "3"], "--x: eps needs 0 < LOW < HIGH, finite, and"),
