@@ -20,7 +20,8 @@ def step(
 
     For a transformation of this package the update is never written to memory: with
     moments="int8" a GPU or TPU then moves 16 bytes per float32 parameter instead of 28, in one
-    kernel per leaf, and a CPU needs no copies (see docs/performance.md). For any other
+    kernel per leaf, and a CPU needs no copies (see docs/performance.md). `skip_spikes`
+    around one does the same, and writes nothing in a step that it skips. For any other
     transformation, an `optax.chain` too, the two calls are made.
 
     Under `jax.jit` donate `state` and `params`, and take them in the order in which you return

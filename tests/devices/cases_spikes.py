@@ -76,6 +76,17 @@ def test_a_skipped_step_leaves_no_trace_on_any_device(kind, mode, way, zero):
     assert step._cache_size() == 1
 
 
+@pytest.mark.skipif(jax.__version_info__ < (0, 8), reason="older JAX checks less")
+def test_under_shard_map_numbers_of_one_device_are_refused():
+    mesh, spec, tx = mesh_of("8"), P("data"), fa.skip_spikes(fa.adam(0.03), **GUARD)
+    params = jax.device_put(np.ones(64, np.float32), NamedSharding(mesh, spec))
+    specs = jax.tree.map(lambda sharding: sharding.spec, fa.state_shardings(tx, params))
+    step = functools.partial(one_step, tx, "step")  # judges by the norm of its part
+    options = dict(mesh=mesh, in_specs=(spec, specs, spec), out_specs=(spec, specs))
+    with pytest.raises(ValueError, match="replicat"):
+        jax.jit(jax.shard_map(step, **options))(params, tx.init(params), params)
+
+
 @pytest.mark.parametrize("check_vma", [False, True])
 def test_under_shard_map_a_norm_of_all_parts_makes_devices_agree(check_vma):
     mesh, spec = mesh_of("8"), P("data")

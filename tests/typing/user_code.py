@@ -119,6 +119,13 @@ def with_optax(params: Params, grads: Params) -> None:
     optax.inject_hyperparams(fa.adamw, static_args=("mask",))(learning_rate=1e-3)
 
 
+def without_spikes(params: Params, grads: Params, loss: jax.Array) -> jax.Array:
+    tx = fa.skip_spikes(optax.chain(optax.clip(1.0), fa.adam()), factor=4.0, judge="loss", warmup=9)
+    params, state = fa.step(tx, grads, tx.init(params), params, value=loss)
+    guarded: fa.SkipSpikesState = state
+    return guarded.skipped + guarded.forced
+
+
 def the_rest(params: Params, state: fa.AdamState, updates: Params) -> None:
     assert_type(fa.diagnostics(updates, state, params), dict[str, jax.Array])
     assert_type(fa.convert_moments(state, params, moments="bfloat16"), fa.AdamState)
@@ -138,6 +145,7 @@ def mistakes(params: Params) -> None:
     fa.adam("1e-3")  # pyright: ignore[reportArgumentType]
     fa.adam(1e-3, beta1=0.9)  # pyright: ignore[reportCallIssue]
     fa.adam(moments="int4")  # pyright: ignore[reportArgumentType]
+    fa.skip_spikes(fa.adam(), judge="norm")  # pyright: ignore[reportArgumentType]
     fa.adam(rounding="up")  # pyright: ignore[reportArgumentType]
     fa.adam(overrides={"w": {"b1": 0.8}})  # pyright: ignore[reportArgumentType]
     fa.adam(overrides=[("w", 0.8)])  # pyright: ignore[reportArgumentType]
