@@ -150,10 +150,23 @@ def scale_sharding(
 _KINDS = ("manual_axis_type", "vma")
 
 
-def _kind(x: Any) -> tuple[str, Any]:
-    aval = x if isinstance(x, jax.ShapeDtypeStruct) else jax.typeof(x)
+def _kind(aval: Any) -> tuple[str, Any]:
     name = _KINDS[0] if hasattr(aval, _KINDS[0]) else _KINDS[1]
     return name, getattr(aval, name)
+
+
+def _axes_of_difference(aval: Any) -> frozenset[str]:
+    _, kind = _kind(aval)
+    return frozenset(getattr(kind, "varying", kind))
+
+
+def _varying(x: Any, over: frozenset[str]) -> Any:
+    """x, of a type that differs over these axes, too."""
+    if not over:
+        return x
+    names = tuple(sorted(over))
+    pvary: Any = getattr(jax.lax, "pvary", None)  # in JAX 0.9 and older
+    return jax.lax.pcast(x, names, to="varying") if pvary is None else pvary(x, names)
 
 
 def is_partly_manual() -> bool:
@@ -164,29 +177,20 @@ def is_partly_manual() -> bool:
 
 def vary_alike(arrays: list[Any]) -> list[Any]:
     """The arrays, each of a type that differs over the axes over which any of them does."""
-    axes = [frozenset(getattr(kind, "varying", kind) or ()) for _, kind in map(_kind, arrays)]
+    axes = [_axes_of_difference(jax.typeof(x)) for x in arrays]
     union = frozenset[str]().union(*axes)
-
-    def cast(x: Any, own: frozenset[str]) -> Any:
-        names = tuple(sorted(union - own))
-        if not names:
-            return x
-        pvary: Any = getattr(jax.lax, "pvary", None)  # in JAX 0.9 and older
-        return jax.lax.pcast(x, names, to="varying") if pvary is None else pvary(x, names)
-
-    return [cast(x, own) for x, own in zip(arrays, axes, strict=True)]
+    return [_varying(x, union - own) for x, own in zip(arrays, axes, strict=True)]
 
 
 def shape_like(x: Any, dtype: DTypeLike) -> jax.ShapeDtypeStruct:
     """The type of an array of this dtype that is shaped like x and differs as x does."""
-    name, kind = _kind(x)
+    name, kind = _kind(jax.typeof(x))
     return jax.ShapeDtypeStruct(x.shape, dtype, **{name: kind})
 
 
-def filled(like: jax.ShapeDtypeStruct, number: complex) -> jax.Array:
-    """An array of this number, of the type of `like`, as another branch of a `cond` returns it."""
+def filled(like: Any, number: complex) -> jax.Array:
+    """An array of this number, of the abstract value `like`: as another branch has it."""
     new = jnp.full(like.shape, number, like.dtype)
-    sharding = like.sharding
-    if isinstance(sharding, NamedSharding) and _is_explicit(sharding):
-        new = jax.sharding.reshard(new, sharding)
-    return vary_alike([new, like])[0]
+    if _is_explicit(like.sharding):
+        new = jax.sharding.reshard(new, like.sharding)
+    return _varying(new, _axes_of_difference(like))

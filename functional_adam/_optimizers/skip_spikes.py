@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -157,7 +158,7 @@ def _update(
         return guard.tx.update(updates, state.inner_state, params, **_handed_on(guard, extra_args))
 
     def leave() -> tuple[PyTree, PyTree]:
-        return jax.tree.map(_no_update, jax.eval_shape(take)[0]), state.inner_state
+        return _no_updates(take), state.inner_state
 
     after = judged(guard, updates, state, **extra_args)
     new, inner_state = either(after.last_accepted, take, leave)
@@ -183,8 +184,15 @@ def _handed_on(guard: Guard, extra_args: dict[str, Any]) -> dict[str, Any]:
     return extra_args if takes_extra_args(guard.tx) else {}
 
 
-def _no_update(like: jax.ShapeDtypeStruct) -> jax.Array:
+def _no_updates(take: Callable[[], tuple[PyTree, PyTree]]) -> PyTree:
     """What changes nothing where it is added: -0.0 + (-0.0) is -0.0, and -0.0 + 0.0 is 0.0."""
+    # `jax.eval_shape` forgets over which axes of `jax.shard_map` its results differ.
+    program, (updates, _) = jax.make_jaxpr(take, return_shape=True)()
+    leaves, treedef = jax.tree.flatten(updates)
+    return treedef.unflatten(map(_no_update, program.out_avals[: len(leaves)]))
+
+
+def _no_update(like: Any) -> jax.Array:
     if jnp.issubdtype(like.dtype, jnp.complexfloating):
         return filled(like, complex(-0.0, -0.0))
     return filled(like, -0.0 if jnp.issubdtype(like.dtype, jnp.floating) else 0)

@@ -151,6 +151,7 @@ def test_of_many_runs_one_skips_and_the_others_go_on(moments, rounding):
         assert_same_bits(found, before if member == ill else good)
 
 
+@pytest.mark.skipif(jax.__version_info__ < (0, 8), reason="older XLA puts a branch's results aside")
 def test_nothing_is_copied_and_gradients_are_read_once_more():
     params = {"w": jnp.ones((256, 512)), "v": jnp.ones((3, 700))}
     size = sum(x.nbytes for x in jax.tree.leaves(params))
@@ -165,8 +166,7 @@ def test_nothing_is_copied_and_gradients_are_read_once_more():
         return used.temp_size_in_bytes, results, costs["bytes accessed"]
 
     (temporary, results, moved), (_, _, alone) = memory(fa.skip_spikes(tx)), memory(tx)
-    # Two histories and what is made of them; XLA of 2025 put one of three trees aside.
-    assert temporary < 20_000 + size * (jax.__version_info__ < (0, 7))
+    assert temporary < 20_000  # two histories and what is made of them
     assert results < 300  # pointers: all else lies where it was
     # Once more, and twice where squares leave their range: XLA counts that branch too.
     assert moved - alone < 3.3 * size
