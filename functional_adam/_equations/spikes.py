@@ -6,24 +6,14 @@ A history is an array of numbers, the newest last; the first of them are 0 until
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
+from functional_adam._branch import either
 from functional_adam._types import arithmetic_dtype, real_dtype
-
-T = TypeVar("T")
-
-
-def either(condition: jax.Array, yes: Callable[[], T], no: Callable[[], T]) -> T:
-    """What one of the two returns; the other is not run. Outside of a trace nothing is compiled."""
-    if isinstance(condition, Tracer):
-        return jax.lax.cond(condition, yes, no)
-    return yes() if condition else no()
 
 
 def euclidean_norm(arrays: Sequence[jax.Array]) -> jax.Array:

