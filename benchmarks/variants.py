@@ -3,12 +3,13 @@
     python benchmarks/variants.py --results build/variants.jsonl             # an hour on 2 cores
     python benchmarks/variants.py --results build/variants.jsonl --report
 
-All variants get the same: five rates, a factor of 2 apart, around a first guess; two seeds to
-choose one of them by the held-out loss; then further seeds at that rate. Runs of one seed have the
-same first weights and batches, so that differences from AdamW are taken seed by seed; the interval
-is Student's, of 95 %. What it includes 0 in is noise. The rate rises for 5 % of the steps and falls
-to 0 along a cosine; whatever takes a decay has 0.1, but for norms and biases. A finished variant is
-a line of the results file and is not run again.
+All variants get the same: five rates, a factor of 2 apart, around a first guess, and two more
+beyond an end at which the best of them is; two seeds to choose one of them by the held-out loss;
+then further seeds at that rate. Runs of one seed have the same first weights and batches, so that
+differences from AdamW are taken seed by seed; the interval is Student's, of 95 %. What it includes
+0 in is noise. The rate rises for 5 % of the steps and falls to 0 along a cosine; whatever takes a
+decay has 0.1, but for norms and biases. A finished variant is a line of the results file and is not
+run again.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ import functional_adam as fa
 TASK = TASKS["transformer"]
 STEPS = 300
 FACTORS = 2.0 ** np.arange(-2, 3)
+BEYOND = 2.0 ** np.arange(1, 3)  # beyond an end of these
 TUNING, FURTHER = (100, 101), 6  # seeds
 BASE = "adamw"
 
@@ -48,16 +50,16 @@ adamw = functools.partial(fa.adamw, **DECAY)
 
 class Variant(NamedTuple):
     make: Callable[[Any], fa.GradientTransformation]
-    guess: float = 4e-3  # the middle of its rates
+    guess: float = 2e-3  # the middle of its rates
 
 
 VARIANTS = {
     "adam": Variant(fa.adam),
     "adamw": Variant(adamw),
     "nadamw": Variant(functools.partial(fa.nadamw, **DECAY)),
-    "amsgrad": Variant(functools.partial(fa.amsgrad, **DECAY)),
+    "amsgrad": Variant(functools.partial(fa.amsgrad, **DECAY), 4e-3),
     "adamaxw": Variant(functools.partial(fa.adamaxw, **DECAY), 8e-3),
-    "radam": Variant(functools.partial(fa.radam, **DECAY)),
+    "radam": Variant(functools.partial(fa.radam, **DECAY), 4e-3),
     "adabelief": Variant(functools.partial(fa.adabelief, **DECAY)),
     "yogi": Variant(functools.partial(fa.yogi, **DECAY), 8e-3),
     "lamb": Variant(functools.partial(fa.lamb, **DECAY), 2e-2),
@@ -102,15 +104,34 @@ def held_out(name: str, rates: np.ndarray, seeds: Any, steps: int) -> np.ndarray
     return np.asarray(run(jnp.asarray(rates, jnp.float32), jnp.asarray(seeds)))
 
 
-def study(name: str, options: argparse.Namespace) -> dict[str, Any]:
+def tuned(name: str, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rates in ascending order, and the mean held-out loss at each; the best is at no end."""
+
+    def tried(rates: np.ndarray) -> np.ndarray:
+        pairs = np.repeat(rates, len(TUNING)), np.tile(TUNING, len(rates))
+        losses = held_out(name, *pairs, steps).reshape(len(rates), -1).mean(1)
+        return np.where(np.isfinite(losses), losses, np.inf)
+
     rates = VARIANTS[name].guess * FACTORS
-    pairs = np.repeat(rates, len(TUNING)), np.tile(TUNING, len(rates))
-    tuning = held_out(name, *pairs, options.steps).reshape(len(rates), -1).mean(1)
-    best = int(np.argmin(np.where(np.isfinite(tuning), tuning, np.inf)))
-    losses = held_out(
-        name, np.full(options.seeds, rates[best]), np.arange(options.seeds), options.steps
-    )
-    return {"name": name, "rates": rates.tolist(), "tuning": tuning.tolist(), "best": best} | {
+    losses = tried(rates)
+    while (best := int(np.argmin(losses))) in (0, len(rates) - 1):
+        beyond = rates[0] / BEYOND[::-1] if best == 0 else rates[-1] * BEYOND
+        order = np.argsort(np.append(rates, beyond))
+        losses = np.append(losses, tried(beyond))[order]
+        rates = np.append(rates, beyond)[order]
+    return rates, losses
+
+
+def study(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    rates, tuning = tuned(name, options.steps)
+    best = int(np.argmin(tuning))
+    seeds = np.arange(options.seeds)
+    losses = held_out(name, np.full(options.seeds, rates[best]), seeds, options.steps)
+    return {
+        "name": name,
+        "rates": rates.tolist(),
+        "tuning": tuning.tolist(),
+        "best": best,
         "losses": losses.tolist(),
         "steps": options.steps,
     }
@@ -133,8 +154,7 @@ def row(found: dict[str, Any], base: dict[str, Any]) -> list[str]:
         if gaps.mean() < 0
         else "worse"
     )
-    edge = " (edge)" if found["best"] in (0, len(FACTORS) - 1) else ""
-    rate = f"{found['rates'][found['best']]:.1e}{edge}"
+    rate = f"{found['rates'][found['best']]:.1e}"
     return [found["name"], rate, f"{losses.mean():.4f}", says, word]
 
 
