@@ -6,10 +6,10 @@
 All variants get the same: five rates, a factor of 2 apart, around a first guess, and two more
 beyond an end at which the best of them is; two seeds to choose one of them by the held-out loss;
 then further seeds at that rate. Runs of one seed have the same first weights and batches, so that
-differences from AdamW are taken seed by seed; the interval is Student's, of 95 %. What it includes
-0 in is noise. The rate rises for 5 % of the steps and falls to 0 along a cosine; whatever takes a
-decay has 0.1, but for norms and biases. A finished variant is a line of the results file and is not
-run again.
+differences from AdamW are taken seed by seed. Student's intervals hold with 95 % for all variants
+together; where one has 0 in it, the difference is noise. The rate rises for 5 % of the steps and
+falls to 0 along a cosine; whatever takes a decay has 0.1, but for norms and biases. A finished
+variant is a line of the results file and is not run again.
 """
 
 from __future__ import annotations
@@ -140,30 +140,25 @@ def study(name: str, options: argparse.Namespace) -> dict[str, Any]:
 # ---- Report ----
 
 
-def row(found: dict[str, Any], base: dict[str, Any]) -> list[str]:
+def row(found: dict[str, Any], base: dict[str, Any], level: float) -> list[str]:
     losses = np.array(found["losses"])
+    cells = [found["name"], f"{found['rates'][found['best']]:.2g}", f"{losses.mean():.3f}"]
+    if found is base:
+        return [*cells, "", ""]
     gaps = losses - np.array(base["losses"])
-    half = stats.t.ppf(0.975, len(gaps) - 1) * gaps.std(ddof=1) / np.sqrt(len(gaps))
-    says = "" if found is base else f"{gaps.mean():+.4f} ± {half:.4f}"
-    word = (
-        ""
-        if found is base
-        else "noise"
-        if abs(gaps.mean()) <= half
-        else "better"
-        if gaps.mean() < 0
-        else "worse"
-    )
-    rate = f"{found['rates'][found['best']]:.1e}"
-    return [found["name"], rate, f"{losses.mean():.4f}", says, word]
+    half = stats.t.ppf((1 + level) / 2, len(gaps) - 1) * gaps.std(ddof=1) / np.sqrt(len(gaps))
+    is_noise = abs(gaps.mean()) <= half
+    verdict = "noise" if is_noise else "better" if gaps.mean() < 0 else "worse"
+    return [*cells, f"{gaps.mean():+.3f} ± {half:.3f}", verdict]
 
 
 def report(found: list[dict[str, Any]]) -> None:
     base = next(x for x in found if x["name"] == BASE)
+    level = 1 - 0.05 / max(len(found) - 1, 1)
     print(f"| Variant | Best rate | Held-out loss | Difference from {BASE} | |")
     print("|---|---|---|---|---|")
     for x in sorted(found, key=lambda x: float(np.mean(x["losses"]))):
-        print(f"| {' | '.join(row(x, base))} |")
+        print(f"| {' | '.join(row(x, base, level))} |")
 
 
 # ---- Command line ----

@@ -1,5 +1,6 @@
 """The pictures of the documentation: drawn by `make figures`, shown by a page, readable."""
 
+import importlib
 import json
 import re
 import shutil
@@ -63,3 +64,13 @@ def test_the_recorded_curve_fits_the_script_that_draws_it():
     lengths = {len(curve) for curve in recorded["curves"].values()}
     assert set(recorded["curves"]) == {"0.999", "0.9999"}
     assert len(lengths) == 1
+
+
+def test_the_table_of_the_study_is_that_of_its_runs(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    study = importlib.import_module("variants")
+    runs = study.read(ROOT / "docs" / "data" / "variants.jsonl")
+    assert {run["name"] for run in runs} == set(study.VARIANTS)
+    assert all(0 < run["best"] < len(run["rates"]) - 1 for run in runs)
+    study.report(runs)
+    assert capsys.readouterr().out in (ROOT / "docs" / "variants.md").read_text()
