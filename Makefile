@@ -90,9 +90,11 @@ native-sanitized: $(VENV)/native ## its C++ tests with the sanitizers of memory,
 
 aot: $(VENV)-aot/ready ## compile steps for TPUs and an H100 that are not here, count what they move: minutes
 	PYTHONPATH=. $(VENV)-aot/bin/python tools/aot.py v5e v6e v5p h100
+	PYTHONPATH=. $(VENV)-aot/bin/python tools/aot_offload.py v5e v6e v5p h100
 
 aot-check: $(VENV)-aot/ready ## the same for one large leaf; fails where a step moves more than it has to
 	PYTHONPATH=. $(VENV)-aot/bin/python tools/aot.py --only one --check
+	PYTHONPATH=. $(VENV)-aot/bin/python tools/aot_offload.py --check
 
 versions: $(VENV)/test ## all tests here and the legs, then a table of what ran with which versions
 	VENV=$(VENV) sh tools/legs.sh here

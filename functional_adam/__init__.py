@@ -1,6 +1,7 @@
 """Adam for JAX as pure functions: exact to a few roundings, Optax-compatible."""
 
 from functional_adam._apply import apply_updates, master_params
+from functional_adam._devices.offload import offload
 from functional_adam._devices.sharding import state_shardings
 from functional_adam._interop.convert import convert_moments
 from functional_adam._interop.extend import extend_state
@@ -76,6 +77,7 @@ __all__ = [
     "memory_report",
     "nadam",
     "nadamw",
+    "offload",
     "overrides_from_torch",
     "radam",
     "scale_by_adam",

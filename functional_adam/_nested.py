@@ -15,7 +15,7 @@ from jax.tree_util import keystr, tree_leaves_with_path
 
 from functional_adam import _check, _trees
 from functional_adam._hints import tree_hints
-from functional_adam._state import AdamState, check_count, is_adam_state
+from functional_adam._state import AdamState, built_like, check_count, is_adam_state
 from functional_adam._types import PyTree
 
 # The keys on the way to a leaf.
@@ -52,6 +52,23 @@ def left_out(tree: PyTree) -> Callable[[Path], bool]:
     leaves = tree_leaves_with_path(tree, is_leaf=is_empty)
     holes = {path for path, x in leaves if is_empty(x) and x is not None}  # None: frozen
     return lambda path: any(path[:end] in holes for end in range(len(path) + 1))
+
+
+def with_moments(state: AdamState, paths: frozenset[str], move: Callable[[Any], Any]) -> AdamState:
+    """A state with `move` of all moments that it has for the parameters at these paths."""
+    if not jax.tree.leaves(state.mu):  # optax.tree.map_params has a stand-in without leaves
+        return state
+
+    def moved(name: str, tree: PyTree) -> PyTree:
+        leaves = by_parameter(f"state.{name}", tree, state).items()
+        found = [x is not None and keystr(path) in paths for path, x in leaves]
+        return built_like(
+            tree, [move(x) if this else x for this, (_, x) in zip(found, leaves, strict=True)]
+        )
+
+    extra = state.extra and {name: moved("extra", tree) for name, tree in state.extra.items()}
+    parts = {name: moved(name, getattr(state, name)) for name in ("mu", "nu", "nu_scale")}
+    return state._replace(**parts, extra=extra)
 
 
 def by_parameter(where: str, tree: PyTree, state: AdamState) -> dict[Path, Any]:

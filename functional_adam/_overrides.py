@@ -59,16 +59,20 @@ def _rule(number: int, entry: Any) -> Rule:
             f"{_check.show(entry)}. For example overrides=[{argument_hints.RULE}]."
         )
     pattern, arguments = entry
+    return Rule(compiled(f"{where}[0]", pattern), _arguments(f"{where}[1]", arguments))
+
+
+def compiled(where: str, pattern: Any) -> re.Pattern[str]:
+    """A regular expression that a caller gave."""
     if not isinstance(getattr(pattern, "pattern", pattern), str):
-        raise TypeError(f"{where}[0] must be a regular expression; got {_check.show(pattern)}.")
+        raise TypeError(f"{where} must be a regular expression; got {_check.show(pattern)}.")
     try:
-        compiled = re.compile(pattern)
+        return re.compile(pattern)
     except re.error as error:
         raise ValueError(
-            f"{where}[0] is {pattern!r}, which is no regular expression: {error}. "
+            f"{where} is {pattern!r}, which is no regular expression: {error}. "
             f"{argument_hints.pattern(pattern)}"
         ) from None
-    return Rule(compiled, _arguments(f"{where}[1]", arguments))
 
 
 def _arguments(where: str, value: Any) -> Mapping[str, Any]:
@@ -140,7 +144,17 @@ def check_matches(overrides: Overrides | None, paths: Sequence[str]) -> None:
                 f"{name} matches {_few(matched)}, but rules before it match all of that, and the "
                 "first match wins: put it before them."
             )
-        raise ValueError(f"{name} matches no leaf; the leaves are {_few(paths)}.")
+        raise _no_match(name, paths)
+
+
+def check_found(where: str, pattern: re.Pattern[str], paths: Sequence[str]) -> None:
+    """A regular expression matches some leaf, in a tree that has any."""
+    if paths and not any(map(pattern.search, paths)):
+        raise _no_match(f"{where} ({pattern.pattern!r})", paths)
+
+
+def _no_match(name: str, paths: Sequence[str]) -> ValueError:
+    return ValueError(f"{name} matches no leaf; the leaves are {_few(paths)}.")
 
 
 def _few(paths: Sequence[str], most: int = 20) -> str:

@@ -9,6 +9,7 @@ from functional_adam import _check, _masks, _overrides
 from functional_adam._equations import formulas as F
 from functional_adam._equations.family import ADAM, Variant
 from functional_adam._equations.operands import Prepare
+from functional_adam._host import Waiting
 from functional_adam._origin import Origin, SameTree, comparable
 from functional_adam._overrides import Overrides
 from functional_adam._storage.formats import Format, make_format
@@ -32,6 +33,7 @@ class Settings(NamedTuple):
     hyperparams: Mapping[str, Any]  # the variant's own, by the names of its arguments
     overrides: Overrides | None = None  # for some leaves, not bound before the factory returns
     origin: Origin | None = None  # the call of the factory, once it has returned
+    waiting: Waiting = frozenset()  # the leaves whose moments wait on the host between steps
 
 
 def make_settings(

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import keystr
 
-from functional_adam import _check, _overrides, _trees
+from functional_adam import _check, _host, _overrides, _trees
 from functional_adam._equations.family import Variant
 from functional_adam._hints import tree_hints
 from functional_adam._kernels.choice import mode
@@ -45,6 +45,7 @@ class StepContext(NamedTuple):
     noise: StepNoise | None
     keys: dict[str, jax.Array]
     advice: str  # for a gradient of another shape
+    waiting: _host.Waiting  # paths of the leaves whose moments wait on the host
     applies: bool = False  # whether parameters are wanted, and not their updates
 
 
@@ -111,6 +112,7 @@ def _step_context(
         step_noise(count, settings.variant.averages) if random else None,
         dict(zip(paths, opaque_leaf_keys(paths, count), strict=True)) if random else {},
         advice,
+        settings.waiting | _host.WITHIN.get(),
     )
 
 
@@ -212,9 +214,11 @@ def _leaf_call(
     rounding = settings.rounding if _rounds(settings.rounding, path, stored, theta) else None
     out = g.dtype if theta.dtype is None else wider(g.dtype, theta.dtype)
     out = out if rounding is None else np.dtype(np.float32)  # lands on the parameter's grid
+    waits = path in context.waiting
+    _host.check_side(path, stored, waits)
     config = LeafConfig(theta.variant, moments, rounding, theta.decays, out, context.applies)
     noise, key = (context.noise, context.keys[path]) if config.is_random else (None, None)
-    return LeafCall(config, s, noise, key, g, stored, theta.value)
+    return LeafCall(config, s, noise, key, g, stored, theta.value, waits)
 
 
 def _no_update(rounding: Rounding, m: Any, theta: LeafParam) -> Any:
@@ -224,6 +228,8 @@ def _no_update(rounding: Rounding, m: Any, theta: LeafParam) -> Any:
     dtype = theta.dtype or (m.dtype if jnp.issubdtype(m.dtype, jnp.inexact) else jnp.float32)
     if rounding.rounds_update and is_16bit(dtype):
         dtype = jnp.float32
+    if _host.is_on_host(m):  # of which JAX can make nothing alike
+        return jnp.zeros(m.shape, dtype)
     return jnp.zeros_like(m, dtype=dtype)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from functional_adam import _check, _masks, _overrides, _trees
+from functional_adam import _check, _host, _masks, _nested, _overrides, _trees
 from functional_adam._hints import argument_hints
 from functional_adam._origin import Bound
 from functional_adam._settings import Settings, identity
@@ -82,6 +82,8 @@ def _init(settings: Settings, params: PyTree) -> AdamState:
         for name, like in settings.variant.extra
     }
     state = state._replace(extra=extra or None)
+    if settings.waiting:
+        state = _nested.with_moments(state, settings.waiting, _host.on_host)
     made = STATES_MADE.get()
     if made is not None:
         made.append((settings, state))

@@ -7,6 +7,7 @@ OF_STATES = {
         "extend_state",
         "master_params",
         "memory_report",
+        "offload",
         "overrides_from_torch",
         "state_shardings",
         "step",

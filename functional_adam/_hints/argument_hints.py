@@ -30,6 +30,10 @@ FUNCTION = (
     " shape and dtype, and returns a dict of arguments; under optax.inject_hyperparams name it in"
     ' static_args=("overrides",).'
 )
+LEAF_RULE = (
+    "A function for leaves is called with the path of a leaf, such as 'layers/0/kernel', and the "
+    "shape and dtype of its first moment, and returns True or False."
+)
 _MASK = "mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params)"
 MASK = f"A mask function is called once, with the whole tree of parameters: {_MASK}."
 

@@ -169,6 +169,20 @@ def other_rounding() -> str:
     )
 
 
+def side(is_on_host: bool) -> str:
+    """For a moment that lies where the step does not look for it: what is said of its place."""
+    if is_on_host:
+        return (
+            "in the host's memory, and this transformation does not fetch it. Take the "
+            "transformation that offload returned with this state's shardings, or bring the state "
+            "to the devices: jax.device_put(state, state_shardings(tx, params))."
+        )
+    return (
+        "on the devices, but this transformation from offload keeps it in the host's memory "
+        "between steps. Move the state there once: jax.device_put(state, offloaded.shardings)."
+    )
+
+
 def shape(path: str) -> str:
     """For a leaf at `path` whose shape is not that of its counterpart."""
     if path.startswith("params"):

@@ -12,7 +12,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.tree_util import keystr
 
-from functional_adam import _check, _trees
+from functional_adam import _check, _host, _trees
 from functional_adam._equations.numerics import widened
 from functional_adam._mesh import over_auto_axes, sharding_of
 from functional_adam._state import AdamState, built_like, check_count, no_scale, outside_boxes
@@ -94,6 +94,7 @@ def _converted(
         return LeafState(None, None, dict.fromkeys(old.extra))
     fresh = format.fresh("params" + path, theta)
     _check.same_shape("state.mu" + path, old.m, theta, "params" + path)
+    old = _host.brought(old)
     # Of the variant's own trees, `mu_...` is kept like mu and `nu_...` like nu.
     like = {k: fresh.m if k.startswith("mu") else fresh.v for k in old.extra}
     format = format.of(fresh)

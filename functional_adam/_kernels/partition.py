@@ -11,7 +11,7 @@ import numpy as np
 from jax.custom_batching import custom_vmap
 from jax.sharding import NamedSharding, PartitionSpec
 
-from functional_adam import _mesh
+from functional_adam import _host, _mesh
 from functional_adam._kernels import native, rules
 from functional_adam._kernels.choice import (
     Mode,
@@ -37,11 +37,12 @@ class LeafCall(NamedTuple):
     g: jax.Array
     stored: LeafState
     theta: Any
+    waits: bool  # whether its moments wait on the host between steps
 
 
 def leaf_steps(mode: Mode, calls: list[LeafCall]) -> list[Result]:
     """`update_leaf` of each, in one pass over memory where a platform has a kernel for it."""
-    results: list[Any] = [None] * len(calls)
+    results = _visits(mode, calls)
     for together in _groups(mode, calls):
         group = [calls[n] for n in together]
         new = _small_leaves(mode, group) if len(group) > 1 else [_leaf(mode, group[0])]
@@ -50,11 +51,30 @@ def leaf_steps(mode: Mode, calls: list[LeafCall]) -> list[Result]:
     return results
 
 
+def _visits(mode: Mode, calls: list[LeafCall]) -> list[Any]:
+    """The results of the leaves whose moments wait on the host, each in its place.
+
+    The last comes first: a backward pass has its gradient first, and goes on meanwhile.
+    """
+    results: list[Any] = [None] * len(calls)
+    trip: _host.Trip | None = None
+    for n, call in reversed([*enumerate(calls)]):
+        if call.waits:
+            step = functools.partial(_stored, mode, call)
+            results[n], trip = _host.visit(step, call.stored, trip)
+    return results
+
+
 def _leaf(mode: Mode, call: LeafCall) -> Result:
     step: Any = functools.partial(_leaf_step, call.config, mode)
     if call.config.moments.has_scale:
         step = over_known_axes(step, call.g, call.stored, call.theta)
-    return step(*call[1:])
+    return step(*call[1:-1])
+
+
+def _stored(mode: Mode, call: LeafCall, stored: LeafState) -> Result:
+    """The step of a leaf of which this is stored."""
+    return _leaf(mode, call._replace(stored=stored))
 
 
 # Jitted so that leaves of one shape and dtype share one trace: a tree of 1,000 equal leaves is
@@ -105,10 +125,12 @@ _MOST = 256  # leaves of a call
 
 
 def _groups(mode: Mode, calls: list[LeafCall]) -> list[list[int]]:
-    """The numbers of the calls, those together that the native kernel takes in one."""
+    """The numbers of the calls that stay, those together that the native kernel takes in one."""
     small: dict[Any, list[int]] = {}
     groups: list[list[int]] = []
     for n, call in enumerate(calls):
+        if call.waits:
+            continue
         if mode != "native" or not _is_small(call):
             groups.append([n])
             continue
@@ -124,14 +146,14 @@ def _is_small(call: LeafCall) -> bool:
     """Whether it is, and the native kernel takes it; what lies on a mesh goes by itself."""
     if call.g.size > _SMALL or _mesh.sharding_of(call.stored.m):
         return False
-    part, _ = _part(call.config, (call.s, call.noise, call.key), *call[4:])
+    part, _ = _part(call.config, (call.s, call.noise, call.key), *call[4:-1])
     return native.takes(call.config, call.g.shape, part)
 
 
 def _small_leaves(mode: Mode, calls: list[LeafCall]) -> list[Result]:
     """`_leaf_step` of each, in one call."""
     first = calls[0]
-    return _small_leaves_step(first.config, mode, first.s, first.noise, [x[3:] for x in calls])
+    return _small_leaves_step(first.config, mode, first.s, first.noise, [x[3:-1] for x in calls])
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import keystr, tree_leaves_with_path
 
-from functional_adam import _check, _nested, _trees
+from functional_adam import _check, _host, _nested, _trees
 from functional_adam._equations import formulas as F
 from functional_adam._equations.family import ADAM
 from functional_adam._equations.numerics import abs_squared, over, times, widened
@@ -178,7 +178,8 @@ def _summed(state: AdamState, of_dtype: Callable[[Any], Scalars]) -> dict[str, j
         for name in ("mu", "nu", "nu_scale")
     )
     parts: dict[str, list[Any]] = {"size": [], "squares": [], "below": []}
-    for mu, nu, scale in zip(mus, nus, scales, strict=True):
+    for stored in zip(mus, nus, scales, strict=True):
+        mu, nu, scale = _host.brought(stored)
         if mu is None:  # frozen
             continue
         format = format_of(mu, nu)

@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from jax.tree_util import keystr
 
-from functional_adam import _check, _trees
-from functional_adam._kernels.tiles import kernels
-from functional_adam._nested import by_parameter
-from functional_adam._state import is_adam_state, state_shapes
-from functional_adam._storage.leaf_state import format_of
-from functional_adam._transform import settings_of
+from functional_adam._state import state_shapes
 from functional_adam._types import GradientTransformation, PyTree
 from functional_adam._watch import table
+from functional_adam._watch.sizes import (
+    bytes_by_path,
+    bytes_of,
+    formats_by_path,
+    kernels_by_path,
+    on_each_device,
+)
 
 _WORDS = ("leaf", "shape", "dtype", "moments")  # the last where leaves differ
 _PARTS = ("mu", "nu", "nu_scale", "residual", "extra")
+_PLACES = ("per_device", "on_host")
 
 
 class LeafMemory(NamedTuple):
@@ -38,7 +40,10 @@ class LeafMemory(NamedTuple):
         nu_scale: of its scales.
         residual: of what rounding="compensated" or "split" keeps.
         extra: of a variant's own trees.
-        per_device: of all parts of the state, on each device; None where no shardings were given.
+        per_device: of all parts of the state, in the memory of each device; None where no shardings
+            were given.
+        on_host: of all parts of the state, in the host's memory for each device; None where none
+            of the shardings has anything there (see `offload`).
         moments: the format of both moments, "full", "bfloat16" or "int8"; "" where there are none.
         kernels: with "int8" the kinds of devices, "gpu" and "tpu", that have a kernel for the step
             of this leaf; others pass several times over memory. See docs/performance.md.
@@ -54,6 +59,7 @@ class LeafMemory(NamedTuple):
     residual: int
     extra: int
     per_device: int | None = None
+    on_host: int | None = None
     moments: str = ""
     kernels: tuple[str, ...] = ()
 
@@ -73,11 +79,13 @@ class MemoryReport(NamedTuple):
         leaves: one `LeafMemory` a parameter.
         other: bytes of the state that belong to no parameter: counters, other transformations.
         other_per_device: those of them on each device; None where no shardings were given.
+        other_on_host: those of them in the host's memory for each device; None where nothing is.
     """
 
     leaves: tuple[LeafMemory, ...]
     other: int
     other_per_device: int | None = None
+    other_on_host: int | None = None
 
     @property
     def parameters(self) -> int:
@@ -102,6 +110,13 @@ class MemoryReport(NamedTuple):
         return sum(leaf.per_device or 0 for leaf in self.leaves) + self.other_per_device
 
     @property
+    def state_bytes_on_host(self) -> int | None:
+        """What the host has of the state for each device; None where it has nothing."""
+        if self.other_on_host is None:
+            return None
+        return sum(leaf.on_host or 0 for leaf in self.leaves) + self.other_on_host
+
+    @property
     def float32_adam_bytes(self) -> int:
         """What the state of Adam with float32 moments would be: 8 a number, and the counter."""
         return 8 * self.parameters + 4
@@ -111,9 +126,12 @@ class MemoryReport(NamedTuple):
         enough, sizes are rounded, then all parts are left out.
         """
         sums = [sum(column) for column in zip(*map(_sizes, self.leaves), strict=True)] or [0] * 6
-        on_each, rest = self.state_bytes_per_device, self.other_per_device
-        of_leaves = None if on_each is None or rest is None else on_each - rest
-        total = LeafMemory("total", (self.parameters,), "", *sums, per_device=of_leaves)
+        on_each, on_host = self.state_bytes_per_device, self.state_bytes_on_host
+        total = LeafMemory(
+            *("total", (self.parameters,), "", *sums),
+            per_device=None if on_each is None else on_each - (self.other_per_device or 0),
+            on_host=None if on_host is None else on_host - (self.other_on_host or 0),
+        )
         parts = [name for name in _PARTS if getattr(total, name)]
         forms = (parts, table.whole), (parts, table.short), ([], table.short)
         words = 4 if len({leaf.moments for leaf in self.leaves}) > 1 else 3
@@ -126,6 +144,7 @@ class MemoryReport(NamedTuple):
             f"{self.float32_adam_bytes:,}"
         )
         end += "" if on_each is None else f"; {on_each:,} on each device"
+        end += "" if on_host is None else f", {on_host:,} for it on the host"
         end += "" if rows in (tables[0][0], tables[1][0]) else f". {table.UNITS}"
         paragraphs = [end, *_without_kernels(self.leaves)]
         wrapped = [line for text in paragraphs for line in textwrap.wrap(text, table.WIDTH)]
@@ -155,6 +174,7 @@ def _rows(
     """The head, and for each leaf (the total last) its sizes as `of` writes them."""
     head = [*_WORDS[:words], "parameter", *parts, "state", "B/param"]
     head += [] if leaves[-1].per_device is None else ["per device"]
+    head += [] if leaves[-1].on_host is None else ["on host"]
     return [head, *(_row(leaf, parts, of, words) for leaf in leaves)]
 
 
@@ -166,7 +186,7 @@ def _row(leaf: LeafMemory, parts: Sequence[str], of: Callable[[int], str], words
         *(leaf.path or "(params)", shape, leaf.dtype, leaf.moments)[:words],
         *map(of, sizes),
         f"{leaf.state / count:.3f}" if count else "-",
-        *([] if leaf.per_device is None else [of(leaf.per_device)]),
+        *(of(size) for size in (leaf.per_device, leaf.on_host) if size is not None),
     ]
 
 
@@ -182,7 +202,7 @@ def memory_report(
             `masked`, `partition`, `inject_hyperparams`).
         params: a tree of arrays, or of `jax.ShapeDtypeStruct`s.
         shardings: None (default), or what `state_shardings` returned for them: the report then says
-            what each device has, too.
+            what each device has, too; with the shardings of `offload`, also what its host has.
 
     Returns:
         A `MemoryReport`: print it for a table, or read its fields. Float32 Adam is 8 bytes of state
@@ -201,96 +221,28 @@ def memory_report(
         3.015628...
     """
     state = state_shapes(tx, params)
-    whole = jax.tree.map(_bytes, state)
-    on_each = None if shardings is None else _on_each_device(state, shardings)
-    parts = [_bytes_by_path(whole, (name,)) for name in _PARTS]
-    formats, kinds = _formats_by_path(state), _kernels_by_path(tx, state, params)
-    mine = Counter[str]() if on_each is None else _bytes_by_path(on_each, _PARTS)
+    whole = jax.tree.map(bytes_of, state)
+    places = [] if shardings is None else on_each_device(state, shardings)
+    parts = [bytes_by_path(whole, (name,)) for name in _PARTS]
+    formats, kinds = formats_by_path(state), kernels_by_path(tx, state, params)
+    mine = [bytes_by_path(place, _PARTS) for place in places]
     rows: list[LeafMemory] = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         name, shape, dtype = keystr(path), np.shape(leaf), jax.dtypes.result_type(leaf)
         sizes = [of_part[name] for of_part in parts]
         size = math.prod(shape) * dtype.itemsize
-        per_device = None if on_each is None else mine[name]
-        format = "+".join(formats.get(name, ()))
-        row = LeafMemory(name, shape, dtype.name, size, *sizes, per_device=per_device)
-        rows.append(row._replace(moments=format, kernels=kinds.get(name, ())))
-    other = sum(jax.tree.leaves(whole)) - sum(row.state for row in rows)
-    if on_each is None:
-        return MemoryReport(tuple(rows), other)
-    rest = sum(jax.tree.leaves(on_each)) - sum(row.per_device or 0 for row in rows)
-    return MemoryReport(tuple(rows), other, rest)
-
-
-def _bytes(leaf: Any) -> int:
-    return math.prod(leaf.shape) * leaf.dtype.itemsize
-
-
-def _on_each_device(state: PyTree, shardings: PyTree) -> PyTree:
-    """The bytes of each leaf that one device has."""
-    given = _trees.leaves_like("shardings", shardings, state, "the state")
-    leaves, treedef = jax.tree_util.tree_flatten_with_path(state, is_leaf=_trees.is_none)
-
-    def bytes_of(path: str, leaf: Any, sharding: Any) -> int | None:
-        if leaf is None:
-            return None
-        if not isinstance(sharding, jax.sharding.Sharding):
-            raise TypeError(
-                f"shardings{path} must be a sharding, as state_shardings returns it; got "
-                f"{_check.show(sharding)}."
-            )
-        return math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-
-    return treedef.unflatten(
-        bytes_of(keystr(path), leaf, sharding)
-        for (path, leaf), sharding in zip(leaves, given, strict=True)
-    )
-
-
-def _adam_states(tree: PyTree) -> list[Any]:
-    """The states of this package in a state, or in a tree built like one."""
-    return [x for x in jax.tree.leaves(tree, is_leaf=is_adam_state) if is_adam_state(x)]
-
-
-def _formats_by_path(state: PyTree) -> dict[str, list[str]]:
-    """The formats of the moments of the parameter at each path: one for each state that has it."""
-    formats: dict[str, list[str]] = {}
-    for one in _adam_states(state):
-        mus, nus = (by_parameter(f"state.{x}", getattr(one, x), one) for x in ("mu", "nu"))
-        for path, mu in mus.items():
-            if mu is not None:
-                formats.setdefault(keystr(path), []).append(format_of(mu, nus[path]))
-    return formats
-
-
-def _kernels_by_path(
-    tx: GradientTransformation, state: PyTree, params: PyTree
-) -> dict[str, tuple[str, ...]]:
-    """The kinds of devices that have a kernel for the parameter at each path."""
-    settings = settings_of(tx)
-    if settings is not None and settings.variant.whole_leaf:
-        return {}
-    dtypes = {
-        keystr(path): jax.dtypes.result_type(x)
-        for path, x in jax.tree_util.tree_leaves_with_path(params)
+        per_device, on_host, *_ = [of_place[name] for of_place in mine] + [None, None]
+        row = LeafMemory(
+            *(name, shape, dtype.name, size, *sizes),
+            per_device=per_device,
+            on_host=on_host,
+            moments="+".join(formats.get(name, ())),
+            kernels=kinds.get(name, ()),
+        )
+        rows.append(row)
+    report = MemoryReport(tuple(rows), sum(jax.tree.leaves(whole)) - sum(row.state for row in rows))
+    rest = {
+        f"other_{k}": sum(jax.tree.leaves(place)) - sum(getattr(row, k) for row in rows)
+        for k, place in zip(_PLACES, places, strict=False)
     }
-    kinds: dict[str, tuple[str, ...]] = {}
-    for one in _adam_states(state):
-        mus, scales = (by_parameter(f"state.{x}", getattr(one, x), one) for x in ("mu", "nu_scale"))
-        for path, scale in scales.items():
-            if scale is not None:
-                name = keystr(path)
-                kinds[name] = kernels(mus[path].shape, scale.shape, dtypes[name])
-    return kinds
-
-
-def _bytes_by_path(sizes: PyTree, names: Sequence[str]) -> Counter[str]:
-    """The bytes that states of this package have under `names` for the parameter at each path."""
-    sums: Counter[str] = Counter()
-    for state in _adam_states(sizes):
-        for name in names:
-            tree = getattr(state, name)
-            for one in (tree or {}).values() if name == "extra" else [tree]:
-                for path, size in by_parameter(f"state.{name}", one, state).items():
-                    sums[keystr(path)] += size or 0
-    return sums
+    return report._replace(**rest)

@@ -31,6 +31,7 @@ _settings
 _state
 _masks
 _overrides
+_host
 _mesh
 _storage
 _equations

@@ -60,6 +60,7 @@ def test_the_public_names_are_exactly_these():
         "memory_report",
         "nadam",
         "nadamw",
+        "offload",
         "overrides_from_torch",
         "radam",
         "scale_by_adam",

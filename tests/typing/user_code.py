@@ -134,7 +134,12 @@ def the_rest(params: Params, state: fa.AdamState, updates: Params) -> None:
     assert_type(report.state_bytes, int)
     mesh = Mesh(np.array(jax.devices()), "data")
     placed = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
-    fa.state_shardings(fa.adam(), placed, zero_axis="data")
+    shardings = fa.state_shardings(fa.adam(), placed, zero_axis="data")
+    offloaded = fa.offload(fa.adam(), placed, shardings, leaves=["layers", 2**20, 0.5])
+    assert_type(offloaded.tx, fa.GradientTransformation)
+    fa.offload(fa.adam(), placed, leaves=lambda path, leaf: "w" in path and leaf.ndim > 1)
+    host_bytes = fa.memory_report(fa.adam(), placed, offloaded.shardings).state_bytes_on_host
+    assert_type(host_bytes, int | None)
     fa.master_params(params, state)
     restored: fa.AdamState = fa.from_state_dict(fa.to_state_dict(state), state)
     fa.extend_state(fa.adam(), restored, params, params, restart=["params['w']"])
@@ -143,6 +148,7 @@ def the_rest(params: Params, state: fa.AdamState, updates: Params) -> None:
 def mistakes(params: Params) -> None:
     # Each line must be an error: pyright reports an `ignore` that nothing needs.
     fa.adam("1e-3")  # pyright: ignore[reportArgumentType]
+    fa.offload(fa.adam(), params, leaves={"w": True})  # pyright: ignore[reportArgumentType]
     fa.adam(1e-3, beta1=0.9)  # pyright: ignore[reportCallIssue]
     fa.adam(moments="int4")  # pyright: ignore[reportArgumentType]
     fa.skip_spikes(fa.adam(), judge="norm")  # pyright: ignore[reportArgumentType]

@@ -73,6 +73,40 @@ def devices(target: str) -> list[Any]:
     return list(described.devices)
 
 
+def compile_gpu(traced: Any) -> Any:
+    """The program of an H100 that a traced function is compiled to, lowered for GPUs.
+
+    A trace of shardings of TPUs does: JAX's descriptions of GPUs have no memory of the host, and
+    drop from shardings that an array lies there.
+    """
+    import numpy as np
+    from jax._src import compiler
+    from jax._src.lib import _jax
+
+    (device, *_) = devices("h100")
+    executable = device.client.compile(
+        traced.lower(lowering_platforms=("cuda",)).compiler_ir(),
+        _jax.DeviceList((device,)),
+        compiler.get_compile_options(
+            num_replicas=1, num_partitions=1, device_assignment=np.array([[device.id]])
+        ),
+    )
+    return _Compiled(executable)
+
+
+class _Compiled:
+    """What is read of a program that JAX's own `compile` has not made."""
+
+    def __init__(self, executable: Any) -> None:
+        self.executable = executable
+
+    def as_text(self) -> str:
+        return self.executable.hlo_modules()[0].to_string()
+
+    def memory_analysis(self) -> Any:
+        return self.executable.get_compiled_memory_stats()
+
+
 def prepare() -> None:
     """What the compilers read from the environment; before JAX is imported."""
     os.environ.update(ENVIRONMENT)

@@ -52,6 +52,27 @@ def kernels(hlo: str) -> list[Kernel]:
     return [_kernel(x, shapes) for x in instructions if _does_something(x)]
 
 
+def trips(hlo: str) -> tuple[list[float], list[float]]:
+    """The bytes of each copy from the host's memory to the device's, and of each back."""
+    over: list[float] = []
+    back: list[float] = []
+    instructions = _entry(hlo)
+    shapes = {x.name: x.shape for x in instructions}
+    for x in instructions:
+        if x.opcode not in ("copy-start", "copy"):
+            continue
+        # (there, here, …) of a copy-start; a plain copy's operand is here.
+        arrays = [match.group(0) for match in ARRAY.finditer(x.shape)]
+        there, here = (*arrays, shapes.get(x.operands[0], ""))[:2]
+        if _on_host(here) != _on_host(there):
+            (over if _on_host(here) else back).append(_bytes(there, everywhere=True))
+    return over, back
+
+
+def _on_host(shape: str) -> bool:
+    return "S(5)" in shape
+
+
 def _does_something(x: Instruction) -> bool:
     return x.opcode not in MOVES_NOTHING and 'custom_call_target="ConcatBitcast"' not in x.line
 

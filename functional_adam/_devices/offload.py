@@ -1,0 +1,251 @@
+"""`offload`: moments that wait in the host's memory, and visit the devices leaf by leaf.
+
+The trips of the leaves are a part of the one loop over leaves (`_host` has them); here it is said
+which leaves make them, and where the arrays of a state then lie.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Sharding
+from jax.tree_util import keystr
+
+from functional_adam import _check, _host, _trees
+from functional_adam._devices.sharding import state_shardings
+from functional_adam._devices.waiting import LeafRule, Moments, chosen
+from functional_adam._nested import by_parameter, states_or_shapes, with_moments
+from functional_adam._origin import Origin
+from functional_adam._overrides import path_of
+from functional_adam._state import AdamState, is_adam_state, state_shapes
+from functional_adam._transform import settings_of, transformation
+from functional_adam._types import GradientTransformation, PyTree
+
+
+class Offloaded(NamedTuple):
+    """What `offload` returns.
+
+    Attributes:
+        tx: the transformation. `update`, and `step` with it, fetch the moments of a leaf, update
+            them and send them back before they go on to the leaf after the next.
+        shardings: where each array of the state lies between steps: for `out_shardings` of the
+            jitted `init` and of the jitted step, for `jax.device_put`, checkpoints and
+            `memory_report`.
+        device_shardings: the same with every array on the devices, where a transformation without
+            offload, `diagnostics` and others can take the state.
+    """
+
+    tx: GradientTransformation
+    shardings: PyTree
+    device_shardings: PyTree
+
+
+def offload(
+    tx: GradientTransformation,
+    params: PyTree,
+    shardings: PyTree = None,
+    *,
+    leaves: LeafRule | Sequence[LeafRule] | None = None,
+) -> Offloaded:
+    """`tx` with its moments in the host's memory, which visit the devices leaf by leaf.
+
+    Between steps `mu`, `nu`, `nu_scale` and the trees of `extra` wait in `pinned_host` memory. A
+    step has the moments of two leaves on the devices at once, one that comes and one that goes. The
+    numbers are those of `tx`, bit for bit. Counts, residuals and what other transformations keep
+    stay on the devices.
+
+    In a step 16 bytes per parameter cross the bus with float32 moments, 8 with moments="bfloat16"
+    and 4 with "int8", half of them in each direction.
+
+    Hand `shardings` of the result to `out_shardings` of the jitted `init` and of the jitted step,
+    and donate the state. Of a chain, give `offload` the chain: transformations that are put around
+    the result afterwards work too, but their state is larger than these shardings.
+
+    Args:
+        tx: The transformation: from a factory of this package, or one of Optax's with such a one
+            anywhere in it (`chain`, `masked`, `partition`, `inject_hyperparams`, ...).
+        params: The parameters, or `jax.ShapeDtypeStruct`s of them.
+        shardings: What `state_shardings` returned for `tx` and `params`. None (default) calls it,
+            for which the parameters must lie on a mesh, if only of one device.
+        leaves: The leaves whose moments wait on the host: a rule, or a list of rules of which each
+            chooses among the leaves that those before it chose. A number of bytes, such as 2**20,
+            chooses leaves whose moments take at least so many on one device; a regular expression,
+            those in whose path (`layers/0/attn/kernel`) it is found; a fraction in (0, 1], as few
+            of the largest as hold at least that part of the bytes; a function `(path, leaf) ->
+            bool`, those for which it is true, `leaf` with the shape and dtype of the first moment.
+            None (default) is 2**20: what is smaller costs more time than it frees memory.
+
+    Returns:
+        An `Offloaded`: `(tx, shardings, device_shardings)`.
+
+    Raises:
+        ValueError: `tx` keeps no state of this package; `shardings` is not built like the state, or
+            has arrays on the host already; a regular expression that matches no leaf or is none; a
+            fraction or a number of bytes out of range; devices without `pinned_host` memory.
+        TypeError: `tx` has no `init`, a leaf of `shardings` is no sharding, or a rule is none.
+        NotImplementedError: a version of JAX without `jax.memory`.
+
+    Example:
+        >>> import functional_adam as fa, jax, jax.numpy as jnp
+        >>> from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+        >>> on_mesh = NamedSharding(Mesh(jax.devices()[:1], "data"), P())
+        >>> params = jax.device_put({"w": jnp.ones((512, 1024)), "b": jnp.zeros(512)}, on_mesh)
+        >>> tx, shardings, _ = fa.offload(fa.adamw(0.1, moments="bfloat16"), params)
+        >>> state = jax.jit(tx.init, out_shardings=shardings)(params)
+        >>> params, state = fa.step(tx, params, state, params)
+        >>> state.mu["w"].sharding.memory_kind, state.mu["b"].sharding.memory_kind
+        ('pinned_host', 'device')
+
+    References:
+        Ren et al. 2021, ZeRO-Offload: Democratizing Billion-Scale Model Training. There the host
+        computes the step; here it lends memory.
+    """
+    state = state_shapes(tx, params)
+    states_or_shapes("tx.init(params)", state)
+    if not _host.HAS_SPACES:
+        raise NotImplementedError(
+            f"offload needs a version of JAX that has jax.memory; this is {jax.__version__}."
+        )
+    if shardings is None:
+        shardings = state_shardings(tx, params)
+    _check_shardings(shardings, state)
+    waiting = chosen(leaves, _moments(state, shardings))
+    settings = settings_of(tx)
+    if settings is None:
+        within = GradientTransformation(
+            _Init(tx.init, waiting), _Update(tx.update, waiting, _takes_more(tx.update))
+        )
+    else:
+        made_by = settings.origin and Origin(
+            "offload", (("", settings.origin),), settings.origin.arguments
+        )
+        within = transformation(settings._replace(waiting=waiting, origin=made_by))
+    return Offloaded(within, _waiting_shardings(shardings, waiting), shardings)
+
+
+def _waiting_shardings(shardings: PyTree, waiting: _host.Waiting) -> PyTree:
+    """The shardings, those of the moments that wait on the host."""
+    kind: Callable[[Any], Any] = lambda sharding: sharding.with_memory_kind(_host.KIND)  # noqa: E731
+    return _map_states(lambda state: with_moments(state, waiting, kind), shardings)
+
+
+def _map_states(f: Callable[[AdamState], AdamState], tree: PyTree) -> PyTree:
+    """`tree` with `f` of each of this package's states in it."""
+    return jax.tree.map(lambda x: f(x) if is_adam_state(x) else x, tree, is_leaf=is_adam_state)
+
+
+def _moments(state: PyTree, shardings: PyTree) -> dict[str, Moments]:
+    """What one device has of the moments of each parameter, by its path."""
+    found: dict[str, Moments] = {}
+    pairs = zip(
+        *(
+            filter(is_adam_state, jax.tree.leaves(tree, is_leaf=is_adam_state))
+            for tree in (state, shardings)
+        ),
+        strict=True,
+    )
+    for one, places in pairs:
+        parts = [(getattr(one, k), getattr(places, k)) for k in ("mu", "nu", "nu_scale")]
+        parts += [(tree, places.extra[k]) for k, tree in (one.extra or {}).items()]
+        for tree, where in parts:
+            lies = by_parameter("shardings", where, places)
+            for path, leaf in by_parameter("state", tree, one).items():
+                if leaf is None:
+                    continue
+                size = math.prod(lies[path].shard_shape(leaf.shape)) * leaf.dtype.itemsize
+                new = Moments(path_of(path), jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), 0)
+                old = found.setdefault(keystr(path), new)
+                found[keystr(path)] = old._replace(bytes=old.bytes + size)
+    return found
+
+
+# ---- Transformations of other libraries that hold one of this package ----
+
+
+# Data classes, as JAX needs weak references to what it traces, which no NamedTuple has.
+@dataclass(frozen=True)
+class _Init:
+    """`init` of a transformation whose states' moments wait on the host."""
+
+    init: Callable[[PyTree], PyTree]
+    waiting: _host.Waiting
+
+    def __call__(self, params: PyTree) -> PyTree:
+        move = lambda state: with_moments(state, self.waiting, _host.on_host)  # noqa: E731
+        return _map_states(move, self.init(params))
+
+
+@dataclass(frozen=True)
+class _Update:
+    """Its `update`: whatever steps of this package it takes know the leaves that wait."""
+
+    update: Callable[..., tuple[PyTree, PyTree]]
+    waiting: _host.Waiting
+    takes_more: bool  # whether the update has further arguments
+
+    def __call__(
+        self, updates: PyTree, state: PyTree, params: PyTree = None, **extra_args: Any
+    ) -> tuple[PyTree, PyTree]:
+        more = extra_args if self.takes_more else {}
+        return self._knowing(self.update, updates, state, params, **more)
+
+    @property
+    def take_step(self) -> Callable[..., tuple[PyTree, PyTree]] | None:
+        """What `step` calls of a wrapper of this package."""
+        inner = getattr(self.update, "take_step", None)
+        return inner and functools.partial(self._knowing, inner)
+
+    def _knowing(self, call: Callable[..., Any], *arguments: Any, **extra_args: Any) -> Any:
+        """`call`, in which steps of this package know the leaves that wait."""
+        token = _host.WITHIN.set(self.waiting)
+        try:
+            return call(*arguments, **extra_args)
+        finally:
+            _host.WITHIN.reset(token)
+
+
+def _takes_more(update: Callable[..., Any]) -> bool:
+    """Whether an update takes arguments of any name; Optax gives others none."""
+    kinds = [x.kind for x in inspect.signature(update).parameters.values()]
+    return inspect.Parameter.VAR_KEYWORD in kinds
+
+
+# ---- Arguments ----
+
+
+def _check_shardings(shardings: PyTree, state: PyTree) -> None:
+    """They are those of the state, all of them on devices that can read the host's memory."""
+    given = _trees.leaves_like("shardings", shardings, state, "the state")
+    leaves = jax.tree_util.tree_leaves_with_path(state, is_leaf=_trees.is_none)
+    for (key_path, leaf), sharding in zip(leaves, given, strict=True):
+        if leaf is None:
+            continue
+        path = keystr(key_path)
+        if not isinstance(sharding, Sharding):
+            raise TypeError(
+                f"shardings{path} must be a sharding, as state_shardings returns it; got "
+                f"{_check.show(sharding)}."
+            )
+        if sharding.memory_kind == _host.KIND:
+            raise ValueError(
+                f"shardings{path} lies in the host's memory already: pass what state_shardings "
+                "returned, and choose leaves by leaves=."
+            )
+        _check_memory(sharding)
+
+
+def _check_memory(sharding: Sharding) -> None:
+    for device in sharding.addressable_devices:
+        kinds = [memory.kind for memory in device.addressable_memories()]
+        if _host.KIND not in kinds:
+            raise ValueError(
+                f"offload needs devices that can read {_host.KIND!r} memory; {device} has "
+                f"{' and '.join(map(repr, kinds)) or 'no kinds of memory'}. On CPUs a newer JAX "
+                "has it; elsewhere keep the state on the devices."
+            )
