@@ -54,6 +54,7 @@ bench: $(VENV)/test ## time and size against Optax (and torch, if installed)
 
 peers: $(VENV)/test ## repeat the recorded comparison with PyTorch, live; needs torch in .venv
 	$(BIN)/python tests/record_torch.py --check
+	$(BIN)/python tests/record_rows.py --check
 
 mutate: $(VENV)/test ## make one mistake at a time in a copy, and see whether the tests notice: a quarter of an hour on 2 cores
 	$(BIN)/python tools/mutate.py --jobs 2
@@ -64,6 +65,7 @@ figures: $(VENV)/test ## draw every picture of docs/ again: a quarter of an hour
 	JAX_PLATFORMS=cpu $(BIN)/python examples/compare_variants.py --output docs/variants.png
 	JAX_PLATFORMS=cpu $(BIN)/python examples/sweep.py --output docs/sweep.png
 	JAX_PLATFORMS=cpu $(BIN)/python examples/widths.py --output docs/widths.png
+	JAX_PLATFORMS=cpu $(BIN)/python examples/word_vectors.py --output docs/word_vectors.png
 	JAX_PLATFORMS=cpu $(BIN)/python examples/train_digits.py --output docs/digits.png
 	JAX_PLATFORMS=cpu $(BIN)/python examples/learn_the_learning_rate.py --output docs/learning_rate.png
 	JAX_PLATFORMS=cpu $(BIN)/python examples/train_small_memory.py --output docs/small_memory.png
@@ -112,7 +114,7 @@ docs-check: docs ## open every page of site/ in Chromium, wide and narrow, light
 	$(VENV)-docs/bin/python tools/check_docs.py
 
 clean: ## remove .venv and everything built
-	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest $(VENV)-docs $(VENV)-aot build/native* dist site site-check digits.png learning_rate.png small_memory.png sweep.png variants.png distributed_run .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest $(VENV)-docs $(VENV)-aot build/native* dist site site-check digits.png learning_rate.png small_memory.png sweep.png variants.png word_vectors.png distributed_run .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer with venv found: run make PYTHON=..."; exit 1; }

@@ -31,6 +31,8 @@ from functional_adam._optimizers.simplified_ademamix import (
 from functional_adam._optimizers.skip_spikes import skip_spikes
 from functional_adam._optimizers.spike_state import SkipSpikesState
 from functional_adam._optimizers.yogi import scale_by_yogi, yogi
+from functional_adam._rows.init_rows import init_rows
+from functional_adam._rows.update_rows import flush_rows, update_rows
 from functional_adam._state import AdamState, init
 from functional_adam._storage.float_formats import BFloat16, Full
 from functional_adam._storage.formats import Int8
@@ -66,11 +68,13 @@ __all__ = [
     "convert_moments",
     "diagnostics",
     "extend_state",
+    "flush_rows",
     "from_optax",
     "from_state_dict",
     "from_torch",
     "hyperball",
     "init",
+    "init_rows",
     "lamb",
     "laprop",
     "master_params",
@@ -97,5 +101,6 @@ __all__ = [
     "to_state_dict",
     "to_torch",
     "update",
+    "update_rows",
     "yogi",
 ]

@@ -64,7 +64,7 @@ def advance(
     """The first half of a step: (what the first moment averages, the new moments)."""
     wide = functools.partial(widened, s.eps.dtype)
     x, old = jax.tree.map(wide, (g, config.moments.load(stored)))
-    weights: Any = _weights(config.rounding, stored, theta, wide)
+    weights = weights_of(config, s, stored, theta)
     return config.variant.update_moments(s, F.coupled_decay(s, x, weights), old)
 
 
@@ -82,11 +82,18 @@ def finish(
 
     Of `stored` it reads what is neither of the moments, and their shapes and dtypes.
     """
-    rounding = config.rounding
     random: Any = None if noise is None else random_bits(noise, key, x.shape)
-    weights: Any = _weights(rounding, stored, theta, functools.partial(widened, s.eps.dtype))
+    weights = weights_of(config, s, stored, theta)
     u = _update(config, s, x, new, weights)
     stored = config.moments.store(new, stored, random, s)
+    return land(config, u, weights, stored, theta, random)
+
+
+def land(
+    config: LeafConfig, u: jax.Array, weights: Any, stored: LeafState, theta: Any, random: Any
+) -> tuple[jax.Array, LeafState]:
+    """The update or the parameter in its dtype, and beside `stored` what that dtype lacks."""
+    rounding = config.rounding
     if rounding is None:
         u = u.astype(config.out)
     else:
@@ -113,8 +120,8 @@ def _update(config: LeafConfig, s: Scalars, x: jax.Array, new: Moments, theta: A
     return modified(step._replace(update=u), "update").update
 
 
-def _weights(rounding: Rounding | None, stored: LeafState, theta: Any, wide: Any) -> Any:
+def weights_of(config: LeafConfig, s: Scalars, stored: LeafState, theta: Any) -> Any:
     """The parameter in the arithmetic's precision, with what its own dtype lacks."""
-    if rounding is None or not rounding.has_residual:
-        return jax.tree.map(wide, theta)
+    if config.rounding is None or not config.rounding.has_residual:
+        return jax.tree.map(functools.partial(widened, s.eps.dtype), theta)
     return master(theta, stored.residual)

@@ -85,7 +85,7 @@ def step(
     thetas = leaf_params(groups, paths_and_mu, gs, state.mu, params, strict, applies)
     paths = tuple(keystr(path) for path, _ in paths_and_mu)
     advice = "" if params is None else tree_hints.ONE_MODEL
-    context = _step_context(settings, count, paths, advice)._replace(applies=applies)
+    context = step_context(settings, count, paths, advice)._replace(applies=applies)
     leaves = list(zip(groups, paths, gs, leaf_states, thetas, strict=True))
     stepped = _step_leaves(context, leaves)
 
@@ -103,7 +103,7 @@ def step(
     )
 
 
-def _step_context(
+def step_context(
     settings: Settings, count: jax.Array, paths: tuple[str, ...], advice: str
 ) -> StepContext:
     """What the leaves at these paths share in the step that makes `count` of them."""
@@ -175,7 +175,7 @@ _Leaf = tuple[Group, str, Any, LeafState, LeafParam]
 
 def _step_leaves(context: StepContext, leaves: list[_Leaf]) -> list[tuple[Any, LeafState]]:
     """(update or parameter, what is stored) of each."""
-    calls = [_leaf_call(context, *leaf) for leaf in leaves]
+    calls = [leaf_call(context, *leaf) for leaf in leaves]
     new = iter(leaf_steps(mode(), [call for call in calls if call is not None]))
     stepped: list[tuple[Any, LeafState]] = []
     for call, (group, _, _, old, theta) in zip(calls, leaves, strict=True):
@@ -189,7 +189,7 @@ def _step_leaves(context: StepContext, leaves: list[_Leaf]) -> list[tuple[Any, L
     return stepped
 
 
-def _leaf_call(
+def leaf_call(
     context: StepContext, group: Group, path: str, g: Any, stored: LeafState, theta: LeafParam
 ) -> LeafCall | None:
     """The step of a leaf, all of it checked; None without a gradient."""
@@ -211,7 +211,7 @@ def _leaf_call(
         )
     g = _check.leaf_like("grads" + path, g, stored.m, "state.mu" + path, advice=context.advice)
     s = group.scalars(real_dtype(arithmetic_dtype(dtype, g.dtype)))
-    rounding = settings.rounding if _rounds(settings.rounding, path, stored, theta) else None
+    rounding = settings.rounding if rounds(settings.rounding, path, stored, theta) else None
     out = g.dtype if theta.dtype is None else wider(g.dtype, theta.dtype)
     out = out if rounding is None else np.dtype(np.float32)  # lands on the parameter's grid
     waits = path in context.waiting
@@ -233,7 +233,7 @@ def _no_update(rounding: Rounding, m: Any, theta: LeafParam) -> Any:
     return jnp.zeros_like(m, dtype=dtype)
 
 
-def _rounds(rounding: Rounding, path: str, stored: LeafState, theta: LeafParam) -> bool:
+def rounds(rounding: Rounding, path: str, stored: LeafState, theta: LeafParam) -> bool:
     """Whether this parameter is rounded; what its state keeps for that is checked."""
     if not rounding.rounds_update or theta.dtype is None:
         return False

@@ -31,7 +31,7 @@ class _Leaf:
         self.settings = settings
 
 
-class _Bound(Bound):
+class BoundSettings(Bound):
     """A module function with its settings."""
 
     @property
@@ -49,7 +49,7 @@ class _Bound(Bound):
 
 def transformation(settings: Settings) -> GradientTransformation:
     """`init` and `update` with these settings."""
-    return GradientTransformation(_Bound(_init, settings), _Bound(_update, settings))
+    return GradientTransformation(BoundSettings(_init, settings), BoundSettings(_update, settings))
 
 
 def without_rate(tx: GradientTransformation, overrides: Any = None) -> GradientTransformation:
@@ -64,7 +64,7 @@ def without_rate(tx: GradientTransformation, overrides: Any = None) -> GradientT
 def settings_of(tx: Any) -> Settings | None:
     """The settings of a transformation made here; None for any other object."""
     update = getattr(tx, "update", None)
-    return update.settings if isinstance(update, _Bound) else None
+    return update.settings if isinstance(update, BoundSettings) else None
 
 
 def _init(settings: Settings, params: PyTree) -> AdamState:

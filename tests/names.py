@@ -1,6 +1,10 @@
 """Public functions that are no factories of members."""
 
+# Adam of a table, which take hyperparameters too.
+ROWS = {"flush_rows", "init_rows", "update_rows"}
+
 OF_STATES = {
+    *ROWS,
     *(
         "convert_moments",
         "diagnostics",

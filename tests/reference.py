@@ -2,9 +2,9 @@
 
 `adam` runs Algorithm 1 of Kingma & Ba (2015) in float64 (complex128 for complex gradients), with
 the decoupled decay of Loshchilov & Hutter (2019) and the simplified Nesterov form of Dozat (2016).
-`adam_mp` does the same for one coordinate with 50 decimal digits and hyperparameters given as
-decimal strings. `first_moment_sum` is the algebraic closed form. `units` measures an error as the
-documentation does.
+`adam_of_rows` does so for a table of which a step sees some rows. `adam_mp` does the same for one
+coordinate with 50 decimal digits and hyperparameters given as decimal strings. `first_moment_sum`
+is the algebraic closed form. `units` measures an error as the documentation does.
 """
 
 from collections.abc import Sequence
@@ -65,6 +65,43 @@ def adam(
         theta = theta + u
         rows.append((u, theta, m, v))
     return Trajectory(*(np.stack(column) for column in zip(*rows, strict=True)))
+
+
+def adam_of_rows(
+    grads: np.ndarray,
+    seen: np.ndarray,
+    table: np.ndarray,
+    catch_up: str,
+    *,
+    learning_rate,
+    b1,
+    b2,
+    eps,
+    eps_root=0.0,
+    weight_decay=0.0,
+    eps_placement="after_correction",
+) -> Trajectory:
+    """Adam of the rows of a table (steps, rows, ...) of which step t has seen `seen[t]`.
+
+    "dense": every step updates every row. "moments": every step decays all moments, and moves the
+    rows it has seen. "lazy": whatever a step has not seen it leaves as it is.
+    """
+    theta = table.astype(np.float64)
+    m, v = np.zeros_like(theta), np.zeros_like(theta)
+    taken = []
+    seen = seen.reshape(seen.shape + (1,) * (theta.ndim - 1))
+    for t, (g, row) in enumerate(zip(grads.astype(np.float64), seen, strict=True), start=1):
+        alpha, decay = _at(learning_rate, t - 1), _at(weight_decay, t - 1)
+        new_m, new_v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
+        remembers = row | (catch_up != "lazy")
+        m, v = np.where(remembers, new_m, m), np.where(remembers, new_v, v)
+        late = np.sqrt(1 - b2**t) if eps_placement == "before_correction" else 1.0
+        root = np.sqrt(v / (1 - b2**t) + eps_root / late**2) + eps / late
+        u = -alpha * (m / (1 - b1**t) / root + decay * theta)
+        u = np.where(row | (catch_up == "dense"), u, 0.0)
+        theta = theta + u
+        taken.append((u, theta, m, v))
+    return Trajectory(*(np.stack(column) for column in zip(*taken, strict=True)))
 
 
 def adam_mp(

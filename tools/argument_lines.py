@@ -98,6 +98,12 @@ amsgrad.nu_dtype: Dtype of v and v_max in the state, always real. None (default)
     float32.
 amsgrad.eps_placement: Where eps is added: "after_correction" (default), or (only with
     `maximum="before_correction"`) "before_correction", as in Keras.
+init_rows.rounding: How a step of a 16-bit parameter is rounded: "nearest" (default), "stochastic",
+    "compensated" or "split". All but the first keep small steps.
+flush_rows.rounding update_rows.rounding: How a step of a 16-bit parameter is rounded, as it was
+    given to `init_rows`: "nearest" (default), "stochastic", "compensated" or "split".
+flush_rows.weight_decay update_rows.weight_decay: Decoupled weight decay >= 0, or a schedule. The
+    learning rate multiplies it.
 lamb.learning_rate: Relative step size >= 0, or a schedule `count -> step size`: each leaf moves by
     learning_rate * |theta|.
 lamb.eps: Added to the denominator in d, >= 0. It shortens d where gradients are small.
@@ -118,6 +124,8 @@ init.nu_dtype: Prefer moments="bfloat16" to a `nu` of 16 bits: in bfloat16 it st
     (see docs/precision.md).
 init.rounding: "compensated" and "split" store what each parameter lacks in `residual`, one byte
     or two per element. See `update`.
+init_rows.moments: "int8" needs rows of at least 32 elements.
+flush_rows.moments update_rows.moments: It is what was given to `init_rows`.
 lamb.mask: The norms scale every leaf, decayed or not.
 update.learning_rate: A coordinate moves by about the step size, whatever the size of its gradient.
 update.mu_dtype: A state of another dtype is refused. (If `mu` has 16 bits and you did not ask for
@@ -146,6 +154,9 @@ OWN = {
     *("clip_update_rms.stacked", "hyperball.stacked"),
     *("skip_spikes.tx", "skip_spikes.factor", "skip_spikes.window", "skip_spikes.judge"),
     *("skip_spikes.warmup", "skip_spikes.max_consecutive"),
+    *("flush_rows.catch_up", "flush_rows.state", "flush_rows.table", "init_rows.table"),
+    *("update_rows.catch_up", "update_rows.row_grads", "update_rows.rows"),
+    *("update_rows.state", "update_rows.table"),
     "init.params",
     "update.grads",
     "update.params",
@@ -171,7 +182,7 @@ def functions() -> dict[str, Callable[..., Any]]:
         for name, function in found.items()
         if inspect.isfunction(function)
         and (
-            name in ("init", "update")
+            name in ("init", "update", "init_rows", "update_rows", "flush_rows")
             or inspect.signature(function).return_annotation == "GradientTransformation"
         )
     }

@@ -14,7 +14,7 @@ QUICK = f"{DEVICES} --xla_cpu_use_fusion_emitters=false --xla_llvm_disable_expen
 # Two processes, so that two cores share the work.
 PARTS = {
     "updates": ("updates", "costs"),
-    "the rest": ("placement", "within", "flax", "kernels", "spikes", "offload"),
+    "the rest": ("placement", "within", "flax", "kernels", "spikes", "offload", "rows"),
 }
 
 

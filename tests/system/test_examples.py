@@ -24,6 +24,7 @@ SCRIPTS = [
     "skip_spikes.py",
     "sweep.py",
     "widths.py",
+    "word_vectors.py",
     "train_sharded.py",
     "train_distributed.py",
 ]
@@ -111,7 +112,7 @@ def test_every_script_answers_ctrl_c(script):
     "script",
     [
         *("compare_variants", "learn_the_learning_rate", "skip_spikes", "sweep"),
-        *("train_small_memory", "widths"),
+        *("train_small_memory", "widths", "word_vectors"),
     ],
 )
 def test_a_picture_goes_where_the_script_was_called(script, monkeypatch):
@@ -119,7 +120,7 @@ def test_a_picture_goes_where_the_script_was_called(script, monkeypatch):
     assert example(script).parse_args().output.parent == Path()
 
 
-@pytest.mark.parametrize("script", SCRIPTS[2:8])  # those that draw
+@pytest.mark.parametrize("script", SCRIPTS[2:9])  # those that draw
 def test_a_picture_needs_an_existing_directory(script, tmp_path, capsys):
     assert exit_of(EXAMPLES / script, "--output", "missing/a.png", cwd=tmp_path) == 2
     assert "is not a file in an existing directory" in capsys.readouterr().err
@@ -168,6 +169,8 @@ def test_bad_values_get_clear_errors(args, message, tmp_path, capsys):
         ("skip_spikes.py", ["--steps", "30"], "--steps: must be a multiple of 20, not 30"),
         ("skip_spikes.py", ["--window", "1"], "--window: must be a finite number from 2 up, not 1"),
         ("train_small_memory.py", ["--settings", "int4"], "invalid choice: 'int4'"),
+        ("word_vectors.py", ["--steps", "150"], "--steps: must be a multiple of 100, not 150"),
+        ("word_vectors.py", ["--ways", "eager"], "invalid choice: 'eager'"),
         ("sweep.py", ["--x", "b3", "0", "0.9", "3"], "--x: NAME must be one of learning_rate, b1,"),
         ("sweep.py", ["--x", "eps", "0", "1", "3"], "--x: eps needs 0 < LOW < HIGH, finite, and"),
         ("sweep.py", ["--y", "b1", "0", "1", "3"], "--y: b1 needs 0 <= LOW < HIGH < 1 and COUNT"),

@@ -18,6 +18,7 @@ _watch
 _devices
 _interop
 _optimizers
+_rows
 _take_step
 _transform _update
 _apply

@@ -48,11 +48,13 @@ def test_the_public_names_are_exactly_these():
         "clip_update_rms",
         "convert_moments",
         "extend_state",
+        "flush_rows",
         "from_optax",
         "from_state_dict",
         "from_torch",
         "hyperball",
         "init",
+        "init_rows",
         "lamb",
         "laprop",
         "master_params",
@@ -80,6 +82,7 @@ def test_the_public_names_are_exactly_these():
         "to_state_dict",
         "to_torch",
         "update",
+        "update_rows",
         "yogi",
     }
     visible = {name for name in vars(fa) if not name.startswith("_")}

@@ -145,6 +145,14 @@ def the_rest(params: Params, state: fa.AdamState, updates: Params) -> None:
     fa.extend_state(fa.adam(), restored, params, params, restart=["params['w']"])
 
 
+def rows_of_a_table(table: jax.Array, grads: jax.Array, tokens: jax.Array) -> None:
+    state = fa.init_rows(table, moments="bfloat16")
+    how = fa.update_rows(grads, tokens, state, table, moments="bfloat16", catch_up="dense")
+    assert_type(how, tuple[jax.Array, fa.AdamState])
+    fa.update_rows(grads, np.array([3, 4]), state, table, learning_rate=lambda count: 0.1)
+    assert_type(fa.flush_rows(state, table, catch_up="moments")[0], jax.Array)
+
+
 def mistakes(params: Params) -> None:
     # Each line must be an error: pyright reports an `ignore` that nothing needs.
     fa.adam("1e-3")  # pyright: ignore[reportArgumentType]
@@ -157,5 +165,6 @@ def mistakes(params: Params) -> None:
     fa.adam(overrides=[("w", 0.8)])  # pyright: ignore[reportArgumentType]
     fa.adam(overrides=lambda path: {})  # pyright: ignore[reportArgumentType]
     fa.init(params).velocity  # pyright: ignore[reportAttributeAccessIssue]  # noqa: B018
+    fa.flush_rows(fa.init(params), jnp.ones(3))  # pyright: ignore[reportCallIssue]
     fa.Int8(bits=4)  # pyright: ignore[reportCallIssue]
     fa.radam(1e-3, eps_placement="between")  # pyright: ignore[reportArgumentType]

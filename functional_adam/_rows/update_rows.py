@@ -1,0 +1,207 @@
+"""`update_rows`: one step of Adam for some rows of a table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from functional_adam import _check
+from functional_adam._equations.family import ADAM
+from functional_adam._hints.keywords import explained
+from functional_adam._rows import batch
+from functional_adam._rows.catch_up import CATCH_UPS, CatchUp, refused
+from functional_adam._rows.row_step import compiled, flush_table, step_rows
+from functional_adam._rows.table import read, written
+from functional_adam._settings import Settings, make_settings, with_eps
+from functional_adam._state import AdamState, next_count
+from functional_adam._storage.formats import MomentFormat
+from functional_adam._types import ParameterRounding, Placement, Scalar, ScalarOrSchedule
+
+
+@explained
+def update_rows(
+    row_grads: chex.Array,
+    rows: chex.Array,
+    state: AdamState,
+    table: chex.Array,
+    *,
+    learning_rate: ScalarOrSchedule = 1e-3,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
+    eps_root: Scalar = 0.0,
+    weight_decay: ScalarOrSchedule = 0.0,
+    moments: MomentFormat = "full",
+    rounding: ParameterRounding = "nearest",
+    eps_placement: Placement = "after_correction",
+    catch_up: CatchUp = "lazy",
+) -> tuple[jax.Array, AdamState]:
+    """One step of Adam, or of AdamW, for the rows of a table that a batch has read.
+
+    Time and memory are those of the rows in the batch, whatever the height of the table. A row that
+    comes several times is updated once, with the sum of its gradients. With t = count + 1, and L
+    the count at which a row was last updated, it has missed t - 1 - L steps, in which its gradient
+    was 0. `catch_up` says what is made of them before the row takes its step:
+
+        "lazy"      nothing: m and v are as step L has left them
+        "moments"   m <- b1**(t-1-L) m, v <- b2**(t-1-L) v
+        "dense"     these moments, and theta as dense Adam has it after step t - 1
+
+    Under `jax.jit` donate `table` and `state`, and take them in the order in which you return them:
+    then the rows are written in place.
+
+    Args:
+        row_grads: The gradients of these rows, of shape (*rows.shape, *table.shape[1:]).
+        rows: Numbers of rows, integers of any shape. A number of at least the height of the table
+            is padding, and its gradient is dropped. A negative number is refused, and in a compiled
+            step, which cannot see it, dropped.
+        state: What `init_rows` or the last `update_rows` returned.
+        table: The table.
+        learning_rate: Step size >= 0, or a schedule `count -> step size`; the first count is 0.
+        b1: How much of m, the running average of gradients, is kept each step, in [0, 1).
+        b2: How much of v, the running average of squared gradients, is kept each step, in [0, 1).
+        eps: Added to the denominator, >= 0. It shortens the steps where gradients are small.
+        eps_root: Added under the square root, >= 0. The paper has none.
+        weight_decay: Decoupled weight decay >= 0, or a schedule. The learning rate multiplies it.
+        moments: How m and v are stored: "full" (default), "bfloat16" or "int8", which take 8, 4 and
+            2 bytes per float32 parameter; or a `Full`, `BFloat16` or `Int8` object. It is what was
+            given to `init_rows`.
+        rounding: How a step of a 16-bit parameter is rounded, as it was given to `init_rows`:
+            "nearest" (default), "stochastic", "compensated" or "split".
+        eps_placement: Where eps is added: "after_correction" (default) to sqrt(v_hat), or
+            "before_correction" to sqrt(v), as in TensorFlow and Keras.
+        catch_up: "lazy" (default), with eps_placement="before_correction" the same as
+            `torch.optim.SparseAdam`; "moments"; or "dense", for which b1**2 < b2. Before an
+            evaluation call `flush_rows` with the last two.
+
+    Returns:
+        `(table, state)`, of the shapes and dtypes that they had. `state.count` counts the calls.
+
+    Raises:
+        ValueError: a number out of range; gradients of another shape than rows of the table have;
+            negative rows; a state of another table, `moments` or `rounding`; an unknown name.
+        TypeError: rows that are no integers, a state without counters of rows, a tree of tables.
+
+    Example:
+        >>> import functional_adam as fa, jax, jax.numpy as jnp
+        >>> table = jnp.ones((1000, 2))
+        >>> tokens = jnp.array([7, 3, 7, 1000])  # row 7 twice, and padding
+        >>> grads = jnp.array([[1.0, -1.0], [0.5, 2.0], [3.0, 1.5], [9.0, 9.0]])
+        >>> table, state = fa.update_rows(grads, tokens, fa.init_rows(table), table)
+        >>> table[7].round(6), int(state.extra["last"].sum())
+        (Array([0.999, 0.999], dtype=float32), 2)
+
+    References:
+        Kingma and Ba 2015, Adam: A Method for Stochastic Optimization, Algorithm 1.
+    """
+    settings = _settings(
+        catch_up,
+        learning_rate=learning_rate,
+        b1=b1,
+        b2=b2,
+        eps=eps,
+        eps_root=eps_root,
+        weight_decay=weight_decay,
+        moments=moments,
+        rounding=rounding,
+        eps_placement=eps_placement,
+    )
+    whole = read(settings, state, table)
+    numbers, grads = batch.checked(row_grads, rows, whole.theta)
+    count = jnp.asarray(state.count)
+    if numbers.size:
+        whole = compiled(step_rows, settings, catch_up, whole, count, numbers, grads)
+    return written(state, whole, next_count(count))
+
+
+@explained
+def flush_rows(
+    state: AdamState,
+    table: chex.Array,
+    *,
+    catch_up: CatchUp,
+    learning_rate: ScalarOrSchedule = 1e-3,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
+    eps_root: Scalar = 0.0,
+    weight_decay: ScalarOrSchedule = 0.0,
+    moments: MomentFormat = "full",
+    rounding: ParameterRounding = "nearest",
+    eps_placement: Placement = "after_correction",
+) -> tuple[jax.Array, AdamState]:
+    """Every row of a table brought up to date: the steps it has missed are made up for.
+
+    For an evaluation or a checkpoint of a table that `update_rows` trains with catch_up="moments"
+    or "dense". After the latter table and state are those of dense Adam, and without `extra` the
+    state can be given to `update`. It takes time and memory of the whole table.
+
+    Args:
+        state: What `init_rows` or the last `update_rows` returned.
+        table: The table.
+        catch_up: "moments" or "dense", as it is given to `update_rows`.
+        learning_rate: Step size >= 0, or a schedule `count -> step size`; the first count is 0.
+        b1: How much of m, the running average of gradients, is kept each step, in [0, 1).
+        b2: How much of v, the running average of squared gradients, is kept each step, in [0, 1).
+        eps: Added to the denominator, >= 0. It shortens the steps where gradients are small.
+        eps_root: Added under the square root, >= 0. The paper has none.
+        weight_decay: Decoupled weight decay >= 0, or a schedule. The learning rate multiplies it.
+        moments: How m and v are stored: "full" (default), "bfloat16" or "int8", which take 8, 4 and
+            2 bytes per float32 parameter; or a `Full`, `BFloat16` or `Int8` object. It is what was
+            given to `init_rows`.
+        rounding: How a step of a 16-bit parameter is rounded, as it was given to `init_rows`:
+            "nearest" (default), "stochastic", "compensated" or "split".
+        eps_placement: Where eps is added: "after_correction" (default) to sqrt(v_hat), or
+            "before_correction" to sqrt(v), as in TensorFlow and Keras.
+
+    Returns:
+        `(table, state)`, with state.extra["last"] equal to `state.count` everywhere. No step is
+        counted, and rows without missed steps keep every bit.
+
+    Raises:
+        ValueError: as `update_rows`; or catch_up="lazy", with which no row waits for anything.
+        TypeError: as `update_rows`.
+
+    Example:
+        >>> import functional_adam as fa, jax.numpy as jnp
+        >>> table = jnp.ones((3, 1))
+        >>> state = fa.init_rows(table)
+        >>> how = dict(learning_rate=0.1, weight_decay=0.5, catch_up="dense")
+        >>> row, grad = jnp.array([2]), jnp.ones((1, 1))
+        >>> table, state = fa.update_rows(grad, row, state, table, **how)
+        >>> table, state = fa.flush_rows(state, table, **how)
+        >>> table.ravel().round(6)  # the other rows have missed a decay
+        Array([0.95, 0.95, 0.85], dtype=float32)
+    """
+    if catch_up == "lazy":
+        raise ValueError(
+            'catch_up must be "moments" or "dense" to flush; with "lazy" rows miss nothing, and '
+            "the table is up to date as it is."
+        )
+    settings = _settings(
+        catch_up,
+        learning_rate=learning_rate,
+        b1=b1,
+        b2=b2,
+        eps=eps,
+        eps_root=eps_root,
+        weight_decay=weight_decay,
+        moments=moments,
+        rounding=rounding,
+        eps_placement=eps_placement,
+    )
+    whole = read(settings, state, table)
+    count = jnp.asarray(state.count)
+    return written(state, compiled(flush_table, settings, catch_up, whole, count), count)
+
+
+def _settings(catch_up: Any, *, eps_placement: Any, **arguments: Any) -> Settings:
+    settings = make_settings(with_eps(ADAM, eps_placement), **arguments)
+    chosen = _check.choice("catch_up", catch_up, CATCH_UPS)
+    why_not = refused(settings) if chosen == "dense" else None
+    if why_not is not None:
+        raise ValueError(why_not)
+    return settings
