@@ -1,7 +1,7 @@
-"""`python -m functional_adam`: is Adam exact on this device, and what does it cost here?
+"""`python -m functional_adam`: checks that Adam is exact on this device and measures its cost.
 
-Prints the error of one update against the paper's formulas, whether a step compiles once and
-reuses its memory, the bytes of each moment format and its time, and a verdict.
+Prints the error of an update against the paper's formulas, whether a step compiles once and reuses
+its memory, the bytes and the time of each moment format, and a verdict.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from functional_adam._kernels.choice import mode
 from functional_adam._watch import selfcheck as check
 
 NOTE = """\
-Error of one update against Adam's Algorithm 1, in units of one rounding of the step in
-that dtype (float32: 2**-24): rms over the coordinates at the worst step / largest of all."""
+Error of one update against Adam's Algorithm 1, in units of one rounding error of the step
+in that dtype (float32: 2**-24): rms over all coordinates at the worst step / maximum."""
 
 
 def versions() -> dict[str, str]:
-    """Of all that matters here."""
+    """The versions of the packages that matter here."""
     found = {"python": platform.python_version()}
     for name in ("functional_adam", native.PACKAGE, "jax", "jaxlib", "optax", "torch"):
         if importlib.util.find_spec(name):
@@ -43,7 +43,7 @@ def versions() -> dict[str, str]:
 
 
 def errors(report: dict[str, Any], say: Any) -> list[str]:
-    """Fill in the errors; what is wrong with ours."""
+    """Fill in the errors; returns what is wrong with those of this package."""
     say(f"\n{NOTE}\n")
     names = list(check.libraries())
     say(f"{'gradients':10} {'b1, b2':12}" + "".join(f"{name:>18}" for name in names))
@@ -56,25 +56,25 @@ def errors(report: dict[str, Any], say: Any) -> list[str]:
             cells = "".join(f"{f'{e.rms:,.1f} / {e.worst:,.0f}':>18}" for e in row)
             say(f"{of.dtype:10} {f'{row[0].b1}, {row[0].b2}':12}{cells}")
             if not (row[0].rms <= of.rms and row[0].worst <= of.worst):  # NaN is wrong too
-                wrong.append(f"{of.dtype} updates are off by more than {of.rms} / {of.worst}")
+                wrong.append(f"{of.dtype} updates have errors above {of.rms} / {of.worst}")
     return wrong
 
 
 def costs(report: dict[str, Any], say: Any) -> list[str]:
-    """Fill in what each format costs; what is wrong with it."""
+    """Fill in the cost of each format; returns what is wrong with it."""
     found = {moments: measured(moments) for moments in check.FORMATS}
     rows = {moments: row for moments, (row, _) in found.items()}
     for timing in check.timings():
         rows[timing.moments] |= timing._asdict()
     report["formats"] = list(rows.values())
-    say("\nA training step by moment format: error of its updates (rms) relative to their size,")
-    say("programs compiled in ten steps, share of parameters' and state's memory reused (donated),")
-    say("bytes of state a parameter, time to that of Optax's step, and bytes it must move a second")
-    say("to those of a copy. 2**22 float32 parameters.\n")
-    heads = ("error", "programs", "reused", "state bytes", "time to Optax's", "of a copy")
+    say("\nA training step with 2**22 float32 parameters, by moment format: rms error of updates")
+    say("relative to their size, programs compiled in ten steps, share of donated memory that is")
+    say("reused, bytes of state per parameter, time relative to Optax's step, and memory")
+    say("bandwidth (bytes that a step must move per second) relative to a copy.\n")
+    heads = ("error", "programs", "reused", "state bytes", "time / Optax", "bandwidth")
     say(f"{'moments':10}" + "".join(f"{head:>16}" for head in heads))
     for moments, row in rows.items():
-        ratio = "no Optax here" if row["to_optax"] is None else f"{row['to_optax']:.2f}"
+        ratio = "no Optax" if row["to_optax"] is None else f"{row['to_optax']:.2f}"
         cells = (f"{row['error']:.1g}", row["programs"], f"{row['reused']:.0%}")
         cells = (*cells, f"{row['state_bytes']:.2f}", ratio, f"{row['of_copy']:.0%}")
         say(f"{moments:10}" + "".join(f"{cell:>16}" for cell in cells))
@@ -82,27 +82,27 @@ def costs(report: dict[str, Any], say: Any) -> list[str]:
 
 
 def measured(moments: str) -> tuple[dict[str, Any], list[str]]:
-    """A format's row, but for times, and what is wrong with it."""
+    """A format's row without times, and what is wrong with it."""
     error, stays = check.coarseness(moments)
     programs, reused = check.compilations_and_donation(moments)
     found, said = check.state_bytes(moments)
     wrong, most = [], check.COARSENESS[moments]
     if not error <= most:  # NaN is wrong too
-        wrong.append(f"{moments}: updates are off by {error:.2g} of their size, not up to {most}")
+        wrong.append(f"{moments}: updates have a relative error of {error:.2g}, above {most}")
     if not stays:
-        wrong.append(f"{moments}: a NaN gradient is forgotten (is XLA told to use fast math?)")
+        wrong.append(f"{moments}: a NaN gradient is lost (does XLA use fast math?)")
     if programs != 1:
         wrong.append(f"{moments}: ten steps compiled {programs} programs")
     if reused != 1:
-        wrong.append(f"{moments}: {reused:.0%} of the donated memory was reused")
+        wrong.append(f"{moments}: only {reused:.0%} of the donated memory was reused")
     if found != said:
-        wrong.append(f"{moments}: {found} bytes of state a parameter, not {said}")
+        wrong.append(f"{moments}: {found} bytes of state per parameter, not {said}")
     row = {"error": error, "programs": programs, "reused": reused, "state_bytes": found}
     return row, wrong
 
 
 def finite(x: Any) -> Any:
-    """`x` with None for what is infinite or NaN, for which JSON has no words."""
+    """`x` with None for infinity and NaN, which JSON cannot express."""
     if isinstance(x, dict):
         return {k: finite(v) for k, v in x.items()}
     if isinstance(x, list):
@@ -111,11 +111,11 @@ def finite(x: Any) -> Any:
 
 
 def main() -> int:
-    """Measure, print, judge."""
+    """Measure, print and judge."""
     parser = argparse.ArgumentParser(
         prog="python -m functional_adam",
         description=(__doc__ or "").partition("\n")[0],
-        epilog="Takes some 20 seconds. Exit status: 0 good, 1 something is wrong, 2 no device, "
+        epilog="Takes about 20 seconds. Exit status: 0 good, 1 something is wrong, 2 no device, "
         "130 interrupted.",
     )
     parser.add_argument(
@@ -126,17 +126,17 @@ def main() -> int:
     say: Any = (lambda _: None) if args.json else lambda text: print(text, flush=True)
     try:
         device = jax.devices()[0]
-    except Exception as error:  # of several kinds: JAX asserts where a CUDA plugin is missing
+    except Exception as error:  # of several types: JAX asserts if a CUDA plugin is missing
         wanted: Any = getattr(jax.config, "jax_platforms")  # noqa: B009 (not in its annotations)
-        asked = f" as JAX_PLATFORMS={wanted} asks" if wanted else ""
+        asked = f" for JAX_PLATFORMS={wanted}" if wanted else ""
         print(
-            f"JAX finds no device{asked}: {str(error) or type(error).__name__}\n"
+            f"JAX found no device{asked}: {str(error) or type(error).__name__}\n"
             "Unset JAX_PLATFORMS, or install the jaxlib for your device.",
             file=sys.stderr,
         )
         return 2
     report: dict[str, Any] = {
-        "device": f"{device.device_kind} ({device.platform}, {jax.device_count()} in all)",
+        "device": f"{device.device_kind} ({device.platform}, {jax.device_count()} in total)",
         "versions": versions(),
         "errors": [],
     }
@@ -150,6 +150,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    # Ctrl-C ends it without a traceback, also where an exception would be lost.
+    # Ctrl-C ends the program without a traceback, even where an exception would be lost.
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
     sys.exit(main())

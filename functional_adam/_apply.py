@@ -1,4 +1,4 @@
-"""The parameters' side of a step: adding the update, reading the weights they stand for."""
+"""What happens to parameters: adding an update, and reading the master weights of 16-bit ones."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from functional_adam._types import PyTree
 
 
 def apply_updates(params: PyTree, updates: PyTree) -> PyTree:
-    """theta <- theta + u, leaf by leaf.
+    """Add updates to parameters: theta <- theta + u, leaf by leaf.
 
     Args:
-        params: tree of parameters. A None leaf passes.
-        updates: a tree like `params`. A None leaf leaves its parameter as it is. For an integer
-            parameter that is frozen, None, float0 (as jax.grad gives), or its own dtype (as
-            optax.set_to_zero gives).
+        params: Tree of parameters. A None leaf stays None.
+        updates: Tree of updates, like `params`. A None leaf leaves its parameter as it is. The
+            update of a frozen integer parameter may be None, float0 (from `jax.grad`) or of the
+            parameter's own dtype (from `optax.set_to_zero`).
 
     Returns:
-        The new parameters, each with its parameter's shape, dtype and weak type. The sum is made
-        in the wider of the two dtypes and rounded once.
+        The new parameters. Each has the shape, dtype and weak type of the old one. The sum is
+        computed in the wider of the two dtypes and rounded once.
 
     Raises:
-        ValueError: the trees differ in structure, or two leaves in shape.
-        TypeError: a leaf is not a float or complex array, or a complex update meets a real
+        ValueError: The trees differ in structure, or two leaves in shape.
+        TypeError: A leaf is not a float or complex array, or a complex update belongs to a real
             parameter.
 
     Example:
@@ -48,32 +48,32 @@ def apply_updates(params: PyTree, updates: PyTree) -> PyTree:
 
 
 def master_params(params: PyTree, state: PyTree) -> PyTree:
-    """The float32 weights that 16-bit parameters and the `residual` beside them stand for.
+    """The float32 master weights that 16-bit parameters and `state.residual` hold together.
 
-    With rounding="compensated" that is theta + residual * ulp(theta) / 256, with "split" a float32
-    weight to its last bit: for evaluation and for saving. A 16-bit parameter that `optax.masked` or
-    `optax.partition` gives to another transformation stands for itself alone, and is cast.
-    Parameters of other dtypes are returned as they are.
+    Use them for evaluation and for saving. With rounding="compensated" a weight is
+    theta + residual * ulp(theta) / 256. With "split" it is a float32 weight, exact to its last bit.
+    A 16-bit parameter that `optax.masked` or `optax.partition` gives to another transformation has
+    no residual and is cast to float32. Wider parameters are returned as they are.
 
     Args:
-        params: the parameters.
-        state: an `AdamState` made with rounding="compensated" or "split", or any state that holds
-            one or several: that of `optax.chain`, `masked`, `partition` (a state for each group),
+        params: The parameters.
+        state: An `AdamState` made with rounding="compensated" or "split", or any state that holds
+            one or several: that of `optax.chain`, `masked`, `partition` (one per group),
             `MultiSteps`, `inject_hyperparams`, or the `opt_state` of a Flax `nnx.Optimizer`.
 
     Returns:
         A tree like `params`.
 
     Raises:
-        ValueError: `state` holds no `AdamState`, none of them has a `residual`, two have one for
-            the same parameter, or what they have does not fit `params`.
+        ValueError: `state` holds no `AdamState`, none of its states has such a residual, two have
+            one for the same parameter, or a residual does not fit its parameter.
 
     Example:
         >>> import functional_adam as fa, jax.numpy as jnp
         >>> params = jnp.ones(2, jnp.bfloat16)
         >>> tx = fa.adam(1e-3, rounding="compensated")
         >>> updates, state = tx.update(jnp.ones(2, jnp.bfloat16), tx.init(params), params)
-        >>> params = fa.apply_updates(params, updates)  # half a unit is 2e-3
+        >>> params = fa.apply_updates(params, updates)  # 1 - 1e-3 rounds to 1 in bfloat16
         >>> params, [round(float(w), 3) for w in fa.master_params(params, state)]
         (Array([1, 1], dtype=bfloat16), [0.999, 0.999])
     """
@@ -81,8 +81,8 @@ def master_params(params: PyTree, state: PyTree) -> PyTree:
     paths_and_leaves, treedef = jax.tree_util.tree_flatten_with_path(params, is_leaf=_trees.is_none)
     for path in codes.keys() - {path for path, _ in paths_and_leaves}:
         raise ValueError(
-            f"state has a residual for params{keystr(path)}, which is not in params: pass the tree "
-            "that was given to init."
+            f"state has a residual for params{keystr(path)}, which is not in params: pass the same "
+            "parameters that were given to init."
         )
 
     def weight(path: _nested.Path, p: Any) -> Any:
@@ -90,8 +90,8 @@ def master_params(params: PyTree, state: PyTree) -> PyTree:
             return _master(keystr(path), p, codes[path])
         if p is not None and not any(is_elsewhere(path) for is_elsewhere in elsewhere):
             raise ValueError(
-                f"params{keystr(path)} has no counterpart in state: pass the state of these "
-                "parameters, made by the `init` of their transformation."
+                f"state holds nothing for params{keystr(path)}: pass the state that `tx.init` made "
+                "for these parameters."
             )
         short = p is not None and is_16bit(_check.leaf_dtype("params" + keystr(path), p))
         return master(jnp.asarray(p), None) if short else p
@@ -102,7 +102,7 @@ def master_params(params: PyTree, state: PyTree) -> PyTree:
 def _residuals(
     states: list[tuple[str, AdamState]],
 ) -> tuple[dict[_nested.Path, Any], list[Callable[[_nested.Path], bool]]]:
-    """The codes by the paths of their parameters; and what tells those that others have."""
+    """The residuals by their parameters' paths, and tests for paths that other states own."""
     codes: dict[_nested.Path, Any] = {}
     coded = [(where, state) for where, state in states if _has_codes(state)]
     for where, state in coded:
@@ -111,21 +111,21 @@ def _residuals(
             if path in codes:
                 raise ValueError(
                     f"state has two residuals for params{keystr(path)}, the second in {where}: "
-                    "pass the one state that belongs to params."
+                    "pass only the state that belongs to params."
                 )
             codes[path] = code
     if not coded:
         where, state = states[0]
         raise ValueError(
-            f"{where}.residual is {'None' if state.residual is None else 'of zeros'}: "
-            'only a state made with rounding="compensated" or "split" knows more of the weights '
-            "than the parameters themselves."
+            f"{where}.residual is {'None' if state.residual is None else 'made of zeros'}: only "
+            'rounding="compensated" or "split" keeps master weights. With any other rounding the '
+            "parameters themselves are all there is."
         )
     return codes, [_nested.left_out(state.mu) for _, state in coded]
 
 
 def _has_codes(state: AdamState) -> bool:
-    """Whether the residual is of codes; rounding="stochastic" has zeros there."""
+    """Whether the residual holds codes; with rounding="stochastic" it holds zeros."""
     kept = jax.tree.leaves(state.residual)
     is_zero = any(jnp.issubdtype(x.dtype, jnp.inexact) for x in kept)
     return state.residual is not None and not is_zero
@@ -143,7 +143,7 @@ def _master(path: str, p: Any, code: Any) -> Any:
 
 def _add(path: str, p: Any, u: Any) -> Any:
     if p is None and u is not None:
-        raise ValueError(f"updates{path} is an array, but params{path} is None.")
+        raise ValueError(f"updates{path} is an array, but params{path} is None. Put None there.")
     if p is None or u is None:
         return p
     p_dtype, u_dtype = (getattr(x, "dtype", np.float32) for x in (p, u))

@@ -1,8 +1,8 @@
-"""Every check of what a user hands in: hyperparameters, dtypes, leaves. (`_trees` has trees.)
+"""All checks of a user's hyperparameters, dtypes and leaves. (`_trees` checks trees.)
 
-A failed check raises `ValueError` or `TypeError` that names the argument or the leaf's path, says
-what was given and what would be right. Only Python and NumPy numbers are checked by value: a JAX
-array may be traced, and reading a concrete one would force a transfer.
+A failed check raises a `ValueError` or `TypeError`. It names the argument or the leaf's path, what
+was given and what would be right. Only Python and NumPy numbers are checked by value: a JAX array
+may be traced, and reading a concrete one would force a transfer.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 def show(value: object) -> str:
-    """Value and type, on one line, cut where it would fill the screen."""
+    """Value and type on one line, cut if it is long."""
     text = " ".join(repr(value).split())
     text = text if len(text) <= 80 else text[:77] + "..."
     return f"{text} of type {type_name(value)}"
@@ -47,7 +47,7 @@ def _is_number(dtype: Any) -> bool:
 
 
 def _is_schedule(value: Any) -> bool:
-    """Whether `value` is a function; some frameworks' models can be called, too."""
+    """Whether `value` is callable and not a model, which can be callable too."""
     return callable(value) and not argument_hints.is_model(value)
 
 
@@ -61,12 +61,12 @@ def scalar(
     schedule: bool = False,
     tiny: float = 1.0,
 ) -> Any:
-    """A hyperparameter in [at_least, below): a number as float, JAX array or schedule as it is.
+    """A hyperparameter in [at_least, below): a number as float; a JAX array or schedule unchanged.
 
     With `above`, a number must be larger than that instead.
 
-    The dtype of a JAX array must hold numbers as small as `tiny`, and as near to `below` as decay
-    rates are to 1: that is seen of traced ones too.
+    The dtype of a JAX array must hold numbers as small as `tiny`, and as close to `below` as decay
+    rates are to 1. This is checked for traced arrays too.
     """
     lowest = f"> {above:g}" if above >= at_least else f">= {at_least:g}"
     finite = f"a finite number {lowest}"
@@ -106,9 +106,12 @@ def _fine_enough(name: str, dtype: np.dtype[Any], below: float, tiny: float) -> 
 
 
 def fitting(name: str, value: float, dtype: np.dtype[Any]) -> np.generic:
-    """`value` in `dtype`, if that can hold it."""
+    """`value` in `dtype`; raises if it overflows there."""
     if value > float(jnp.finfo(dtype).max):
-        raise ValueError(f"{name}={value!r} is infinite in {dtype}, the dtype it is needed in.")
+        raise ValueError(
+            f"{name}={value!r} is infinite in {dtype}, the dtype in which it is used. Pass a "
+            "smaller number."
+        )
     return dtype.type(value)
 
 
@@ -152,7 +155,7 @@ def measured(name: str, value: Any) -> jax.Array:
 
 
 def choice(name: str, value: Any, options: Mapping[str, T]) -> T:
-    """What `options` has under the name `value`."""
+    """The option whose name is `value`."""
     wanted = f"{name} must be {' or '.join(map(repr, options))}"
     if not isinstance(value, str):
         hint = words.choice(name, value, options)
@@ -163,7 +166,7 @@ def choice(name: str, value: Any, options: Mapping[str, T]) -> T:
 
 
 def leaf_dtype(path: str, leaf: Any) -> np.dtype[Any]:
-    """The inexact dtype that `leaf` has as a JAX array; raises for what Adam cannot train."""
+    """The inexact dtype that `leaf` has as a JAX array; raises if Adam cannot train it."""
     dtype = leaf.dtype if hasattr(leaf, "dtype") else None
     if dtype is None and isinstance(leaf, bool | int | float | complex):
         dtype = jnp.result_type(leaf)
@@ -182,7 +185,7 @@ def leaf_dtype(path: str, leaf: Any) -> np.dtype[Any]:
 
 
 def _is_dtype(dtype: Any) -> TypeGuard[np.dtype[Any]]:
-    """Whether JAX knows it; PyTorch and TensorFlow have their own."""
+    """Whether JAX knows this dtype; PyTorch and TensorFlow have their own."""
     if dtype is None:
         return False
     try:
@@ -225,7 +228,7 @@ def leaf_like(
 def codes(
     path: str, leaf: Any, dtype: Any, shape: tuple[int, ...], because: str, advice: str
 ) -> None:
-    """A leaf of codes has just this dtype and shape."""
+    """Raise unless a leaf of codes has exactly this dtype and shape."""
     found = getattr(leaf, "dtype", None)
     if found != dtype or leaf.shape != shape:
         given = f"{found or type(leaf).__name__} of shape {np.shape(leaf)}"
@@ -238,15 +241,16 @@ def codes(
 def residual(
     path: str, kept: Any, dtype: np.dtype[Any], wanted: jax.ShapeDtypeStruct | None
 ) -> None:
-    """What the state keeps of a parameter fits its dtype, which is still that of `init`.
+    """Raise unless a leaf of `state.residual` fits its parameter's dtype, unchanged since `init`.
 
-    For 16 bits these are codes like `wanted`; where that is None, a zero of the dtype.
+    For a 16-bit parameter the leaf holds codes like `wanted`, or a zero of the dtype if that is
+    None.
     """
     short = jnp.finfo(dtype).bits == 16
     if kept is None and short:
         raise ValueError(
-            f"params{path} is {dtype}, but state.residual{path} is None: at init it was wider, or "
-            f'the state was made with rounding="nearest".{tree_hints.other_dtype()}'
+            f"params{path} is {dtype}, but state.residual{path} is None: the parameter was wider "
+            f'at init, or the state was made with rounding="nearest".{tree_hints.other_dtype()}'
         )
     if kept is None:
         return
@@ -265,14 +269,14 @@ def residual(
             f"rounding.{tree_hints.other_rounding()}"
         )
     if wanted is not None:
-        advice, because = "Make the state with the same rounding.", "(that of the parameter)"
+        advice, because = "Make the state with the same rounding.", "(like the parameter)"
         codes("state.residual" + path, kept, wanted.dtype, wanted.shape, because, advice)
 
 
 def kept_like(path: str, leaf: Any, moment: Any) -> None:
-    """A variant's own leaf has the shape and dtype of the moment that it is stored like."""
+    """Raise unless a leaf of `state.extra` has the shape and dtype of the moment beside it."""
     dtype = leaf_dtype(path, leaf)
     same_shape(path, leaf, moment, "the moment")
     if dtype != moment.dtype:
-        like = f"the moment it is stored like is {moment.dtype}"
+        like = f"must have the dtype of its moment, {moment.dtype}"
         raise ValueError(f"{path} is {dtype}, but {like}.{restored.CAST}")

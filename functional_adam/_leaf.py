@@ -1,7 +1,7 @@
-"""The step of one leaf: from its gradient to its update, between two formats of its moments.
+"""The step of one leaf: from its gradient and stored state to its update and new state.
 
-No trees and no checks. XLA compiles it as it stands, and the kernels of `_kernels` call it on tiles
-of a leaf: every path takes the same formulas.
+There are no trees and no checks here. XLA compiles this code as it is, and the kernels of
+`_kernels` call it on tiles of a leaf, so every path uses the same formulas.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from functional_adam._storage.rounding import Rounding, added, round_update
 
 
 class LeafConfig(NamedTuple):
-    """What is known of a leaf's step before any number is."""
+    """What is known about a leaf's step when it is traced."""
 
     variant: Variant
     moments: Format
     rounding: Rounding | None
     decays: bool
     out: np.dtype[Any]  # dtype of the update
-    applies: bool  # whether the update is added to the parameter, which then takes its place
+    applies: bool  # whether to add the update to the parameter and return that
 
     @property
     def is_random(self) -> bool:
@@ -50,9 +50,9 @@ def update_leaf(
     stored: LeafState,
     theta: Any,
 ) -> tuple[jax.Array, LeafState]:
-    """Load, through the formulas, store, round: (update or parameter, what is stored).
+    """Load the moments, apply the formulas, store, round: (update or parameter, new state).
 
-    What is stored keeps its dtypes.
+    The stored arrays keep their dtypes.
     """
     x, new = advance(config, s, g, stored, theta)
     return finish(config, s, noise, key, x, new, stored, theta)
@@ -80,7 +80,8 @@ def finish(
 ) -> tuple[jax.Array, LeafState]:
     """The second half: the update or the parameter, and the new moments in their format.
 
-    Of `stored` it reads what is neither of the moments, and their shapes and dtypes.
+    From `stored` it reads the residual and the further trees. Of the two moments it reads only the
+    shapes and dtypes.
     """
     random: Any = None if noise is None else random_bits(noise, key, x.shape)
     weights = weights_of(config, s, stored, theta)
@@ -103,7 +104,7 @@ def land(
 
 
 def _update(config: LeafConfig, s: Scalars, x: jax.Array, new: Moments, theta: Any) -> jax.Array:
-    """The update, in the arithmetic's precision, as the variant and its modifiers make it."""
+    """The update of the variant and its modifiers, in the precision of the arithmetic."""
     variant = config.variant
     step = LeafStep(variant, s, x, new, theta, variant.numerator(s, x, new))
     step = modified(step, "numerator")
@@ -121,7 +122,7 @@ def _update(config: LeafConfig, s: Scalars, x: jax.Array, new: Moments, theta: A
 
 
 def weights_of(config: LeafConfig, s: Scalars, stored: LeafState, theta: Any) -> Any:
-    """The parameter in the arithmetic's precision, with what its own dtype lacks."""
+    """The parameter in the precision of the arithmetic, including its residual."""
     if config.rounding is None or not config.rounding.has_residual:
         return jax.tree.map(functools.partial(widened, s.eps.dtype), theta)
     return master(theta, stored.residual)

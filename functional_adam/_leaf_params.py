@@ -1,4 +1,4 @@
-"""What a step takes of the parameters: values where anything needs them, else dtypes alone."""
+"""The parameters as a step sees them: values if anything needs them, otherwise only dtypes."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from functional_adam._types import PyTree
 
 
 class LeafParam(NamedTuple):
-    """The parameter of a leaf: its value where anything needs it, its dtype where it is given."""
+    """The parameter of a leaf: its value if anything needs it, its dtype if it is given."""
 
-    variant: Variant  # with the modifiers that are for it
+    variant: Variant  # with the modifiers that apply to this leaf
     value: Any = None
     decays: bool = False
     dtype: np.dtype[Any] | None = None
@@ -33,8 +33,8 @@ def leaf_params(
     strict: bool,
     applies: bool,
 ) -> list[LeafParam]:
-    """For each leaf its parameter, if its decay, the variant, the rounding or the sum needs it."""
-    mask = groups[0].settings.mask if groups else None  # all leaves have the same
+    """For each leaf its parameter, with its value if a part of the step needs it."""
+    mask = groups[0].settings.mask if groups else None  # the same for all leaves
     decays = any(_decays(group.settings) for group in groups)
     if strict and not decays and mask is not None:
         _masks.broadcast(mask, structure if params is None else params)
@@ -76,7 +76,7 @@ def _decays(settings: Settings) -> bool:
 
 
 def _needs(settings: Settings) -> list[str]:
-    """What needs the parameters' values, by name."""
+    """The names of the arguments that need the parameters' values."""
     variant = settings.variant
     needed = {
         variant.name: variant.rescale_update is not None,

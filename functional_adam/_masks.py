@@ -1,7 +1,7 @@
-"""What is said of each leaf by a tree, or a prefix of one, or a function that makes one.
+"""Arguments with one value per leaf: a tree, a prefix of one, or a function that returns one.
 
-Masks, of booleans, say which parameters decay or are for a modifier; integers say how many axes of
-a leaf are stacked.
+A mask has booleans, which say which parameters decay or which leaves a modifier changes. `stacked`
+has integers, which say how many leading axes of a leaf stack layers.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from functional_adam._types import PyTree
 
 
 class Said(NamedTuple):
-    """What is said of each leaf, in the argument `name`."""
+    """A kind of such an argument, and the words of its errors."""
 
     name: str
     is_value: Callable[[Any], bool]
     wanted: str
     several: str
-    unsaid: Any  # where nothing is
-    hint: Callable[[Any], str]  # for another value
-    structure: str = ""  # for a tree that does not fit
-    called: str = ""  # for a function that raises
+    unsaid: Any  # the value of a leaf if the argument is None
+    hint: Callable[[Any], str]  # ends the error about a wrong value
+    structure: str = ""  # ends the error about a tree that does not fit
+    called: str = ""  # the note on what a function raises
 
 
 MASK = Said(
@@ -49,15 +49,15 @@ STACKED = Said(
     "an integer >= 0",
     "integers",
     0,
-    lambda _: " It is how many leading axes of a leaf stack others, or a tree of such numbers.",
+    lambda _: " It is the number of leading axes that stack layers, or a tree of such numbers.",
 )
 
 
 def is_called(mask: Any) -> bool:
-    """Whether a mask is a function from the parameters, and not a tree.
+    """Whether a mask is a function from the parameters and not a tree.
 
-    A module of booleans is a tree although it may have a `__call__`; one that holds anything else,
-    such as a function, or nothing, is called.
+    A module of booleans counts as a tree, even if it has a `__call__`. A callable that holds
+    anything else, such as a function, or nothing is called.
     """
     if isinstance(mask, jax.tree_util.Partial):
         return True
@@ -70,7 +70,7 @@ def _is_boolean(leaf: Any) -> bool:
 
 
 def checked(value: Any, said: Said = MASK) -> Any:
-    """What a caller says of each leaf: None, a function, or a tree of such values alone."""
+    """The argument, once it is known to be None, a function or a tree of valid values."""
     if value is None or is_called(value):
         return value
     for path, leaf in jax.tree_util.tree_leaves_with_path(value):
@@ -83,7 +83,7 @@ def checked(value: Any, said: Said = MASK) -> Any:
 
 
 def hashable(value: Any, said: Said) -> Any:
-    """`value`, checked, as a `Modifier` has it."""
+    """`value`, checked and hashable, for a `Modifier`."""
     value = checked(value, said)
     if value is None or (said is STACKED and isinstance(value, int)):
         return value
@@ -91,10 +91,10 @@ def hashable(value: Any, said: Said) -> Any:
 
 
 def make_mask(value: Any, weight_decay: Any) -> Any:
-    """The mask that a factory was given: a checked one, and not one boolean for all that decays.
+    """The checked mask of a factory, which must not be a single boolean where something decays.
 
-    Such a boolean says nothing that `weight_decay` does not say, but `optax.inject_hyperparams`
-    makes one of a mask function, silently.
+    Such a boolean says nothing beyond `weight_decay`, but `optax.inject_hyperparams` silently turns
+    a mask function into one.
     """
     value = checked(value)
     decays = not isinstance(weight_decay, float) or bool(weight_decay)
@@ -104,13 +104,13 @@ def make_mask(value: Any, weight_decay: Any) -> Any:
 
 
 def broadcast(value: Any, params: PyTree, said: Said = MASK) -> list[Any]:
-    """`value`, called or broadcast over `params`: one value a leaf, None counting as a leaf."""
+    """`value`, called or broadcast over `params`: one value per leaf, None counting as a leaf."""
     calls, name, tree = is_called(value), said.name, value
     if calls:
         tree = checked(argument_hints.called(value, params, advice=said.called), said)
     if tree is None and calls and jax.tree.leaves(params):
         raise TypeError(
-            f"{name}(params) is None: let the function return its tree of {said.several}."
+            f"{name}(params) is None: the function must return a tree of {said.several}."
         )
     if tree is None:
         tree = said.unsaid
@@ -119,8 +119,8 @@ def broadcast(value: Any, params: PyTree, said: Said = MASK) -> list[Any]:
         leaves = jax.tree.leaves(subtree, is_leaf=_trees.is_none)
         if one is None and any(leaf is not None for leaf in leaves):
             raise TypeError(
-                f"{name} has None at {name}{keystr(path)}, where the parameters have arrays; use "
-                f"{said.wanted}."
+                f"{name} has None at {name}{keystr(path)}, where the parameters have arrays: write "
+                f"{said.wanted} there."
             )
         return [one] * len(leaves)
 
@@ -138,7 +138,7 @@ def broadcast(value: Any, params: PyTree, said: Said = MASK) -> list[Any]:
 
 
 def leaf_variants(variant: Variant, params: PyTree) -> list[Variant]:
-    """For each leaf, None too, the variant with the modifiers that are for it."""
+    """For each leaf, None included, the variant with the modifiers that apply to it."""
     paths = jax.tree_util.tree_leaves_with_path(params, is_leaf=_trees.is_none)
     columns = [_of_leaves(modifier, params, paths) for modifier in variant.modifiers]
     if not columns:
@@ -148,7 +148,7 @@ def leaf_variants(variant: Variant, params: PyTree) -> list[Variant]:
 
 
 def _of_leaves(modifier: Modifier, params: PyTree, paths: list[Any]) -> list[Modifier | None]:
-    """For each leaf the modifier, if it is for it, with the number of its stacked axes."""
+    """For each leaf the modifier with its number of stacked axes, or None if it does not apply."""
     mask, stacked = modifier.mask, modifier.stacked
     chosen = broadcast(None if mask is None else mask.it, params)
     axes = broadcast(stacked if isinstance(stacked, int) else stacked.it, params, STACKED)
@@ -158,9 +158,9 @@ def _of_leaves(modifier: Modifier, params: PyTree, paths: list[Any]) -> list[Mod
             return None
         if not 0 <= axes <= np.ndim(leaf):
             raise ValueError(
-                f"{modifier.name} is given stacked={axes} for params{keystr(path)}, which has the "
-                f"{np.ndim(leaf)} axes {np.shape(leaf)}. Say it leaf by leaf, by a tree of "
-                "integers or a function from the parameters to one."
+                f"{modifier.name} has stacked={axes} for params{keystr(path)}, whose shape "
+                f"{np.shape(leaf)} has {np.ndim(leaf)} axes. To set it for each leaf, pass a tree "
+                "of integers or a function from the parameters to one."
             )
         return modifier._replace(mask=None, stacked=axes)
 

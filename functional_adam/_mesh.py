@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 def sharding_of(leaf: Any) -> NamedSharding | None:
-    """Where a leaf lies on a mesh, as far as that is known; a trace knows explicit axes alone."""
+    """The sharding of a leaf on a mesh, if known; a traced leaf shows only explicit axes."""
     traced = isinstance(leaf, Tracer)
     sharding = getattr(jax.typeof(leaf) if traced else leaf, "sharding", None)
     if not isinstance(sharding, NamedSharding) or (traced and not _is_explicit(sharding)):
@@ -30,7 +30,7 @@ def sharding_of(leaf: Any) -> NamedSharding | None:
 
 
 def explicit_sharding(leaf: Any) -> NamedSharding | None:
-    """Where a leaf lies on a mesh of explicit axes alone."""
+    """The sharding of a leaf on a mesh whose axes are all explicit; otherwise None."""
     sharding = sharding_of(leaf)
     if sharding is None or {*sharding.mesh.axis_types} != {AxisType.Explicit}:
         return None
@@ -42,16 +42,16 @@ def _is_explicit(sharding: NamedSharding) -> bool:
 
 
 def over_auto_axes(f: Callable[..., T], like: T) -> Callable[..., T]:
-    """f, where its result lies like `like`, and no mesh axis is explicit inside.
+    """f with no mesh axis explicit inside; its result is sharded like `like`.
 
-    An explicit axis that divides a dimension must divide all that is made of it, its blocks too.
-    What of `like` lies on no explicit axes has its result in full on each device of the mesh.
+    An explicit axis that divides a dimension must also divide everything computed from it, such as
+    its blocks. A part of `like` without explicit axes has its result replicated on the mesh.
     """
     explicit = [x for x in map(sharding_of, jax.tree.leaves(like)) if x and _is_explicit(x)]
     if not explicit:
         return f
     shardings = jax.tree.map(lambda x: sharding_of(x) or replicated(explicit[0], x.ndim), like)
-    mesh = explicit[0].mesh  # of which `jax.shard_map` may have taken some axes
+    mesh = explicit[0].mesh  # `jax.shard_map` may own some of its axes
     kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
     names = tuple(name for name, kind in kinds if kind == AxisType.Explicit)
     on_auto_axes: Any = jax.sharding.auto_axes(f, axes=names, out_sharding=shardings)
@@ -63,7 +63,7 @@ def zeros(shape: tuple[int, ...], dtype: DTypeLike, sharding: NamedSharding | No
 
 
 def replicated(sharding: NamedSharding | None, rank: int) -> NamedSharding | None:
-    """All of an array on each device of the mesh."""
+    """A sharding that puts the whole array on each device of the mesh."""
     return sharding and divided(sharding, [()] * rank)
 
 
@@ -72,8 +72,8 @@ def divided(
 ) -> NamedSharding:
     """A sharding that divides the dimensions of an array over these axes of the mesh of `like`.
 
-    JAX compiles anew for P("x") after P("x", None): it must be written as an update's results are,
-    with explicit axes in full.
+    JAX compiles again for P("x") after P("x", None), so the spec must have the form that an
+    update's results have: the full rank with explicit axes, no trailing None otherwise.
     """
     entries = [names[0] if len(names) == 1 else names or None for names in axes]
     if not (in_full or _is_explicit(like)):
@@ -89,14 +89,14 @@ def dimensions(sharding: NamedSharding, rank: int) -> list[tuple[str, ...]]:
 
 
 def ways(sharding: NamedSharding, axes: tuple[str, ...]) -> int:
-    """Into how many parts these mesh axes divide a dimension."""
+    """Number of parts into which these mesh axes divide a dimension."""
     return math.prod(sharding.mesh.shape[axis] for axis in axes)
 
 
 def named(mesh: Mesh, sharding: Sharding, shape: tuple[int, ...]) -> NamedSharding:
-    """A sharding of XLA's in terms of a mesh; a dimension for which it has none is not divided.
+    """One of XLA's shardings in terms of a mesh.
 
-    XLA may divide by a part of an axis, or unevenly, too.
+    XLA may also divide by a part of an axis, or unevenly. Such a dimension counts as not divided.
     """
     try:
         places = sharding.devices_indices_map(shape)
@@ -111,7 +111,7 @@ def named(mesh: Mesh, sharding: Sharding, shape: tuple[int, ...]) -> NamedShardi
 
 
 def _axes(mesh: Mesh, begins: np.ndarray, size: int) -> tuple[str, ...]:
-    """The axes that divide a dimension, of which each device's part begins there; or none."""
+    """The axes that divide a dimension, found from where each device's part begins; or none."""
     strides = {
         name: int(np.max(np.diff(begins, axis=n), initial=0))
         for n, name in enumerate(mesh.axis_names)
@@ -127,10 +127,10 @@ def _axes(mesh: Mesh, begins: np.ndarray, size: int) -> tuple[str, ...]:
 def scale_sharding(
     sharding: NamedSharding | None, shape: tuple[int, ...], scales: tuple[int, ...]
 ) -> NamedSharding | None:
-    """Where the scales of a leaf lie: blocks are divided as the axis along which they lie.
+    """The sharding of a leaf's scales: blocks are divided like the axis that they divide up.
 
-    Where that does not divide their number, or of several merged axes an inner one is divided,
-    they are not.
+    They are not divided if that axis' mesh axes do not divide the number of blocks evenly, or if
+    an inner one of several merged axes is divided.
     """
     if sharding is None:
         return None
@@ -145,8 +145,8 @@ def scale_sharding(
 
 # ---- Inside jax.shard_map ----
 
-# There the type of an array names the mesh axes over which it differs from device to device; JAX
-# 0.10 has renamed that.
+# Inside, the type of an array names the mesh axes along which devices hold different values. JAX
+# 0.10 renamed this attribute.
 _KINDS = ("manual_axis_type", "vma")
 
 
@@ -161,7 +161,7 @@ def _axes_of_difference(aval: Any) -> frozenset[str]:
 
 
 def _varying(x: Any, over: frozenset[str]) -> Any:
-    """x, of a type that differs over these axes, too."""
+    """x with a type that varies over these axes, too."""
     if not over:
         return x
     names = tuple(sorted(over))
@@ -170,20 +170,20 @@ def _varying(x: Any, over: frozenset[str]) -> Any:
 
 
 def is_partly_manual() -> bool:
-    """Whether some axes of the mesh are `jax.shard_map`'s, and XLA divides over the others."""
+    """Whether `jax.shard_map` owns some axes of the mesh and XLA divides over the others."""
     kinds = {*jax.sharding.get_abstract_mesh().axis_types}
     return AxisType.Manual in kinds and len(kinds) > 1
 
 
 def vary_alike(arrays: list[Any]) -> list[Any]:
-    """The arrays, each of a type that differs over the axes over which any of them does."""
+    """The arrays, each with a type that varies over every axis over which one of them varies."""
     axes = [_axes_of_difference(jax.typeof(x)) for x in arrays]
     union = frozenset[str]().union(*axes)
     return [_varying(x, union - own) for x, own in zip(arrays, axes, strict=True)]
 
 
 def shape_like(x: Any, dtype: DTypeLike) -> jax.ShapeDtypeStruct:
-    """The type of an array of this dtype that is shaped like x and differs as x does."""
+    """The type of an array of this dtype with the shape of x that varies over the same axes."""
     name, kind = _kind(jax.typeof(x))
     return jax.ShapeDtypeStruct(x.shape, dtype, **{name: kind})
 

@@ -1,8 +1,8 @@
-"""States of this package where wrappers keep them, and the parameters that their leaves are for.
+"""Finds this package's states inside the states of wrappers, and the parameters of their leaves.
 
-Optax's wrappers and Flax's `nnx.Optimizer` keep a state among others in trees of their own, so a
-state is found by its type. `optax.masked` and `optax.partition` put empty nodes where another
-transformation has the parameter: holes, which have a path but no leaf.
+Optax's wrappers and Flax's `nnx.Optimizer` keep a state in trees of their own, so it is found by
+its type. `optax.masked` and `optax.partition` put an empty node where another transformation owns
+the parameter. These holes have a path but no leaf.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Path = tuple[Any, ...]
 
 
 def states(name: str, tree: PyTree, wanted: str = "an AdamState") -> list[tuple[str, AdamState]]:
-    """Every state of this package in `tree` and where it is, for messages; at least one."""
+    """Every state of this package in `tree`, with its place for messages; raises if none."""
     found = states_or_shapes(name, tree, wanted)
     for _, state in found:
         check_count(state)
@@ -33,21 +33,21 @@ def states(name: str, tree: PyTree, wanted: str = "an AdamState") -> list[tuple[
 def states_or_shapes(
     name: str, tree: PyTree, wanted: str = "an AdamState"
 ) -> list[tuple[str, AdamState]]:
-    """`states`, which here need no numbers."""
+    """`states`, also for trees of shapes without values."""
     leaves = tree_leaves_with_path(tree, is_leaf=is_adam_state)
     found = [(name + keystr(path), x) for path, x in leaves if is_adam_state(x)]
     if not found:
         raise ValueError(
-            f"{name} must hold {wanted}; got none, in {_check.show(tree)}. It is looked for inside "
-            "the states of optax.chain, named_chain, masked, partition, MultiSteps, "
-            "inject_hyperparams and other wrappers, and in the opt_state of a Flax nnx.Optimizer."
+            f"{name} must hold {wanted}; found none in {_check.show(tree)}. The search covers the "
+            "states of optax.chain, named_chain, masked, partition, MultiSteps, inject_hyperparams "
+            "and other wrappers, and the opt_state of a Flax nnx.Optimizer."
             f"{tree_hints.no_state(tree)}"
         )
     return found
 
 
 def left_out(tree: PyTree) -> Callable[[Path], bool]:
-    """Tells the paths of parameters that `tree`, otherwise built like them, has holes for."""
+    """A test for the paths of parameters where `tree`, otherwise built like them, has holes."""
     is_empty: Callable[[Any], bool] = lambda x: not jax.tree.leaves(x)  # noqa: E731
     leaves = tree_leaves_with_path(tree, is_leaf=is_empty)
     holes = {path for path, x in leaves if is_empty(x) and x is not None}  # None: frozen
@@ -74,14 +74,14 @@ def with_moments(state: AdamState, paths: frozenset[str], move: Callable[[Any], 
 def by_parameter(where: str, tree: PyTree, state: AdamState) -> dict[Path, Any]:
     """The leaves of a tree of a state, None included, by their parameters' paths.
 
-    What is not shaped like the parameters lies outside of the boxes that frameworks put around
-    them, so that its own paths may be shorter: its leaves are those of `mu`, in the same order.
+    Leaves with other shapes than the parameters are outside of the boxes that frameworks put around
+    parameters, so their own paths may be shorter. They correspond to the leaves of `mu`, in order.
     """
     mus = tree_leaves_with_path(state.mu, is_leaf=_trees.is_none)
     leaves = [None] * len(mus) if tree is None else jax.tree.leaves(tree, is_leaf=_trees.is_none)
     if len(leaves) != len(mus):
         raise ValueError(
-            f"{where} has {len(leaves)} leaves, but mu beside it has {len(mus)}: make the state "
-            "with the `init` of one transformation."
+            f"{where} has {len(leaves)} leaves, but mu of the same state has {len(mus)}: make the "
+            "whole state with one `init`."
         )
     return {path: leaf for (path, _), leaf in zip(mus, leaves, strict=True)}

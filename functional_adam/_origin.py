@@ -1,4 +1,4 @@
-"""Where a transformation comes from: the call that made it, and what makes two of them equal."""
+"""The call that made a transformation, and when two transformations are equal."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import jax
 
 
 class Origin(NamedTuple):
-    """The call of a factory, for `repr`, for equality and for messages."""
+    """The call of a factory, for `repr`, equality and messages."""
 
     factory: str
-    shown: tuple[tuple[str, Any], ...]  # arguments that differ from the defaults; "" for no name
-    arguments: frozenset[str]  # all that the factory takes, and those within a modifier's tx
+    shown: tuple[tuple[str, Any], ...]  # (name or "", value) of what differs from the defaults
+    arguments: frozenset[str]  # all that the factory takes, and for a modifier those of its tx
 
     def __repr__(self) -> str:
         written = [f"{k}={short(v)}" if k else short(v) for k, v in self.shown]
@@ -60,7 +60,7 @@ class Bound(functools.partial[Any]):
 
 
 def origin(factory: str, bound: inspect.BoundArguments, inner: frozenset[str]) -> Origin:
-    """The origin of what `factory` returned for these arguments, its defaults included."""
+    """The origin of a call of `factory` with these arguments, defaults included."""
     shown: list[tuple[str, Any]] = []
     for name, parameter in bound.signature.parameters.items():
         value = bound.arguments[name]
@@ -77,7 +77,7 @@ def _is_default(value: Any, default: Any) -> bool:
 
 
 def short(value: Any, width: int = 60) -> str:
-    """`value` as one would write it, on one line; an array by its type, since it may be traced."""
+    """`value` as source code on one line; an array by its type, since it may be traced."""
     if isinstance(value, jax.Array):
         return f"{value.dtype}[{','.join(map(str, value.shape))}]"
     if isinstance(value, types.FunctionType | types.BuiltinFunctionType | type):
@@ -87,7 +87,7 @@ def short(value: Any, width: int = 60) -> str:
 
 
 class Same:
-    """Something that is equal to nothing but itself: an array, traced or not, or a function."""
+    """An array or function as a value that is equal only to itself."""
 
     __slots__ = ("it",)
 
@@ -118,7 +118,7 @@ class SameTree:
         )
 
     def __hash__(self) -> int:
-        return hash(self.leaves)  # a module's static fields need not have one
+        return hash(self.leaves)  # static fields of a module need not be hashable
 
     @property
     def it(self) -> Any:

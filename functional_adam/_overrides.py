@@ -1,7 +1,7 @@
-"""Hyperparameters for some leaves: rules about their paths, or a function; and what a leaf gets.
+"""Hyperparameters for some leaves, chosen by rules about their paths or by a function.
 
-A leaf's path is written `layers/0/attn/kernel`. Whoever makes settings binds the rules to a
-function that makes them anew with some arguments changed, so that all checks are the factory's own.
+A leaf's path is written `layers/0/attn/kernel`. The factory binds the rules to a function that
+calls it again with some arguments changed, so the factory's own checks apply to them.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ from functional_adam._hints import argument_hints
 
 
 class Rule(NamedTuple):
-    """What leaves have whose path a regular expression is found in."""
+    """The arguments of the leaves in whose path a regular expression is found."""
 
     pattern: re.Pattern[str]
     arguments: Mapping[str, Any]
 
 
 class Overrides(NamedTuple):
-    """What some leaves have of their own, as it was given; and settings that have it."""
+    """The `overrides` of a call, and the settings that they lead to."""
 
     rules: tuple[Rule, ...] | Callable[[str, jax.ShapeDtypeStruct], Any]
     make: Callable[[Mapping[str, Any]], Any] | None = None  # settings with these arguments changed
-    made: tuple[Any, ...] = ()  # those of each rule
+    made: tuple[Any, ...] = ()  # the settings of each rule
 
 
 def path_of(path: tuple[Any, ...]) -> str:
-    """The path of a leaf, as rules read it."""
+    """The path of a leaf in the form that rules match."""
     return keystr(path, simple=True, separator="/")
 
 
 def checked(value: Any) -> Overrides | None:
-    """What a caller gave as `overrides`, not bound yet."""
+    """The `overrides` of a caller, checked and not bound yet."""
     if value is None or callable(value):
         return value and Overrides(value)
     if not isinstance(value, list | tuple):
@@ -70,7 +70,7 @@ def compiled(where: str, pattern: Any) -> re.Pattern[str]:
         return re.compile(pattern)
     except re.error as error:
         raise ValueError(
-            f"{where} is {pattern!r}, which is no regular expression: {error}. "
+            f"{where} is {pattern!r}, which is not a regular expression: {error}. "
             f"{argument_hints.pattern(pattern)}"
         ) from None
 
@@ -78,14 +78,14 @@ def compiled(where: str, pattern: Any) -> re.Pattern[str]:
 def _arguments(where: str, value: Any) -> Mapping[str, Any]:
     if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
         raise TypeError(
-            f"{where} must be a dict of arguments, such as dict(weight_decay=0.0), or {{}} for "
-            f"leaves that have none of their own; got {_check.show(value)}."
+            f"{where} must be a dict of arguments, such as dict(weight_decay=0.0), or {{}} to "
+            f"change nothing; got {_check.show(value)}."
         )
     return value
 
 
 def bound(overrides: Overrides, make: Callable[[Mapping[str, Any]], Any]) -> Overrides:
-    """Overrides of the settings that `make` makes with some arguments changed."""
+    """`overrides`, bound to a function that makes settings with some arguments changed."""
     if callable(overrides.rules):
         return overrides._replace(make=make)
     made = tuple(
@@ -104,14 +104,17 @@ def _made(make: Callable[[Mapping[str, Any]], Any], where: str, arguments: Any) 
 
 
 def refuse_shared(parameters: Mapping[str, inspect.Parameter], changes: Mapping[str, Any]) -> None:
-    """Raise for an argument that all leaves share: only numbers and schedules are a leaf's own."""
+    """Raise for an argument that all leaves share: only numbers and schedules can differ."""
     for name in changes:
         if name in parameters and not str(parameters[name].annotation).startswith("Scalar"):
-            raise TypeError(f"{name} is the same for all leaves. {argument_hints.shared(name)}")
+            raise TypeError(
+                f"{name} is the same for all leaves and cannot be overridden. "
+                f"{argument_hints.shared(name)}"
+            )
 
 
 def of_leaf(settings: Any, tree: str, key_path: tuple[Any, ...], leaf: Any) -> Any:
-    """The settings of a leaf of a tree of that name."""
+    """The settings of a leaf in the tree of this name."""
     overrides: Overrides | None = settings.overrides
     path, name = path_of(key_path), tree + keystr(key_path)
     shape = jax.ShapeDtypeStruct(np.shape(leaf), _check.leaf_dtype(name, leaf))
@@ -130,7 +133,7 @@ def _first(rules: Sequence[Rule], path: str) -> int | None:
 
 
 def check_matches(overrides: Overrides | None, paths: Sequence[str]) -> None:
-    """Each rule is the first that matches some leaf, in a tree that has any."""
+    """Raise unless each rule is the first to match some leaf; a tree without leaves passes."""
     if overrides is None or callable(overrides.rules) or not paths:
         return
     used = {_first(overrides.rules, path) for path in paths}
@@ -141,8 +144,8 @@ def check_matches(overrides: Overrides | None, paths: Sequence[str]) -> None:
         matched = [path for path in paths if rule.pattern.search(path)]
         if matched:
             raise ValueError(
-                f"{name} matches {_few(matched)}, but rules before it match all of that, and the "
-                "first match wins: put it before them."
+                f"{name} has no effect: it matches {_few(matched)}, but earlier rules match all of "
+                "these, and the first match wins. Put it before them."
             )
         raise _no_match(name, paths)
 
@@ -154,7 +157,7 @@ def check_found(where: str, pattern: re.Pattern[str], paths: Sequence[str]) -> N
 
 
 def _no_match(name: str, paths: Sequence[str]) -> ValueError:
-    return ValueError(f"{name} matches no leaf; the leaves are {_few(paths)}.")
+    return ValueError(f"{name} matches no leaf; the paths of the leaves are {_few(paths)}.")
 
 
 def _few(paths: Sequence[str], most: int = 20) -> str:

@@ -1,4 +1,4 @@
-"""What one step multiplies by: schedules evaluated, numbers cast, rates in three exact parts."""
+"""The scalars of one step: schedules evaluated, numbers cast, decay rates in exact parts."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Group(NamedTuple):
 
 
 def groups(each: list[Settings], before: Any, after: jax.Array) -> list[Group]:
-    """The group of each leaf, of which these are the settings; the count before and after."""
+    """The group of each leaf, from the settings of each and the count before and after the step."""
     by_object = {id(settings): settings for settings in each}
     by_value: dict[Any, Group] = {}
 
@@ -45,7 +45,7 @@ def groups(each: list[Settings], before: Any, after: jax.Array) -> list[Group]:
 
 
 def evaluate_schedules(settings: Settings, count: chex.Array) -> Settings:
-    """`settings` with its schedules evaluated at `count`, that before the step."""
+    """`settings` with its schedules evaluated at `count`, the count before the step."""
 
     def value(name: str, given: Any, below: float = math.inf) -> Any:
         if not callable(given):
@@ -64,7 +64,7 @@ def evaluate_schedules(settings: Settings, count: chex.Array) -> Settings:
 
 
 def scalars(settings: Settings, count: jax.Array, real: np.dtype[Any]) -> Scalars:
-    """The scalars of this step for leaves whose arithmetic has `real` parts of that dtype."""
+    """The scalars of a step for leaves whose arithmetic has the real dtype `real`."""
 
     def cast(name: str, value: Any) -> Any:
         if isinstance(value, jax.Array):
@@ -102,17 +102,17 @@ def scalars(settings: Settings, count: jax.Array, real: np.dtype[Any]) -> Scalar
 
 
 def is_zero(value: Any) -> bool:
-    """Whether `value` is known to be 0 now, and not only in some runs of a compiled program."""
+    """Whether `value` is known to be 0 when the step is traced."""
     return isinstance(value, float) and not value
 
 
 def _rate(name: str, b: Any, dtype: np.dtype[Any]) -> Rate:
-    """b, 1 - b and log b in `dtype`, made before b is rounded to it."""
+    """b, 1 - b and log b in `dtype`, each computed before b is rounded."""
     if isinstance(b, float):
         if dtype.type(b) == 1:
             raise ValueError(
-                f"{name}={b!r} is 1 in {dtype}, the dtype of the arithmetic: nothing would ever "
-                f"be averaged. Use at most {np.nextafter(dtype.type(1), dtype.type(0))}."
+                f"{name}={b!r} is 1 in {dtype}, the dtype of the arithmetic, so its average would "
+                f"never change. Use at most {np.nextafter(dtype.type(1), dtype.type(0))}."
             )
         log = math.log(b) if b > 0 else LOG_OF_ZERO
         parts = (b, 1.0 - b, log, *((1.0, 1.0) if b > 0.5 else (b, 0.0)))
@@ -121,7 +121,8 @@ def _rate(name: str, b: Any, dtype: np.dtype[Any]) -> Rate:
     b = b.astype(wide)
     complement = 1 - b  # exact for b >= 1/2
     positive, near_one = b > 0, b > 0.5
-    # Each logarithm where its argument is exact, and nowhere of 0, where its slope is infinite too.
+    # Each logarithm is taken where its argument is exact, and never of 0: its slope there is
+    # infinite.
     log = jnp.where(
         near_one,
         jnp.log1p(-jnp.where(near_one, complement, jnp.zeros_like(b))),

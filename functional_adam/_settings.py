@@ -1,4 +1,4 @@
-"""What a factory binds, checked before anything is computed, and the choices that they share."""
+"""The checked arguments of a factory, and the choices that several factories share."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def make_settings(
     hyperparams: Mapping[str, Any] | None = None,
     overrides: Any = None,
 ) -> Settings:
-    """What the caller of a factory or of `update` gave; the factory has checked `hyperparams`."""
+    """Check the arguments of a factory or of `update`; `hyperparams` are checked already."""
     if _check.flag("independent_weight_decay", independent_weight_decay):
         variant = variant.prepare_first(F.independent_decay)._replace(scale_rate=F.scale_step)
     b1, b2 = (_check.scalar(name, b, below=1.0) for name, b in (("b1", b1), ("b2", b2)))
@@ -71,8 +71,8 @@ def make_settings(
         eps_root=_check.scalar("eps_root", eps_root, tiny=1e-8),
         weight_decay=weight_decay,
         mask=_masks.make_mask(mask, weight_decay),
-        # None is for defaults: optax.inject_hyperparams makes an array of every number, and nobody
-        # knows of a traced 0.0 that it needs no parameters.
+        # The default is None because optax.inject_hyperparams makes an array of every number, and a
+        # traced 0.0 does not show that no parameters are needed.
         l2=0.0 if l2 is None else _check.scalar("l2", l2, schedule=True),
         moments=format,
         rounding=_check.choice("rounding", rounding, ROUNDINGS),
@@ -82,10 +82,11 @@ def make_settings(
 
 
 def optional_decay(weight_decay: Any, mask: Any, independent: Any) -> dict[str, Any]:
-    """What `make_settings` takes for a decay of which None means that there is none."""
+    """The arguments of `make_settings` for a `weight_decay` that may be None, for no decay."""
     if weight_decay is None and not (mask is None and independent is False):
         raise ValueError(
-            "mask and independent_weight_decay say how to decay; give weight_decay too."
+            "mask and independent_weight_decay have no effect without weight_decay: pass "
+            "weight_decay too."
         )
     return {
         "weight_decay": 0.0 if weight_decay is None else weight_decay,
@@ -95,7 +96,7 @@ def optional_decay(weight_decay: Any, mask: Any, independent: Any) -> dict[str, 
 
 
 def identity(settings: Settings) -> tuple[Any, ...]:
-    """`settings` by value, to be compared and hashed; arrays and functions by identity."""
+    """`settings` as a value to compare and hash; arrays and functions count by identity."""
     origin, mask = settings.origin, settings.mask
     values = settings._replace(
         mask=comparable(mask) if mask is None or _masks.is_called(mask) else SameTree(mask),
@@ -106,7 +107,7 @@ def identity(settings: Settings) -> tuple[Any, ...]:
 
 
 def _rules(overrides: Overrides) -> tuple[Any, ...]:
-    """`overrides` by value."""
+    """`overrides` as a value to compare and hash."""
     if callable(overrides.rules):
         return (comparable(overrides.rules),)
     patterns = (rule.pattern for rule in overrides.rules)
@@ -114,14 +115,14 @@ def _rules(overrides: Overrides) -> tuple[Any, ...]:
 
 
 def check_format(moments: Format, variant: Variant, b1: Any, b2: Any) -> None:
-    """`moments` can keep what `variant` has with these rates."""
+    """Raise unless `moments` can store the moments of `variant` with these decay rates."""
     incompatibility = moments.incompatibility(variant, b1, b2)
     if incompatibility is not None:
         raise ValueError(incompatibility)
 
 
 def with_eps(variant: Variant, placement: Any) -> Variant:
-    """`variant` with eps where `placement` says."""
+    """`variant` with eps at this place."""
     options = {
         "after_correction": F.eps_after_correction,
         "before_correction": F.eps_before_correction,
@@ -129,8 +130,8 @@ def with_eps(variant: Variant, placement: Any) -> Variant:
     correction = _check.choice("eps_placement", placement, options)
     if variant.correction is None:
         raise ValueError(
-            f"eps_placement={placement!r} says where eps stands relative to a correction of the "
-            f"second moment, which {variant.name} does not make."
+            f"eps_placement={placement!r} has no meaning for {variant.name}, which does not "
+            "correct the second moment."
         )
     return variant._replace(correction=correction)
 
@@ -138,10 +139,10 @@ def with_eps(variant: Variant, placement: Any) -> Variant:
 def with_nesterov(
     variant: Variant, nesterov: Any, weights: Prepare = F.nesterov_weights
 ) -> Variant:
-    """`variant`, with Nesterov's numerator if `nesterov` says so."""
+    """`variant`, with Nesterov's numerator if `nesterov` is True."""
     return variant.look_ahead(weights) if _check.flag("nesterov", nesterov) else variant
 
 
 def adam_like(nesterov: Any, placement: Any) -> Variant:
-    """Adam, looking ahead or not, eps where `placement` says."""
+    """Adam with these two choices made."""
     return with_nesterov(with_eps(ADAM, placement), nesterov)

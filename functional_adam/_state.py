@@ -1,4 +1,4 @@
-"""The state of an optimizer: what it holds, how it begins, how a foreign one is told."""
+"""The state of an optimizer: what it holds, how it is made, and how another one is recognized."""
 
 from __future__ import annotations
 
@@ -29,20 +29,23 @@ class AdamState(NamedTuple):
     """The state of every optimizer of this package: one counter and trees of plain arrays.
 
     Attributes:
-        count: int32, shape (): updates done so far. Stops at 2**31 - 1 instead of wrapping.
-        mu: first moment, a tree like the parameters. float32 for real parameters of up to 32
-            bits, float64 for float64, complex for complex ones; `mu_dtype` overrides. With
-            moments="bfloat16" bfloat16, with "int8" int8 codes (see `Int8`).
-        nu: second moment (the mean of |g|**2), likewise and always real; `nu_dtype` overrides. With
-            moments="bfloat16" bfloat16, with "int8" uint8 codes.
-        nu_scale: None, or with moments="int8" a tree of uint16, one for each block of about 128.
-            None for each leaf below `Int8.min_size`, whose moments are float32.
-        residual: None, or a tree with None for each parameter that is not of 16 bits. For the
-            others it holds with rounding="compensated" an int8 array of the parameter's shape, with
-            "split" an int16 array, and with "stochastic" a zero of the parameter's dtype, which
-            tells whether the parameter still has it.
-        extra: None, or a dict of the further trees that a variant keeps, each like the parameters:
-            `nu_max` in amsgrad (stored like `nu`), `mu_slow` in ademamix (like `mu`).
+        count: Number of steps taken, int32 of shape (). It stops at 2**31 - 1 instead of wrapping.
+        mu: First moments m, a tree like the parameters. A leaf has its parameter's shape and, by
+            default, dtype float32, or the parameter's dtype if that is wider; `mu_dtype` changes
+            it. With moments="bfloat16" the dtype is bfloat16, with "int8" the leaf holds int8 codes
+            (see `Int8`).
+        nu: Second moments v (the mean of |g|**2), a tree like `mu` and always real; `nu_dtype`
+            changes the dtype. With moments="bfloat16" the dtype is bfloat16, with "int8" the leaf
+            holds uint8 codes.
+        nu_scale: None, or with moments="int8" a tree of uint16 arrays: one number per block of
+            about 128 elements, of shape (*leading axes, blocks). A leaf smaller than
+            `Int8.min_size` has None here and float32 moments.
+        residual: None, or what a rounding other than "nearest" stores for each 16-bit parameter.
+            With "compensated" a leaf is an int8 array of the parameter's shape, with "split" an
+            int16 array. With "stochastic" it is a zero of shape () whose dtype records that of the
+            parameter. Wider parameters have None.
+        extra: None, or a dict of the further trees of a variant, each like the parameters:
+            `nu_max` in `amsgrad` (stored like `nu`), `mu_slow` in `ademamix` (stored like `mu`).
 
     Example:
         >>> import functional_adam as fa, jax.numpy as jnp
@@ -68,35 +71,36 @@ def init(
     nu_dtype: DTypeLike | None = None,
     rounding: ParameterRounding = "nearest",
 ) -> AdamState:
-    """A fresh state: count 0 and zero moments.
+    """A fresh state for `update`: count 0 and moments of zeros.
 
     Args:
-        params: Any tree of complex arrays or floats of at least 16 bits (NumPy arrays and Python
-            floats work too). None leaves pass through. Complex parameters need the conjugate of
-            `jax.grad`'s gradient: see `update`.
-        moments: How m and v are stored: "full" (default), "bfloat16" or "int8", which take 8, 4 and
-            2 bytes per float32 parameter; or a `Full`, `BFloat16` or `Int8` object.
-        mu_dtype: Dtype of m in the state, such as "bfloat16". None (default): at least float32.
-            That is float64 for float64 parameters and complex for complex ones. Any other dtype has
-            at least 16 bits, is complex for complex parameters, and goes with moments="full" alone.
-        nu_dtype: Dtype of v in the state, always real. None (default): at least float32. Prefer
-            moments="bfloat16" to a `nu` of 16 bits: in bfloat16 it stops moving where b2 >= 0.99,
-            and in float16 small values become 0, which makes steps hundreds of times too long (see
-            docs/precision.md).
-        rounding: How a step of a 16-bit parameter is rounded: "nearest" (default), "stochastic",
-            "compensated" or "split". All but the first keep small steps; `update` then needs
-            `params`. "compensated" and "split" store what each parameter lacks in `residual`, one
-            byte or two per element. See `update`.
+        params: Any tree of float arrays of at least 16 bits or complex arrays; NumPy arrays and
+            Python floats work too. A None leaf stays None. Complex parameters need the conjugate of
+            the gradient that `jax.grad` returns: see `update`.
+        moments: Storage format of m and v: "full" (default), "bfloat16" or "int8", which take 8, 4
+            and 2 bytes per float32 parameter; or a `Full`, `BFloat16` or `Int8` object.
+        mu_dtype: Dtype in which m is stored, such as "bfloat16". None (default): float32, or the
+            parameter's dtype if that is wider. Other dtypes must have at least 16 bits, be complex
+            for complex parameters, and need moments="full".
+        nu_dtype: Dtype in which v is stored; always real. None (default): float32, or float64 for
+            parameters of 64-bit precision. Prefer moments="bfloat16" to a 16-bit dtype here. In
+            bfloat16 v stops moving where b2 >= 0.99. In float16 small values become 0, which makes
+            steps hundreds of times too long (see docs/precision.md).
+        rounding: How a 16-bit parameter is rounded when it takes a step: "nearest" (default),
+            "stochastic", "compensated" or "split". "nearest" loses small steps. The other three
+            keep them, and `update` then needs `params`. Wider parameters are not affected.
+            "compensated" and "split" store the rounding error of each such parameter in `residual`:
+            one and two bytes per element. See `update`.
 
     Returns:
-        An `AdamState`. Every moment is a buffer of its own with its parameter's shape and
-        sharding; the count is replicated on their mesh.
+        An `AdamState`. Every moment is a buffer of its own, with the shape and the sharding of its
+        parameter. The count is replicated on the mesh of the parameters.
 
     Raises:
-        TypeError: a leaf that is not a complex array or one of floats of at least 16 bits, or that
-            `moments` cannot hold; a dtype that is no such dtype.
-        ValueError: a 64-bit dtype without JAX's 64-bit mode; an unknown name; a dtype beside
-            `moments`.
+        TypeError: A leaf is neither a float array of at least 16 bits nor a complex array, or
+            `moments` cannot hold it; or `mu_dtype` or `nu_dtype` is not such a dtype.
+        ValueError: A 64-bit dtype is given without JAX's 64-bit mode, a dtype is given together
+            with another format than "full", or `moments` or `rounding` is an unknown name.
 
     Example:
         >>> import functional_adam as fa, jax.numpy as jnp
@@ -111,7 +115,7 @@ def init(
 
 
 def fresh(params: PyTree, moments: Format, rounding: Rounding) -> AdamState:
-    """`init`, its arguments checked."""
+    """`init` once its arguments are checked."""
     paths_and_leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
     stored = [moments.fresh("params" + keystr(path), leaf) for path, leaf in paths_and_leaves]
     lies = [sharding_of(leaf) for _, leaf in paths_and_leaves]
@@ -139,7 +143,7 @@ def no_scale(stored: LeafState, sharding: NamedSharding | None) -> jax.Array | N
 
 
 def _no_error(rounding: Rounding, leaf: Any, sharding: NamedSharding | None) -> jax.Array | None:
-    """The residual of a parameter that is what it should be."""
+    """The residual of a parameter that has no rounding error yet."""
     dtype = jnp.result_type(leaf)
     if not is_16bit(dtype):
         return None
@@ -150,9 +154,9 @@ def _no_error(rounding: Rounding, leaf: Any, sharding: NamedSharding | None) -> 
 
 # ---- Boxes ----
 
-# Libraries wrap a parameter in a node that says how its dimensions are divided (Flax: `nnx.Param`,
-# `nn.Partitioned`). Moments have these dimensions and stay in such boxes. Scales and residuals may
-# have others, and lie where the box would be.
+# Libraries wrap a parameter in a node (a box) that says how its dimensions are sharded (Flax:
+# `nnx.Param`, `nn.Partitioned`). Moments have the same dimensions and stay in these boxes. Scales
+# and residuals may have other dimensions, so they take the place of the box.
 
 
 def _is_container(x: Any) -> bool:
@@ -160,7 +164,7 @@ def _is_container(x: Any) -> bool:
 
 
 def outside_boxes(tree: PyTree) -> PyTree:
-    """`tree` with leaves in place of the boxes around them: nodes of other classes, of one leaf."""
+    """`tree` with each box, a node of another class with one leaf, replaced by its leaf."""
 
     def is_box(x: Any) -> bool:
         return not _is_container(x) and len(jax.tree.leaves(x)) == 1
@@ -169,27 +173,27 @@ def outside_boxes(tree: PyTree) -> PyTree:
 
 
 def beside(params: PyTree, leaves: list[Any]) -> PyTree:
-    """A tree of these leaves, one for each parameter, outside of boxes."""
+    """A tree of these leaves, one per parameter, outside of boxes."""
     if not leaves and not _is_container(params) and jax.tree.structure(params).num_nodes == 1:
-        # optax.tree.map_params calls `init` with an empty node, and takes whatever holds that for
-        # a tree of the parameters' shapes. This is none: there it is one leaf.
+        # optax.tree.map_params calls `init` with an empty node and takes every tree that contains
+        # this node for one of the parameters' shapes. This tree is not one, so it becomes a leaf.
         return zeros((), jnp.int8, None)
     return jax.tree.structure(outside_boxes(params)).unflatten(leaves)
 
 
 def built_like(tree: PyTree, leaves: list[Any]) -> PyTree:
-    """A tree of these leaves, None included, built like `tree`; None for None."""
+    """A tree of these leaves, None included, with the structure of `tree`; None if that is None."""
     if tree is None or not leaves:
         return tree
     return jax.tree.structure(tree, is_leaf=_trees.is_none).unflatten(leaves)
 
 
 def next_count(count: jax.Array) -> jax.Array:
-    """One more; at the largest int32 it stops instead of wrapping."""
+    """The count plus 1; it stops at the largest int32 instead of wrapping."""
     return jnp.minimum(count, np.iinfo(np.int32).max - 1) + 1
 
 
-# ---- In others ----
+# ---- States inside the states of wrappers ----
 
 
 def is_adam_state(x: Any) -> bool:
@@ -198,15 +202,15 @@ def is_adam_state(x: Any) -> bool:
 
 
 def check_init(tx: Any) -> None:
-    """`tx` can make a state."""
+    """Raise unless `tx` can make a state."""
     if not callable(getattr(tx, "init", None)):
         raise TypeError(
-            f"tx must be a gradient transformation with an init; got {_check.show(tx)}."
+            f"tx must be a gradient transformation, such as adam(1e-3); got {_check.show(tx)}."
         )
 
 
 def state_shapes(tx: Any, params: PyTree) -> PyTree:
-    """What `tx.init` gives, in shapes alone."""
+    """The shapes and dtypes of what `tx.init` returns."""
     check_init(tx)
     return jax.eval_shape(tx.init, params)
 
@@ -215,7 +219,7 @@ def state_shapes(tx: Any, params: PyTree) -> PyTree:
 
 
 def check_count(state: Any) -> None:
-    """`state` is an AdamState with a scalar count."""
+    """Raise unless `state` is an AdamState with a scalar count."""
     if not isinstance(state, AdamState):
         raise TypeError(tree_hints.not_a_state(state))
     dtype = getattr(state.count, "dtype", None)
@@ -227,7 +231,7 @@ def check_count(state: Any) -> None:
     if np.shape(state.count) != ():
         raise ValueError(
             f"state.count must have shape (); got {np.shape(state.count)}. For a batch of states, "
-            "jax.vmap over the update."
+            "apply jax.vmap to the update."
         )
 
 
@@ -245,7 +249,7 @@ def check_state(
     moments: Format | None = None,
     rounding: Rounding = ROUNDINGS["nearest"],
 ) -> None:
-    """`state` is an AdamState with a scalar count and just the trees that its update keeps."""
+    """Raise unless `state` is an AdamState with exactly the trees that its update needs."""
     check_count(state)
     if not isinstance(state.count, jax.Array | np.ndarray | np.generic):
         raise _no_count(state, _check.show(state.count))
@@ -256,14 +260,14 @@ def check_state(
             f"{type(found).__name__}."
         )
     if set(found) != set(keeps):
-        held = f"the trees {list(found)}" if found else "nothing"
-        wanted = f"the trees {list(keeps)}" if keeps else "nothing"
+        held = f"the trees {list(found)}" if found else "no trees"
+        wanted = f"the trees {list(keeps)}" if keeps else "no trees"
         raise ValueError(
-            f"state.extra holds {held}, but {whose} keeps {wanted} there: make the state with the "
-            "`init` of the same transformation."
+            f"state.extra holds {held}, but {whose} needs {wanted} there: this state belongs to "
+            "another optimizer. Make the state with the `init` of the same transformation."
         )
     moments = moments or Full()
-    if state.mu is None:  # `init` was given no parameters: the gradients will say so
+    if state.mu is None:  # `init` was given no parameters: the check of the gradients says so
         return
     if (state.nu_scale is not None) != moments.has_scale:
         leaves = jax.tree_util.tree_leaves_with_path(state.mu), jax.tree.leaves(state.nu)
@@ -272,16 +276,16 @@ def check_state(
             stored = LeafState(m, v, {})
             formats.append(moments.of(stored))
             refuse_other_format(formats[-1], keystr(path), stored)
-        # One array, or a tree of small leaves alone, has no scales in either format.
+        # A single array, or a tree of small leaves only, has no scales in either format.
         if state.nu_scale is not None or any(format.has_scale for format in formats):
             raise ValueError(
                 f"state.nu_scale is {'None' if state.nu_scale is None else 'a tree'}, which does "
-                f'not go with moments="{moments.name}": it belongs to "int8". Make the state by '
-                "`init`."
+                f'not fit moments="{moments.name}": "int8" has scales, other formats have none. '
+                "Make the state with `init`."
             )
     if state.residual is not None and not rounding.rounds_update:
         raise ValueError(
-            f'state.residual is a tree, but rounding="{rounding.name}" was asked for: it goes with '
-            '"stochastic", "compensated" or "split". Make the state with the same rounding, or '
-            "drop it: state._replace(residual=None)."
+            f'state.residual is a tree, but rounding="{rounding.name}" was given: only '
+            '"stochastic", "compensated" and "split" have a residual. Pass the rounding that made '
+            "the state, or drop the residual: state._replace(residual=None)."
         )

@@ -1,7 +1,7 @@
 """One step over a tree: the only loop over leaves.
 
-A gradient's way through `update_leaf` is one line: check, load, through the variant's formulas,
-store, round, out.
+Each gradient is checked here. `update_leaf` then loads the moments, applies the variant's formulas,
+stores the moments and rounds the result.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ from functional_adam._types import PyTree, arithmetic_dtype, real_dtype, wider
 
 
 class StepContext(NamedTuple):
-    """What all leaves of a step share, whatever their hyperparameters."""
+    """The part of a step that all leaves share, whatever their hyperparameters."""
 
     noise: StepNoise | None
     keys: dict[str, jax.Array]
-    advice: str  # for a gradient of another shape
+    advice: str  # ends the error about a gradient of a wrong shape
     waiting: _host.Waiting  # paths of the leaves whose moments wait on the host
-    applies: bool = False  # whether parameters are wanted, and not their updates
+    applies: bool = False  # whether to return parameters instead of updates
 
 
 def step(
@@ -60,11 +60,11 @@ def step(
 ) -> tuple[PyTree, AdamState]:
     """Updates and the next state: the one loop over leaves; with `applies`, parameters and state.
 
-    Optax's wrappers pass whatever they have, so that a mask without decay is not looked at. With
-    `strict` it is: `update` takes all arguments at once, and whatever is given there was meant.
+    A mask without decay is not checked, because Optax's wrappers may pass one. With `strict` it is:
+    the caller of `update` gives all arguments at once, so an argument without effect is a mistake.
     """
     if not is_adam_state(state):
-        # `check_state` would say so too, without knowing what else was passed.
+        # `check_state` would raise too, but it does not see the other arguments.
         raise TypeError(tree_hints.not_a_state(state, grads, params))
     check_state(
         state,
@@ -77,7 +77,7 @@ def step(
     gs = _trees.leaves_like("grads", grads, state.mu, "the parameters given to init")
     leaf_states = _leaf_states(settings.variant, state)
     count = jnp.asarray(state.count)
-    # Without any gradient no step is counted: bias corrections are of the steps that were made.
+    # A step without any gradient does not count: bias corrections count the steps that were taken.
     if any(g is not None for g in gs) or not jax.tree.leaves(state.mu):
         count = next_count(count)
     each = _settings_by_leaf(settings, paths_and_mu, gs, state.mu, params, strict)
@@ -106,7 +106,7 @@ def step(
 def step_context(
     settings: Settings, count: jax.Array, paths: tuple[str, ...], advice: str
 ) -> StepContext:
-    """What the leaves at these paths share in the step that makes `count` of them."""
+    """What the leaves at these paths share in step number `count`."""
     random = settings.moments.is_random or settings.rounding.is_random
     return StepContext(
         step_noise(count, settings.variant.averages) if random else None,
@@ -124,11 +124,11 @@ def _settings_by_leaf(
     params: PyTree | None,
     strict: bool,
 ) -> list[Settings]:
-    """The settings of each leaf; those of one without a gradient are not asked for."""
+    """The settings of each leaf; overrides are not evaluated for a leaf without a gradient."""
     if settings.overrides is None:
         return [settings] * len(gs)
     paths = [_overrides.path_of(path) for path, _ in paths_and_mu]
-    if strict:  # no `init` has looked at them
+    if strict:  # no `init` has checked them
         _overrides.check_matches(settings.overrides, paths)
     name, leaves = "grads", gs
     if params is not None:
@@ -169,12 +169,12 @@ def _leaf_states(variant: Variant, state: AdamState) -> list[LeafState]:
     ]
 
 
-# Its hyperparameters, its path, its gradient, what is stored of it, its parameter.
+# A leaf: its hyperparameters, its path, its gradient, its stored state and its parameter.
 _Leaf = tuple[Group, str, Any, LeafState, LeafParam]
 
 
 def _step_leaves(context: StepContext, leaves: list[_Leaf]) -> list[tuple[Any, LeafState]]:
-    """(update or parameter, what is stored) of each."""
+    """(update or parameter, stored state) of each leaf."""
     calls = [leaf_call(context, *leaf) for leaf in leaves]
     new = iter(leaf_steps(mode(), [call for call in calls if call is not None]))
     stepped: list[tuple[Any, LeafState]] = []
@@ -192,11 +192,11 @@ def _step_leaves(context: StepContext, leaves: list[_Leaf]) -> list[tuple[Any, L
 def leaf_call(
     context: StepContext, group: Group, path: str, g: Any, stored: LeafState, theta: LeafParam
 ) -> LeafCall | None:
-    """The step of a leaf, all of it checked; None without a gradient."""
+    """The checked step of a leaf; None if it has no gradient."""
     if stored.m is None and g is not None:
         raise ValueError(
-            f"grads{path} is an array, but the parameter given to init is None. Put None there, as "
-            "equinox.filter(grads, trained) does."
+            f"grads{path} is an array, but the parameter given to init was None. Put None there, "
+            "as equinox.filter(grads, trained) does."
         )
     if g is None:
         return None
@@ -222,7 +222,7 @@ def leaf_call(
 
 
 def _no_update(rounding: Rounding, m: Any, theta: LeafParam) -> Any:
-    """Zeros in the dtype of a step: the parameter's, or else the moment's; float32 for codes."""
+    """An update of zeros in the dtype of the parameter, else of the moment; float32 for codes."""
     if m is None:
         return None
     dtype = theta.dtype or (m.dtype if jnp.issubdtype(m.dtype, jnp.inexact) else jnp.float32)
@@ -234,7 +234,7 @@ def _no_update(rounding: Rounding, m: Any, theta: LeafParam) -> Any:
 
 
 def rounds(rounding: Rounding, path: str, stored: LeafState, theta: LeafParam) -> bool:
-    """Whether this parameter is rounded; what its state keeps for that is checked."""
+    """Whether this parameter is rounded; checks its residual."""
     if not rounding.rounds_update or theta.dtype is None:
         return False
     kind = rounding.residual

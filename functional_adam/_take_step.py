@@ -1,4 +1,4 @@
-"""`step`: `update` and `apply_updates` in one call, and where that is possible in one pass."""
+"""`step`: `update` and `apply_updates` in one call and, where possible, in one pass over memory."""
 
 from __future__ import annotations
 
@@ -11,36 +11,37 @@ from functional_adam._types import GradientTransformation, PyTree
 def step(
     tx: GradientTransformation, grads: PyTree, state: PyTree, params: PyTree, **extra_args: PyTree
 ) -> tuple[PyTree, PyTree]:
-    """One step of training: new parameters and the next state.
+    """One training step: returns the new parameters and the next state.
 
-    The result is that of
+    The result is the same as that of
 
         updates, state = tx.update(grads, state, params, **extra_args)
         params = apply_updates(params, updates)
 
-    For a transformation of this package the update is never written to memory: with
+    For a transformation of this package, `step` never writes the update to memory. With
     moments="int8" a GPU or TPU then moves 16 bytes per float32 parameter instead of 28, in one
-    kernel per leaf, and a CPU needs no copies (see docs/performance.md). `skip_spikes`
-    around one does the same, and writes nothing in a step that it skips. For any other
-    transformation, an `optax.chain` too, the two calls are made.
+    kernel per leaf, and a CPU needs no copies (see docs/performance.md). The same holds for
+    `skip_spikes` around such a transformation, which writes nothing in a step that it skips. For
+    any other transformation, including `optax.chain`, `step` makes the two calls above.
 
-    Under `jax.jit` donate `state` and `params`, and take them in the order in which you return
-    them: JAX gives donated memory to the first result of its shape.
+    Under `jax.jit` donate `state` and `params`. Let the jitted function take them in the order in
+    which it returns them: JAX gives donated memory to the first result of the same shape.
 
     Args:
-        tx: The transformation: from a factory of this package or from Optax.
-        grads: Tree of gradients, like the parameters. A None leaf leaves its parameter and its
-            moments as they are.
-        state: From `tx.init` or the last step.
+        tx: A transformation made by a factory of this package or by Optax.
+        grads: Tree of gradients, like the parameters. A None leaf leaves its parameter and moments
+            unchanged.
+        state: The state that `tx.init` or the previous step returned.
         params: The parameters.
-        **extra_args: What `tx.update` takes besides, such as `value=` of Optax's line searches.
+        **extra_args: Further arguments of `tx.update`, such as `value=` for Optax's line searches.
 
     Returns:
-        `(params, state)`, of the structures, shapes and dtypes that they had.
+        `(params, state)`, with the same structures, shapes and dtypes as before.
 
     Raises:
-        ValueError: as `tx.update` and `apply_updates`.
-        TypeError: likewise; or `tx` is no transformation, or `params` is None.
+        ValueError: `tx.update` or `apply_updates` raises it.
+        TypeError: `tx.update` or `apply_updates` raises it, `tx` is not a transformation, or
+            `params` is None.
 
     Example:
         >>> import functional_adam as fa, jax, jax.numpy as jnp

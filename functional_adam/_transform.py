@@ -18,21 +18,21 @@ from functional_adam._state import AdamState, fresh
 from functional_adam._step import step
 from functional_adam._types import GradientTransformation, PyTree, real_dtype
 
-# What each `init` made, while `_interop.variants_in` asks which transformations a wrapper holds.
+# Collects what each `init` makes while `_interop.variants_in` asks what a wrapper holds.
 STATES_MADE: ContextVar[list[tuple[Settings, AdamState]] | None] = ContextVar(
     "STATES_MADE", default=None
 )
 
 
 class _Leaf:
-    """The settings of a leaf, as a leaf of a tree: a NamedTuple would be a node."""
+    """The settings of a leaf as a leaf of a tree; a NamedTuple would be a node."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
 
 
 class BoundSettings(Bound):
-    """A module function with its settings."""
+    """A module function bound to settings."""
 
     @property
     def settings(self) -> Settings:
@@ -53,16 +53,16 @@ def transformation(settings: Settings) -> GradientTransformation:
 
 
 def without_rate(tx: GradientTransformation, overrides: Any = None) -> GradientTransformation:
-    """`tx`, made here with a rate of 1, neither scaled nor signed, and with these overrides."""
+    """The direction of `tx`, whose learning rate is 1: without the minus sign, with overrides."""
     update: Any = tx.update
     settings: Settings = update.settings
-    # An update descends; a step size of -1 undoes just that.
+    # An update has a minus sign; a step size of -1 removes it.
     overrides = _overrides.checked(overrides)
     return transformation(settings._replace(learning_rate=-1.0, overrides=overrides))
 
 
 def settings_of(tx: Any) -> Settings | None:
-    """The settings of a transformation made here; None for any other object."""
+    """The settings of a transformation of this package; None for any other object."""
     update = getattr(tx, "update", None)
     return update.settings if isinstance(update, BoundSettings) else None
 
@@ -91,9 +91,9 @@ def _init(settings: Settings, params: PyTree) -> AdamState:
 
 
 def _settings_by_leaf(settings: Settings, params: PyTree) -> PyTree:
-    """The settings of each leaf, in a tree like `params`; its overrides fit these leaves."""
+    """The settings of each leaf, in a tree like `params`; raises for overrides that do not fit."""
     paths_and_leaves, _ = jax.tree_util.tree_flatten_with_path(params, is_leaf=_trees.is_none)
-    # A leaf that is frozen by None counts: the rule for it is no mistake.
+    # A leaf frozen by None counts: a rule for it is not a mistake.
     paths = [_overrides.path_of(path) for path, _ in paths_and_leaves]
     _overrides.check_matches(settings.overrides, paths)
 
@@ -104,7 +104,7 @@ def _settings_by_leaf(settings: Settings, params: PyTree) -> PyTree:
 
 
 def _begin(name: str, zeros: jax.Array, leaf: _Leaf) -> jax.Array:
-    """A moment that starts at one of the variant's own hyperparameters."""
+    """A moment that starts at the value of one of the variant's hyperparameters."""
     value = leaf.settings.hyperparams[name]
     if isinstance(value, float):
         value = _check.fitting(name, value, real_dtype(zeros.dtype))
@@ -123,9 +123,9 @@ def _update(
 
 
 def refuse_arguments(settings: Settings, extra_args: Mapping[str, Any]) -> None:
-    """Raise for an argument of a factory that is given to its `update`."""
-    # Optax hands every member of a chain what any member takes, and a line search hands its
-    # `value_fn` arguments of any name.
+    """Raise for an argument of a factory that was given to its `update` instead."""
+    # Optax passes every member of a chain the arguments of all, and a line search passes the
+    # arguments of its `value_fn`, which can have any name.
     if settings.origin is not None and "value_fn" not in extra_args:
         for name in sorted(settings.origin.arguments & extra_args.keys()):
             raise TypeError(argument_hints.extra_argument(settings.origin, name))

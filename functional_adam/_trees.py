@@ -1,4 +1,4 @@
-"""Trees that must be built alike: leaves in one order, or an error at the first difference."""
+"""Trees that must have the same structure: their leaves in order, or an error at a difference."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from functional_adam._types import PyTree
 
 
 def is_none(x: object) -> bool:
-    """For `is_leaf=`: None is a leaf (no gradient, a frozen parameter), not an empty tree."""
+    """For `is_leaf=`: makes None (no gradient, a frozen parameter) a leaf, not an empty tree."""
     return x is None
 
 
 def _children(node: Any) -> tuple[dict[Any, Any], Any]:
-    """The children of one tree node by key, and the node's own kind; a leaf has no kind."""
+    """The children of one tree node by key, and the node's kind, which is None for a leaf."""
     is_child: Callable[[Any], bool] = lambda x: x is not node  # noqa: E731 (one level only)
     children, treedef = jax.tree_util.tree_flatten_with_path(node, is_leaf=is_child)
     is_leaf = node is None or treedef == jax.tree.structure(0)
@@ -27,7 +27,7 @@ def _children(node: Any) -> tuple[dict[Any, Any], Any]:
 
 
 def tree_difference(tree: PyTree, wanted: PyTree, path: str, prefix: bool = False) -> str | None:
-    """Where and how the structure of `tree` first differs from `wanted`; None if it does not.
+    """Where and how the structure of `tree` first differs from `wanted`; None if they agree.
 
     `None` counts as a leaf. With `prefix`, a leaf of `tree` may stand for a whole subtree.
     """
@@ -46,9 +46,7 @@ def tree_difference(tree: PyTree, wanted: PyTree, path: str, prefix: bool = Fals
             for key in want:
                 if key not in have:
                     return f"{path}{keystr(key)} is missing"
-            return (
-                f"{path} has other static data, or another order of keys: {kind}, not {wanted_kind}"
-            )
+            return f"{path} has different static data or order of keys: {kind}, not {wanted_kind}"
     return f"{path} is {_describe(tree, kind)}, where {_describe(wanted, wanted_kind)} belongs"
 
 
@@ -59,7 +57,7 @@ def _describe(node: Any, kind: Any) -> str:
 
 
 def leaves_like(name: str, tree: PyTree, wanted: PyTree, whose: str) -> list[Any]:
-    """The leaves of `tree`, None included, once it is known to be built like `wanted`."""
+    """The leaves of `tree`, None included; raises unless it has the structure of `wanted`."""
     leaves, treedef = jax.tree.flatten(tree, is_leaf=is_none)
     if treedef != jax.tree.structure(wanted, is_leaf=is_none):
         difference = tree_difference(tree, wanted, name) or f"got {treedef}"
@@ -69,7 +67,7 @@ def leaves_like(name: str, tree: PyTree, wanted: PyTree, whose: str) -> list[Any
 
 
 def leaves_if_any(name: str, tree: PyTree, wanted: PyTree, whose: str) -> list[Any]:
-    """`leaves_like`, or None for each leaf of `wanted` where there is no tree at all."""
+    """`leaves_like`, or if `tree` is None, a None for each leaf of `wanted`."""
     if tree is None:
         return [None] * len(jax.tree.leaves(wanted, is_leaf=is_none))
     return leaves_like(name, tree, wanted, whose)

@@ -1,4 +1,4 @@
-"""Names for the types of the public annotations, and the dtypes that arithmetic is done in."""
+"""Names for the types in public annotations, and the choice of dtypes for arithmetic."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ from numpy.typing import NDArray
 # recursive alias of its own: a tree is anything that `jax.tree` can walk.
 PyTree: TypeAlias = Any
 
-# A NumPy array of whatever dtype and shape.
+# A NumPy array of any dtype and shape.
 NumPyArray: TypeAlias = NDArray[np.generic]
 
 # A value that may be a Python or NumPy number, or a concrete or traced array of shape ().
 Scalar: TypeAlias = chex.Numeric
 
-# count -> value, as in Optax; the count is that before the step, 0 first.
+# count -> value, as in Optax; the count is the one before the step, so 0 at the first.
 Schedule: TypeAlias = Callable[[ArrayLike], ArrayLike]
 ScalarOrSchedule: TypeAlias = float | jax.Array | Schedule
 
 # A tree, or prefix of a tree, of booleans; or a function from the parameters to one.
 Mask: TypeAlias = PyTree | Callable[[PyTree], PyTree]
 
-# What some leaves have of their own: (regular expression, arguments) for their paths, or a function
-# from a path and the leaf's shape and dtype to arguments.
+# Arguments for some leaves: (regular expression for their paths, arguments), or a function from a
+# path and the leaf's shape and dtype to arguments.
 Arguments: TypeAlias = Mapping[str, ScalarOrSchedule | None]
 Overrides: TypeAlias = (
     Sequence[tuple[str | re.Pattern[str], Arguments]]
     | Callable[[str, jax.ShapeDtypeStruct], Arguments]
 )
 
-# Where, relative to the bias correction of the second moment, something is done.
+# Whether something is done before or after the bias correction of the second moment.
 Placement: TypeAlias = Literal["after_correction", "before_correction"]
 
-# How parameters of 16 bits take their steps.
+# How 16-bit parameters are rounded when they take a step.
 ParameterRounding: TypeAlias = Literal["nearest", "stochastic", "compensated", "split"]
 
 if TYPE_CHECKING:
@@ -53,11 +53,11 @@ if TYPE_CHECKING:
 else:
 
     def _optax_class(name: str, otherwise: type) -> type:
-        """A class of Optax where something has imported it; nothing here ever does."""
+        """A class of Optax if someone else has imported Optax; this package never does."""
         return getattr(sys.modules.get("optax"), name, otherwise)
 
     class _LikeOptax(type):
-        """Makes Optax's transformations instances of this package's class too."""
+        """Makes Optax's transformations instances of this package's class, too."""
 
         def __instancecheck__(cls, instance: object) -> bool:
             theirs = _optax_class("GradientTransformation", cls)
@@ -66,23 +66,25 @@ else:
     class GradientTransformation(
         namedtuple("GradientTransformation", ["init", "update"]), metaclass=_LikeOptax
     ):
-        """A pair of pure functions, with Optax's contract and field order.
+        """A pair of pure functions, with the contract and the field order of Optax.
 
-        `init(params)` gives the state; `update(updates, state, params=None, **extra_args)` gives
-        `(updates, state)`. Exactly two fields, because `optax.chain` and users unpack it.
+        `init(params)` returns a state. `update(updates, state, params=None, **extra_args)` returns
+        `(updates, state)`. There are exactly two fields, because `optax.chain` and users unpack the
+        pair.
 
         A factory such as `adamw` raises `ValueError` for an argument out of range and `TypeError`
-        for one of a wrong type. The two functions raise what `init` and `update` of this package
-        raise: they refuse trees and masks that do not fit, and states that were made with another
-        `moments`, `mu_dtype`, `nu_dtype` or `rounding`.
+        for one of a wrong type. The two functions raise the same errors as this package's `init`
+        and `update`: they refuse trees and masks that do not fit, and states that were made with
+        another `moments`, `mu_dtype`, `nu_dtype` or `rounding`.
 
-        Wherever Optax is imported, it is an instance of `optax.GradientTransformation` too (and, as
-        `update` takes extra arguments, of `optax.GradientTransformationExtraArgs`), and Optax's
-        transformations are instances of this class.
+        Once Optax is imported, a transformation is also an instance of
+        `optax.GradientTransformation` and, since `update` takes extra arguments, of
+        `optax.GradientTransformationExtraArgs`. Optax's transformations are instances of this
+        class.
 
-        Transformations from equal calls of one factory are equal and have one hash, so that a
-        `jax.jit` with `static_argnames="tx"` compiles once for both. Arrays, schedules and mask
-        functions among the arguments are equal only where they are the same object.
+        Equal calls of one factory make transformations that are equal and have the same hash. A
+        `jax.jit` with `static_argnames="tx"` therefore compiles once for both. Arrays, schedules
+        and mask functions among the arguments are equal only if they are the same object.
 
         Example:
             >>> import functional_adam as fa
@@ -100,12 +102,12 @@ else:
 
         @property
         def __class__(self) -> type:
-            # `isinstance` asks for this attribute where the type alone does not answer. A real
-            # subclass would need Optax at import, and would not reach what was made before.
+            # `isinstance` reads this attribute if the type alone gives no answer. A real subclass
+            # would need Optax at import, and instances made earlier would not belong to it.
             return _optax_class("GradientTransformationExtraArgs", GradientTransformation)
 
         def __reduce__(self) -> tuple[Any, ...]:
-            # Pickle's own way compares `__class__` with the type.
+            # Pickle by default compares `__class__` with the type and fails.
             return GradientTransformation, tuple(self)
 
         def __repr__(self) -> str:
@@ -128,7 +130,7 @@ def real_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 
 def arithmetic_dtype(*dtypes: np.dtype[Any]) -> np.dtype[Any]:
-    """What to compute in: at least float32, 64 bits where any of `dtypes` has them."""
+    """The dtype to compute in: at least float32, with 64 bits if any of `dtypes` has them."""
     wide = any(jnp.finfo(dtype).bits > 32 for dtype in dtypes)
     if any(jnp.issubdtype(dtype, jnp.complexfloating) for dtype in dtypes):
         return np.dtype(np.complex128 if wide else np.complex64)
@@ -136,10 +138,10 @@ def arithmetic_dtype(*dtypes: np.dtype[Any]) -> np.dtype[Any]:
 
 
 def wider(a: np.dtype[Any], b: np.dtype[Any]) -> np.dtype[Any]:
-    """The dtype that holds both: for bfloat16 and float16 that is float32."""
+    """The narrowest dtype that holds both; for bfloat16 and float16 that is float32."""
     return a if a == b else arithmetic_dtype(a, b)
 
 
 def below_16bit(dtype: Any) -> bool:
-    """Whether a float dtype has too few bits to train in: a step of Adam is lost in 8 of them."""
+    """Whether a float dtype has too few bits to train in: 8 bits lose a step of Adam."""
     return jnp.finfo(dtype).bits < 16

@@ -1,4 +1,4 @@
-"""`update`: one step of Adam or AdamW, all arguments given at once."""
+"""`update`: one step of Adam or AdamW as a single function of all its arguments."""
 
 from __future__ import annotations
 
@@ -57,73 +57,84 @@ def update(
         v <- b2 v + (1 - b2) |g|**2         v_hat = v / (1 - b2**t)
         u = -learning_rate * (m_hat / (sqrt(v_hat + eps_root) + eps) + weight_decay * theta)
 
-    Every hyperparameter is data: a Python or NumPy number (range checked), or a JAX array of
-    shape (), traced or not (not checked). Python and NumPy numbers are used at full precision.
-    The other choices (`moments`, `rounding`, `nesterov`, dtypes, masks, overrides, schedules) are
-    not data: under `jax.jit` bind them with `functools.partial`, or name them in `static_argnames`.
-    Arrays for b1 and b2 must have at least 32 bits, because 0.999 is 1 in bfloat16.
+    A hyperparameter can be a Python or NumPy number, whose range is checked and which is used at
+    full precision. It can also be a JAX array of shape (), traced or not, whose value is not
+    checked. Arrays for b1 and b2 must have at least 32 bits, because 0.999 is 1 in bfloat16.
+
+    The other arguments (`moments`, `rounding`, `nesterov`, dtypes, masks, overrides, schedules)
+    decide what is compiled. Under `jax.jit` bind them with `functools.partial`, or name them in
+    `static_argnames`.
 
     Args:
-        grads: Tree of gradients. None for an array parameter skips that leaf: zero update, no
-            decay, moments untouched. For complex parameters pass the conjugate of what `jax.grad`
-            returns: only the conjugate points uphill.
-        state: What `init` or the last `update` returned.
-        params: The parameters. Needed for `weight_decay`, `l2` and for `rounding` other than
-            "nearest".
-        learning_rate: Step size >= 0, or a schedule `count -> step size`; the first count is 0. A
-            coordinate moves by about the step size, whatever the size of its gradient.
-        b1: How much of m, the running average of gradients, is kept each step, in [0, 1).
-        b2: How much of v, the running average of squared gradients, is kept each step, in [0, 1).
-        eps: Added to the denominator, >= 0. It shortens the steps where gradients are small.
-        eps_root: Added under the square root, >= 0. The paper has none.
-        mu_dtype: Dtype of m in the state, such as "bfloat16". None (default): at least float32. A
-            state of another dtype is refused. (If `mu` has 16 bits and you did not ask for them,
-            most often a cast of the whole state has made it.)
-        weight_decay: Decoupled weight decay >= 0, or a schedule. The learning rate multiplies it.
-            Unless it is 0, `update` needs `params`.
-        mask: Which parameters decay: a tree of booleans (or a prefix of one), or a function from
-            the parameters to such a tree. None (default): all of them. A single boolean is refused
-            beside a decay: write `mask=None` or `weight_decay=0.0`.
-        nesterov: True looks one step ahead (Nesterov momentum): m_hat is then that of `nadam`. It
-            is b1 m / (1 - b1**(t+1)) + (1 - b1) g / (1 - b1**t).
-        nu_dtype: Dtype of v in the state, always real. None (default): at least float32. A state of
-            another dtype is refused.
-        moments: How m and v are stored: "full" (default), "bfloat16" or "int8", which take 8, 4 and
-            2 bytes per float32 parameter; or a `Full`, `BFloat16` or `Int8` object. A state of
-            another format is refused.
-        rounding: How a step of a 16-bit parameter is rounded: "nearest" (default), "stochastic",
-            "compensated" or "split". All but the first keep small steps; `update` then needs
-            `params`. "nearest" rounds as `apply_updates` does and loses steps below half a unit of
-            the parameter. "stochastic" rounds up or down so that the mean is right. "compensated"
-            rounds to nearest and stores the rest in `state.residual`, in 1/256ths of a unit.
-            "split" stores all of it: training is then the same, bit for bit, as with float32
-            weights that are cast in the loss. With these three the update is float32, lands exactly
-            on the parameter's grid, and must come last in a chain.
-        l2: L2 regularization >= 0, or a schedule: adds l2 * theta to the gradient; `update` then
-            needs `params`. None (default): no regularization. The sum is the gradient of the loss
-            plus l2/2 |theta|**2, as with `weight_decay` of `torch.optim.Adam`.
-        independent_weight_decay: True: the learning rate does not multiply `weight_decay`.
-        eps_placement: Where eps is added: "after_correction" (default) to sqrt(v_hat), or
-            "before_correction" to sqrt(v), as in TensorFlow and Keras. The second is the paper's
+        grads: Tree of gradients, like the parameters. A None leaf skips its parameter: the update
+            is zero, nothing decays, and the moments stay as they are. For complex parameters pass
+            the conjugate of what `jax.grad` returns, because only the conjugate points uphill.
+        state: The `AdamState` that `init` or the previous `update` returned.
+        params: The parameters. `weight_decay`, `l2` and every `rounding` except "nearest" need
+            them.
+        learning_rate: Step size, >= 0, or a schedule `count -> step size`; `count` is 0 at the
+            first step. A parameter moves by about the step size, whatever the size of its gradient.
+            Default 0.001.
+        b1: Decay rate of m, the running average of gradients, in [0, 1). m averages over about
+            `1 / (1 - b1)` steps. Default 0.9.
+        b2: Decay rate of v, the running average of squared gradients, in [0, 1). v averages over
+            about `1 / (1 - b2)` steps. Default 0.999.
+        eps: Added to the denominator to avoid division by zero, >= 0. A larger value shortens the
+            steps where gradients are small. Default 1e-8.
+        eps_root: Added to the second moment under the square root, >= 0. The paper does not have
+            it. Default 0.
+        mu_dtype: Dtype in which m is stored, such as "bfloat16". None (default): float32, or the
+            parameter's dtype if that is wider. The state must have this dtype. (If `mu` has 16 bits
+            and you did not ask for them, a cast of the whole state has most likely changed it.)
+        weight_decay: Decoupled weight decay, >= 0, or a schedule `count -> weight decay`. Each step
+            shrinks theta by the fraction learning_rate * weight_decay. Unless it is 0, `update`
+            needs `params`. Default 0.
+        mask: Which parameters decay: a tree of booleans, a prefix of one, or a function from the
+            parameters to such a tree. None (default): all parameters. A single boolean is refused
+            where anything decays: write `mask=None` or `weight_decay=0.0`.
+        nesterov: True uses Nesterov momentum: m_hat looks one step ahead, as in `nadam`. m_hat is
+            then b1 m / (1 - b1**(t+1)) + (1 - b1) g / (1 - b1**t).
+        nu_dtype: Dtype in which v is stored; always real. None (default): float32, or float64 for
+            parameters of 64-bit precision. The state must have this dtype.
+        moments: Storage format of m and v: "full" (default), "bfloat16" or "int8", which take 8, 4
+            and 2 bytes per float32 parameter; or a `Full`, `BFloat16` or `Int8` object. The state
+            must have this format.
+        rounding: How a 16-bit parameter is rounded when it takes a step: "nearest" (default),
+            "stochastic", "compensated" or "split". "nearest" loses small steps. The other three
+            keep them, and `update` then needs `params`. Wider parameters are not affected.
+            "nearest" rounds as `apply_updates` does and loses steps smaller than half the distance
+            to the next number. "stochastic" rounds up or down so that the mean is right.
+            "compensated" rounds to nearest and stores the error in `state.residual`, in 1/256ths of
+            that distance. "split" stores all of the error: training is then bit for bit the same as
+            with float32 master weights that are cast in the loss. With these three the update is
+            float32, moves the parameter to a number of its own dtype exactly, and must come last in
+            a chain.
+        l2: L2 regularization, >= 0, or a schedule `count -> l2`. It adds l2 * theta to the
+            gradient, so `update` needs `params`. None (default): no regularization. The sum is the
+            gradient of the loss plus l2/2 |theta|**2, as with `weight_decay` of `torch.optim.Adam`.
+        independent_weight_decay: True shrinks theta by the fraction `weight_decay` itself, without
+            the factor learning_rate.
+        eps_placement: Where eps is added: "after_correction" (default) adds it to sqrt(v_hat),
+            "before_correction" to sqrt(v), as TensorFlow and Keras do. The second is the paper's
             other form, with both corrections outside:
             `m sqrt(1 - b2**t) / (1 - b1**t) / (sqrt(v + eps_root) + eps)`.
-        overrides: Hyperparameters for some leaves: a list of (regular expression, dict of
-            arguments), of which the first one found in a leaf's path, such as "layers/0/bias",
-            wins; or a function (path, leaf) -> dict (see docs/per-layer.md). None (default): all
-            leaves have the same. A rule that matches no leaf is refused here; with a factory, at
-            `init`.
+        overrides: Other hyperparameters for some leaves: a list of (regular expression, dict of
+            arguments) pairs, or a function (path, leaf) -> dict. A leaf gets the arguments of the
+            first pair whose expression is found in its path, such as "layers/0/bias". See
+            docs/per-layer.md. None (default): all leaves have the same hyperparameters. A rule that
+            matches no leaf is refused here; a factory refuses it at `init`.
 
     Returns:
-        `(updates, state)`: updates to add to the parameters, and a state with the same structure,
-        shapes and dtypes as before. An update has the dtype of its gradient, or that of its
-        parameter where `params` are given and theirs is wider; it is float32 where `rounding`
-        rounds the parameter. A step without any gradient is not counted.
+        `(updates, state)`: the updates to add to the parameters, and a state with the same
+        structure, shapes and dtypes as before. An update has the dtype of its gradient, or of its
+        parameter if `params` are given and their dtype is wider. Where `rounding` rounds the
+        parameter, the update is float32. A step without any gradient does not count.
 
     Raises:
-        ValueError: a number out of range, or a b1 or b2 that float32 rounds to 1; trees that differ
-            in structure or shape; a mask that does not fit; a state that was made with another
-            `moments`, `mu_dtype`, `nu_dtype` or `rounding`; `params` that are needed and not given.
-        TypeError: an argument or a leaf of the wrong type.
+        ValueError: A number is out of range, or float32 rounds b1 or b2 to 1; trees differ in
+            structure or shape, or a mask does not fit; the state was made with another `moments`,
+            `mu_dtype`, `nu_dtype` or `rounding`; or `params` are needed and not given.
+        TypeError: An argument or a leaf has the wrong type.
 
     Example:
         >>> import functional_adam as fa, jax.numpy as jnp

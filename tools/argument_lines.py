@@ -1,9 +1,10 @@
 """What each hyperparameter does, written once, and written from here into every docstring.
 
-After a change in this file, `python tools/argument_lines.py --write` brings the "Args:" sections of
-the factories, `init` and `update` up to date; `--check` says which are not. A new argument needs
-a line in `LINES` (or in `OWN`, if it is described in its docstring alone), a new factory an empty
-"Args:" section. A `scale_by_*` refers to its optimizer and has no such section.
+After a change in this file, run `python tools/argument_lines.py --write`: it rewrites the "Args:"
+sections of the factories, `init` and `update`. `--check` lists the modules that are out of date. A
+new argument needs a line in `LINES`, or a name in `OWN` if only its own docstring describes it. A
+new factory needs an empty "Args:" section. A `scale_by_*` refers to its optimizer and has none.
+Numeric defaults are read from the signatures, and each line ends with its own.
 """
 
 from __future__ import annotations
@@ -23,131 +24,146 @@ import functional_adam as fa
 ROOT = Path(__file__).resolve().parents[1]
 
 LINES = """
-learning_rate: Step size >= 0, or a schedule `count -> step size`; the first count is 0.
-b1: How much of m, the running average of gradients, is kept each step, in [0, 1).
-b2: How much of v, the running average of squared gradients, is kept each step, in [0, 1).
-eps: Added to the denominator, >= 0. It shortens the steps where gradients are small.
-eps_root: Added under the square root, >= 0. The paper has none.
-mu_dtype: Dtype of m in the state, such as "bfloat16". None (default): at least float32.
-nu_dtype: Dtype of v in the state, always real. None (default): at least float32.
-moments: How m and v are stored: "full" (default), "bfloat16" or "int8", which take 8, 4 and 2 bytes
-    per float32 parameter; or a `Full`, `BFloat16` or `Int8` object.
-rounding: How a step of a 16-bit parameter is rounded: "nearest" (default), "stochastic",
-    "compensated" or "split". All but the first keep small steps; `update` then needs `params`.
-nesterov: True looks one step ahead (Nesterov momentum): m_hat is then that of `nadam`.
-l2: L2 regularization >= 0, or a schedule: adds l2 * theta to the gradient; `update` then needs
-    `params`. None (default): no regularization.
-weight_decay: Decoupled weight decay >= 0, or a schedule. The learning rate multiplies it. Unless it
-    is 0, `update` needs `params`.
-mask: Which parameters decay: a tree of booleans (or a prefix of one), or a function from the
-    parameters to such a tree. None (default): all of them.
-independent_weight_decay: True: the learning rate does not multiply `weight_decay`.
-eps_placement: Where eps is added: "after_correction" (default) to sqrt(v_hat), or
-    "before_correction" to sqrt(v), as in TensorFlow and Keras.
-momentum_decay: psi >= 0 of Dozat's momentum schedule; PyTorch's default is 0.004. None (default):
-    the simplified form.
-threshold: Least rho to use v at, >= 4; 5 (default) in Optax and PyTorch, 4 in the paper.
-initial_accumulator_value: What every element of m and v starts at, >= 0.
+learning_rate: Step size, >= 0, or a schedule `count -> step size`; `count` is 0 at the first step.
+b1: Decay rate of m, the running average of gradients, in [0, 1). m averages over about
+    `1 / (1 - b1)` steps.
+b2: Decay rate of v, the running average of squared gradients, in [0, 1). v averages over about
+    `1 / (1 - b2)` steps.
+eps: Added to the denominator to avoid division by zero, >= 0. A larger value shortens the steps
+    where gradients are small.
+eps_root: Added to the second moment under the square root, >= 0. The paper does not have it.
+mu_dtype: Dtype in which m is stored, such as "bfloat16". None (default): float32, or the
+    parameter's dtype if that is wider.
+nu_dtype: Dtype in which v is stored; always real. None (default): float32, or float64 for
+    parameters of 64-bit precision.
+moments: Storage format of m and v: "full" (default), "bfloat16" or "int8", which take 8, 4 and 2
+    bytes per float32 parameter; or a `Full`, `BFloat16` or `Int8` object.
+rounding: How a 16-bit parameter is rounded when it takes a step: "nearest" (default), "stochastic",
+    "compensated" or "split". "nearest" loses small steps. The other three keep them, and `update`
+    then needs `params`. Wider parameters are not affected.
+nesterov: True uses Nesterov momentum: m_hat looks one step ahead, as in `nadam`.
+l2: L2 regularization, >= 0, or a schedule `count -> l2`. It adds l2 * theta to the gradient, so
+    `update` needs `params`. None (default): no regularization.
+weight_decay: Decoupled weight decay, >= 0, or a schedule `count -> weight decay`. Each step shrinks
+    theta by the fraction learning_rate * weight_decay. Unless it is 0, `update` needs `params`.
+mask: Which parameters decay: a tree of booleans, a prefix of one, or a function from the parameters
+    to such a tree. None (default): all parameters.
+independent_weight_decay: True shrinks theta by the fraction `weight_decay` itself, without the
+    factor learning_rate.
+eps_placement: Where eps is added: "after_correction" (default) adds it to sqrt(v_hat),
+    "before_correction" to sqrt(v), as TensorFlow and Keras do.
+momentum_decay: The constant psi >= 0 of Dozat's momentum schedule; PyTorch's default is 0.004. None
+    (default): the simplified form.
+threshold: Smallest rho at which v is used, >= 4. Optax and PyTorch use 5, the paper 4.
+initial_accumulator_value: Initial value of every element of m and v, >= 0.
 use_clipping: True (default) clips x to [-c, c].
-clip_value_fn: The bound c: a schedule `count -> c`, or one number >= 0. The default is
+clip_value_fn: The bound c: a schedule `count -> c`, or a constant >= 0. The default is
     count**(1/4). Clipping keeps the phase of a complex x.
-b3: How much of m_slow is kept each step, in [0, 1), or a schedule `count -> b3`.
-a: Factor of the arctangent, >= 0. The default is 4 / pi, with which d = 1 for a gradient that never
-    changes, if b = 1.
-b: Factor of sqrt(v_hat) in the arctangent, >= 0. A large one with an equally large `a` is Adam; a
-    small one makes steps that go by the sign of m_hat.
+b3: Decay rate of m_slow, the slow average of gradients, in [0, 1), or a schedule `count -> b3`.
+a: Factor in front of the arctangent, >= 0. With b = 1, a = 4 / pi (about 1.27) gives d = 1 for a
+    gradient that never changes.
+b: Factor of sqrt(v_hat) inside the arctangent, >= 0. A large `b` with an equally large `a` gives
+    Adam. A small `b` gives steps that depend mostly on the sign of m_hat.
 alpha: Weight of m_slow in the step, >= 0, or a schedule `count -> alpha`.
-bias_correction_mu: False leaves m uncorrected: c1 = 1.
-bias_correction_nu: False leaves v uncorrected: c2 = 1.
-maximum: What v_max is the maximum of: "after_correction" (default) of v / c2, or
-    "before_correction" of v.
-overrides: Hyperparameters for some leaves: a list of (regular expression, dict of arguments), of
-    which the first one found in a leaf's path, such as "layers/0/bias", wins; or a function (path,
-    leaf) -> dict (see docs/per-layer.md). None (default): all leaves have the same.
+bias_correction_mu: False turns the bias correction of m off: c1 = 1.
+bias_correction_nu: False turns the bias correction of v off: c2 = 1.
+maximum: What v_max is the running maximum of: "after_correction" (default) takes v / c2,
+    "before_correction" takes v.
+overrides: Other hyperparameters for some leaves: a list of (regular expression, dict of arguments)
+    pairs, or a function (path, leaf) -> dict. A leaf gets the arguments of the first pair whose
+    expression is found in its path, such as "layers/0/bias". See docs/per-layer.md. None (default):
+    all leaves have the same hyperparameters.
 """
 
-# Where an argument means something else.
+# Arguments whose meaning differs from `LINES`.
 REPLACED = """
-adabelief.moments adamax.moments adamaxw.moments adopt.moments laprop.moments: How m and v are
-    stored: "full" (default) or "bfloat16", which take 8 and 4 bytes per float32 parameter; or a
+adabelief.moments adamax.moments adamaxw.moments adopt.moments laprop.moments: Storage format of m
+    and v: "full" (default) or "bfloat16", which take 8 and 4 bytes per float32 parameter; or a
     `Full` or `BFloat16` object. "int8" is refused.
-simplified_ademamix.moments yogi.moments: How m and v are stored:
-    "full" (default) or "bfloat16", which take 8 and 4 bytes per float32 parameter; or a `Full` or
-    `BFloat16` object. "int8" is refused.
-ademamix.moments amsgrad.moments: How the three moments are stored: "full" (default) or "bfloat16",
-    which take 12 and 6 bytes per float32 parameter; or a `Full` or `BFloat16` object. "int8" is
+simplified_ademamix.moments yogi.moments: Storage format of m and v: "full" (default) or "bfloat16",
+    which take 8 and 4 bytes per float32 parameter; or a `Full` or `BFloat16` object. "int8" is
     refused.
-adabelief.b2: How much of v, the running average of |g - m|**2, is kept each step, in [0, 1).
-adabelief.eps: Added to the denominator, >= 0; `eps_root` alone keeps it from 0 by default.
-adabelief.eps_root: Added to v in every step, >= 0, so that v tends to at least eps_root / (1 - b2).
-    This is the paper's epsilon.
-adamax.b2 adamaxw.b2: How much of v is kept each step, in [0, 1): a gradient t steps ago counts
-    b2**t of its size.
-adamax.eps adamaxw.eps: Added to |g|, >= 0, as in Optax and PyTorch. The paper has none.
-ademamix.mu_dtype: Dtype of m and m_slow in the state, such as "bfloat16". None (default): at least
-    float32.
-adopt.b1: How much of m, the running average of x, is kept each step, in [0, 1).
-laprop.b1: How much of m, the running average of x, is kept each step, in [0, 1).
-laprop.eps: Added to the divisor of a gradient, >= 0. It makes x smaller where gradients are small.
-simplified_ademamix.b1: How much of m, the sum of gradients, is kept each step, in [0, 1).
-simplified_ademamix.alpha: Weight of this step's gradient beside m, >= 0, or a schedule
+ademamix.moments amsgrad.moments: Storage format of the three moments: "full" (default) or
+    "bfloat16", which take 12 and 6 bytes per float32 parameter; or a `Full` or `BFloat16` object.
+    "int8" is refused.
+adabelief.b2: Decay rate of v, the running average of |g - m|**2, in [0, 1).
+adabelief.eps: Added to the denominator, >= 0. With the default `eps_root` the denominator is
+    positive even without it.
+adabelief.eps_root: Added to v in every step, >= 0. In the long run it keeps v at or above
+    eps_root / (1 - b2). The paper calls it epsilon.
+adamax.b2 adamaxw.b2: Decay rate of v, in [0, 1): a gradient from t steps ago counts with b2**t of
+    its size.
+adamax.eps adamaxw.eps: Added to |g|, >= 0, as Optax and PyTorch do. The paper does not have it.
+ademamix.mu_dtype: Dtype in which m and m_slow are stored, such as "bfloat16". None (default):
+    float32, or the parameter's dtype if that is wider.
+adopt.b1: Decay rate of m, the running average of x, in [0, 1).
+laprop.b1: Decay rate of m, the running average of x, in [0, 1).
+laprop.eps: Added to the number that divides the gradient, >= 0. It makes x smaller where gradients
+    are small.
+simplified_ademamix.b1: Decay rate of m, the sum of gradients, in [0, 1).
+simplified_ademamix.alpha: Weight of the current gradient, added to m, >= 0, or a schedule
     `count -> alpha`.
-adopt.eps: The least divisor of a gradient, >= 0.
-adopt.nesterov: True puts b1 m + (1 - b1) x, with the new m, in place of m in u.
-amsgrad.nu_dtype: Dtype of v and v_max in the state, always real. None (default): at least
-    float32.
+adopt.eps: Lower bound of the number that divides the gradient, >= 0.
+adopt.nesterov: True replaces m in u by b1 m + (1 - b1) x, with the new m.
+amsgrad.nu_dtype: Dtype in which v and v_max are stored; always real. None (default): float32, or
+    float64 for parameters of 64-bit precision.
 amsgrad.eps_placement: Where eps is added: "after_correction" (default), or (only with
-    `maximum="before_correction"`) "before_correction", as in Keras.
-init_rows.rounding: How a step of a 16-bit parameter is rounded: "nearest" (default), "stochastic",
-    "compensated" or "split". All but the first keep small steps.
-flush_rows.rounding update_rows.rounding: How a step of a 16-bit parameter is rounded, as it was
-    given to `init_rows`: "nearest" (default), "stochastic", "compensated" or "split".
-flush_rows.weight_decay update_rows.weight_decay: Decoupled weight decay >= 0, or a schedule. The
-    learning rate multiplies it.
-lamb.learning_rate: Relative step size >= 0, or a schedule `count -> step size`: each leaf moves by
+    `maximum="before_correction"`) "before_correction", as Keras does.
+init_rows.rounding: How a 16-bit parameter is rounded when it takes a step: "nearest" (default),
+    "stochastic", "compensated" or "split". "nearest" loses small steps. The other three keep them.
+flush_rows.rounding update_rows.rounding: How a 16-bit parameter is rounded when it takes a step, as
+    it was given to `init_rows`: "nearest" (default), "stochastic", "compensated" or "split".
+flush_rows.weight_decay update_rows.weight_decay: Decoupled weight decay, >= 0, or a schedule `count
+    -> weight decay`. Each step shrinks theta by the fraction learning_rate * weight_decay.
+lamb.learning_rate: Relative step size, >= 0, or a schedule `count -> step size`. Each leaf moves by
     learning_rate * |theta|.
-lamb.eps: Added to the denominator in d, >= 0. It shortens d where gradients are small.
-lamb.weight_decay: Weight decay >= 0, or a schedule. It is a part of d, which the norms scale.
-radam.eps_placement: Where eps is added: "after_correction" (default) to sqrt(v_hat), or
-    "before_correction" to sqrt(v), as in `torch.optim.RAdam`.
-yogi.b2: 1 - b2 is the size of v's steps in units of |g|**2; b2 is in [0, 1).
+lamb.eps: Added to the denominator in d, >= 0. A larger value shortens d where gradients are small.
+lamb.weight_decay: Weight decay, >= 0, or a schedule `count -> weight decay`. It is part of d, so
+    the norms scale it too.
+radam.eps_placement: Where eps is added: "after_correction" (default) adds it to sqrt(v_hat),
+    "before_correction" to sqrt(v), as `torch.optim.RAdam` does.
+yogi.b2: A number in [0, 1) that sets how fast v changes: v moves by (1 - b2) |g|**2 per step.
 """
 
-# What follows the line in `LINES`.
+# Sentences that follow the line in `LINES`.
 ADDED = """
 adabelief.weight_decay adopt.weight_decay amsgrad.weight_decay: None (default): no decay.
 radam.weight_decay yogi.weight_decay: None (default): no decay.
-init.mu_dtype: That is float64 for float64 parameters and complex for complex ones. Any other dtype
-    has at least 16 bits, is complex for complex parameters, and goes with moments="full" alone.
-init.nu_dtype: Prefer moments="bfloat16" to a `nu` of 16 bits: in bfloat16 it stops moving where
-    b2 >= 0.99, and in float16 small values become 0, which makes steps hundreds of times too long
-    (see docs/precision.md).
-init.rounding: "compensated" and "split" store what each parameter lacks in `residual`, one byte
-    or two per element. See `update`.
+adam.learning_rate adamw.learning_rate update.learning_rate: A parameter moves by about the step
+    size, whatever the size of its gradient.
+adam.mu_dtype adamw.mu_dtype adam.nu_dtype adamw.nu_dtype: Setting it needs
+    moments="full".
+init.mu_dtype: Other dtypes must have at least 16 bits, be complex for complex parameters, and need
+    moments="full".
+init.nu_dtype: Prefer moments="bfloat16" to a 16-bit dtype here. In bfloat16 v stops moving where
+    b2 >= 0.99. In float16 small values become 0, which makes steps hundreds of times too long (see
+    docs/precision.md).
+init.rounding: "compensated" and "split" store the rounding error of each such parameter in
+    `residual`: one and two bytes per element. See `update`.
 init_rows.moments: "int8" needs rows of at least 32 elements.
-flush_rows.moments update_rows.moments: It is what was given to `init_rows`.
-lamb.mask: The norms scale every leaf, decayed or not.
-update.learning_rate: A coordinate moves by about the step size, whatever the size of its gradient.
-update.mu_dtype: A state of another dtype is refused. (If `mu` has 16 bits and you did not ask for
-    them, most often a cast of the whole state has made it.)
-update.nu_dtype: A state of another dtype is refused.
-update.moments: A state of another format is refused.
-update.mask: A single boolean is refused beside a decay: write `mask=None` or `weight_decay=0.0`.
-update.overrides: A rule that matches no leaf is refused here; with a factory, at `init`.
-update.nesterov: It is b1 m / (1 - b1**(t+1)) + (1 - b1) g / (1 - b1**t).
-update.rounding: "nearest" rounds as `apply_updates` does and loses steps below half a unit of the
-    parameter. "stochastic" rounds up or down so that the mean is right. "compensated" rounds to
-    nearest and stores the rest in `state.residual`, in 1/256ths of a unit. "split" stores all of
-    it: training is then the same, bit for bit, as with float32 weights that are cast in the loss.
-    With these three the update is float32, lands exactly on the parameter's grid, and must come
-    last in a chain.
+flush_rows.moments update_rows.moments: Pass what was given to `init_rows`.
+lamb.mask: The norms scale every leaf, whether it decays or not.
+update.mu_dtype: The state must have this dtype. (If `mu` has 16 bits and you did not ask for them,
+    a cast of the whole state has most likely changed it.)
+update.nu_dtype: The state must have this dtype.
+update.moments: The state must have this format.
+update.mask: A single boolean is refused where anything decays: write `mask=None` or
+    `weight_decay=0.0`.
+update.overrides: A rule that matches no leaf is refused here; a factory refuses it at `init`.
+update.nesterov: m_hat is then b1 m / (1 - b1**(t+1)) + (1 - b1) g / (1 - b1**t).
+update.rounding: "nearest" rounds as `apply_updates` does and loses steps smaller than half the
+    distance to the next number. "stochastic" rounds up or down so that the mean is right.
+    "compensated" rounds to nearest and stores the error in `state.residual`, in 1/256ths of that
+    distance. "split" stores all of the error: training is then bit for bit the same as with float32
+    master weights that are cast in the loss. With these three the update is float32, moves the
+    parameter to a number of its own dtype exactly, and must come last in a chain.
 update.l2: The sum is the gradient of the loss plus l2/2 |theta|**2, as with `weight_decay` of
     `torch.optim.Adam`.
 update.eps_placement: The second is the paper's other form, with both corrections outside:
     `m sqrt(1 - b2**t) / (1 - b1**t) / (sqrt(v + eps_root) + eps)`.
 """
 
-# Arguments of one function each, described in its docstring alone.
+# Arguments of a single function, described only in its docstring.
 OWN = {
     *("cautious.tx", "cautious_weight_decay.tx", "clip_update_rms.tx", "hyperball.tx"),
     *("clip_update_rms.threshold", "hyperball.mask"),
@@ -175,7 +191,7 @@ SAME = re.compile(r"The arguments are as in `(\w+)`")
 
 
 def functions() -> dict[str, Callable[..., Any]]:
-    """All public functions that take hyperparameters, or a transformation and give another."""
+    """All public functions that take hyperparameters or change a transformation."""
     found = {name: getattr(fa, name) for name in fa.__all__}
     return {
         name: function
@@ -189,7 +205,7 @@ def functions() -> dict[str, Callable[..., Any]]:
 
 
 def optimizer_of(name: str) -> str | None:
-    """Whose arguments a docstring refers to."""
+    """The optimizer whose arguments a docstring refers to, if any."""
     found = SAME.search(" ".join((inspect.getdoc(functions()[name]) or "").split()))
     return found[1] if found else None
 
@@ -200,13 +216,20 @@ def arguments(name: str) -> list[str]:
 
 
 def text(name: str, argument: str) -> str:
-    """What the docstring says of an argument that is not in `OWN`."""
+    """The description of an argument that is not in `OWN`."""
     key = f"{name}.{argument}"
-    if key in REPLACEMENT:
-        return REPLACEMENT[key]
-    if argument not in LINE:
+    if key not in REPLACEMENT and argument not in LINE:
         raise ValueError(f"{key} needs a line in LINES of tools/argument_lines.py.")
-    return f"{LINE[argument]} {ADDITION.get(key, '')}".rstrip()
+    said = [REPLACEMENT.get(key) or LINE[argument], ADDITION.get(key), default(name, argument)]
+    return " ".join(words for words in said if words)
+
+
+def default(name: str, argument: str) -> str:
+    """The sentence that states a numeric default; tables state the other defaults."""
+    value = inspect.signature(functions()[name]).parameters[argument].default
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return ""
+    return f"Default {value:g}.".replace("e-0", "e-")
 
 
 def wrapped(argument: str, words: str) -> str:
@@ -224,7 +247,7 @@ def wrapped(argument: str, words: str) -> str:
 
 
 def section(name: str, old: str) -> str:
-    """The "Args:" section of a docstring; `old` is its body now, which `OWN` texts stay in."""
+    """The "Args:" section of a docstring; the texts of `OWN` are read from `old`, its body now."""
     found = dict(re.findall(r"^ {8}(\w+): (.*(?:\n {12}.*)*)", old, re.M))
     lines: list[str] = []
     for argument in arguments(name):
@@ -238,7 +261,7 @@ def section(name: str, old: str) -> str:
 
 
 def docstring(name: str, now: str) -> str:
-    """The docstring in the source, with the section that belongs there."""
+    """The docstring as it is in the source, with its section brought up to date."""
     new, sections = re.subn(
         r"^ {4}Args:\n((?: {8}.*\n)*)",
         lambda old: f"    Args:\n{section(name, old[1])}\n",
@@ -246,23 +269,23 @@ def docstring(name: str, now: str) -> str:
         flags=re.M,
     )
     if sections != (wanted := int(arguments(name) != [])):
-        raise ValueError(f'The docstring of {name} must have {wanted} sections "Args:".')
+        raise ValueError(f'The docstring of {name} must have {wanted} "Args:" sections.')
     return new
 
 
 def sources() -> dict[Path, list[str]]:
-    """The modules, and which of the functions each has."""
+    """The modules, each with the names of the functions that it defines."""
     found: dict[Path, list[str]] = {}
     for name, function in functions().items():
         path = Path(inspect.getfile(inspect.unwrap(function))).resolve()
-        if not path.is_relative_to(ROOT):  # installed from elsewhere: not to be written to
+        if not path.is_relative_to(ROOT):  # an installed copy must not be written to
             raise RuntimeError(f"{path} is not in {ROOT}: run with PYTHONPATH={ROOT}.")
         found.setdefault(path, []).append(name)
     return found
 
 
 def written(source: str, names: list[str]) -> str:
-    """The source of a module, with the docstrings of these functions as they should be."""
+    """The source of a module, with the docstrings of these functions brought up to date."""
     lines = source.splitlines(keepends=True)
     nodes = [node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)]
     for node in reversed(nodes):  # upwards, so that line numbers stay true
@@ -274,7 +297,7 @@ def written(source: str, names: list[str]) -> str:
 
 
 def main() -> int:
-    """Write or check; 1 if a docstring is not what it should be."""
+    """Write or check; returns 1 if a check finds a docstring that is out of date."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--write", action="store_true", help="bring the docstrings up to date")

@@ -1,1 +1,1 @@
-"""Where the state lies when there are several devices."""
+"""The placement of the state on several devices."""

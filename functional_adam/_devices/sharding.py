@@ -1,7 +1,7 @@
-"""Where a state lies on a mesh: like its parameters, or divided further (ZeRO-1).
+"""The shardings of a state on a mesh: like its parameters (FSDP), or divided further (ZeRO-1).
 
-A sharding says where an array lies and never what is in it. The state's shapes come from `tx.init`
-itself, and what is kept for a parameter is found in them by the parameter's path.
+A sharding changes where an array is, never its values. The shapes of the state come from `tx.init`
+itself, and the arrays that belong to a parameter are found by the parameter's path.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from functional_adam._types import GradientTransformation, PyTree
 
 
 class Layout(NamedTuple):
-    """A parameter's shape, and where it lies."""
+    """A parameter's shape and sharding."""
 
     shape: tuple[int, ...]
     sharding: NamedSharding
@@ -37,43 +37,41 @@ def state_shardings(
     *,
     zero_axis: str | None = None,
 ) -> PyTree:
-    """Where each array of `tx.init(params)` is to lie on the mesh of the parameters.
+    """The sharding of each array of `tx.init(params)` on the mesh of the parameters.
 
-    `mu`, `nu`, `residual` and the trees of `extra` lie like their parameter, and so does whatever
-    another transformation keeps of a parameter's shape (`optax.MultiSteps`, `trace`, `ema`,
-    `schedule_free`): it is found by the parameter's path at the end of its own. The blocks of
-    `nu_scale` are divided as the axis along which they lie, where that divides their number. Counts
-    and all other arrays lie whole on each device.
+    Pass the result as `out_shardings` of the jitted `init` and of the jitted step. A plain
+    `jax.jit(tx.init)` leaves the placement to XLA, which puts all zeros on one device. An eager
+    `tx.init` uses these shardings by itself if the parameters are on a mesh.
 
-    Hand it to `out_shardings` of the jitted `init` and of the jitted step. `jax.jit(tx.init)` alone
-    leaves the placing to XLA, which puts all zeros on one device; an eager `tx.init` layouts its
-    arrays like this by itself, where the parameters lie on a mesh.
+    `mu`, `nu`, `residual` and the trees of `extra` are sharded like their parameter. So is every
+    array with a parameter's shape in the state of another transformation (`optax.MultiSteps`,
+    `trace`, `ema`, `schedule_free`), if its path ends with the parameter's path. The blocks of
+    `nu_scale` are sharded like the axis that they divide, if this divides their number evenly.
+    Counts and all other arrays are replicated. If a device does not hold a whole number of blocks,
+    an update with moments="int8" exchanges their ends.
 
-    Where a device holds no whole number of blocks, an update with moments="int8" exchanges their
-    ends.
-
-    Explicit mesh axes move nothing unasked. With `zero_axis`, `jax.sharding.reshard` gradients and
-    parameters like `mu` before an update, and the updates back.
+    On explicit mesh axes nothing moves by itself. With `zero_axis`, apply `jax.sharding.reshard` to
+    gradients and parameters before an update, to shard them like `mu`, and to the updates after it.
 
     Args:
-        tx: a transformation of this package, alone or anywhere in one of Optax's (`chain`,
+        tx: A transformation of this package, alone or anywhere inside Optax's wrappers (`chain`,
             `named_chain`, `masked`, `partition`, `inject_hyperparams`).
-        params: a tree of arrays, or of `jax.ShapeDtypeStruct`s, in boxes of Flax or not.
-        params_shardings: None (default) takes each leaf's own `sharding`; or a tree of
-            `NamedSharding`s like `params`, with boxes or without (as `flax.linen.get_sharding`
-            makes it); or one `NamedSharding` for all of them.
-        zero_axis: None (default), or a mesh axis over which what is kept for a parameter is divided
-            once more: along its first dimension that this axis divides evenly beyond what divides
-            it already. A leaf stays like its parameter where there is none, where the axis divides
-            it already, or (int8) where blocks would not stay whole.
+        params: A tree of arrays or of `jax.ShapeDtypeStruct`s, in Flax's boxes or not.
+        params_shardings: None (default): the `sharding` of each leaf itself. Or a tree of
+            `NamedSharding`s like `params`, with or without boxes (as `flax.linen.get_sharding`
+            makes it), or one `NamedSharding` for all leaves.
+        zero_axis: None (default), or a mesh axis that further divides the state of each parameter
+            (ZeRO-1). It divides the first dimension whose shards it can divide evenly. A leaf
+            stays sharded like its parameter if there is no such dimension, if the axis divides the
+            parameter already, or (int8) if blocks would not stay whole.
 
     Returns:
         A tree of `NamedSharding`s with the structure of `tx.init(params)`.
 
     Raises:
-        TypeError: `tx` has no `init`, or a leaf of `params_shardings` is no `NamedSharding`.
-        ValueError: a parameter does not lie on a mesh, or not on that of the others, or its
-            sharding does not divide it evenly; the trees differ; or the mesh has no such axis.
+        TypeError: `tx` has no `init`, or a leaf of `params_shardings` is not a `NamedSharding`.
+        ValueError: A parameter is not on a mesh or not on that of the others; a sharding does not
+            divide its parameter evenly; the trees differ; or the mesh has no axis `zero_axis`.
 
     Example:
         >>> import functional_adam as fa, jax, jax.numpy as jnp
@@ -106,7 +104,7 @@ def state_shardings(
 
 
 def _scale_shapes(state: PyTree) -> dict[str, tuple[int, ...]]:
-    """The shapes of all scales, by the paths of their parameters."""
+    """The shapes of all scales by the paths of their parameters."""
     shapes: dict[str, tuple[int, ...]] = {}
     for one in filter(is_adam_state, jax.tree.leaves(state, is_leaf=is_adam_state)):
         if one.nu_scale is not None:
@@ -151,7 +149,7 @@ def _state_layout(
 def _like_parameter(
     path: str, leaf: Any, layouts: dict[str, Layout], somewhere: NamedSharding
 ) -> NamedSharding:
-    """The layout of the parameter whose path is at the end of `path`, if it has this shape."""
+    """The layout of the parameter whose path ends `path`, if it has this shape."""
     ends = [
         end for end, layout in layouts.items() if path.endswith(end) and layout.shape == leaf.shape
     ]
@@ -162,7 +160,7 @@ def _like_parameter(
 
 
 def _divided_more(layout: Layout, scales: tuple[int, ...] | None, zero_axis: str | None) -> Layout:
-    """A moment's layout: its parameter's, divided over one more axis where it can be."""
+    """A moment's layout: that of its parameter, divided over one more axis if possible."""
     shape, sharding = layout
     axes = dimensions(sharding, len(shape))
     if zero_axis is None or any(zero_axis in names for names in axes) or 0 in shape:
@@ -178,11 +176,11 @@ def _divided_more(layout: Layout, scales: tuple[int, ...] | None, zero_axis: str
 
 
 def _whole_blocks(sharding: NamedSharding, shape: tuple[int, ...], scales: tuple[int, ...]) -> bool:
-    """Whether each device has whole blocks of a leaf with these scales."""
+    """Whether each device has only whole blocks of a leaf with these scales."""
     lead = len(scales) - 1
     along, *inner = dimensions(sharding, len(shape))[lead:]
     width = math.prod(shape[lead:])
-    # Of merged axes the first alone may be divided: then a device's elements lie together.
+    # Only the first of merged axes may be divided, so that a device's elements are contiguous.
     length = block_length(width, scales[-1])
     return not any(inner) and width % (length * ways(sharding, along)) == 0
 
@@ -211,12 +209,12 @@ def _layouts(params: PyTree, params_shardings: PyTree) -> dict[str, Layout]:
 
 
 def _sharding(path: str, leaf: Any, sharding: Any, own: bool) -> NamedSharding:
-    """`sharding`, if it is one on a mesh and fits the parameter."""
+    """`sharding`; raises unless it is on a mesh and fits the parameter."""
     if not isinstance(sharding, NamedSharding):
         if own:
             raise ValueError(
-                f"params{path} must lie on a mesh; its sharding is {_check.show(sharding)}. Layout "
-                "it with jax.device_put(params, NamedSharding(mesh, spec)), or pass "
+                f"params{path} must be on a mesh; its sharding is {_check.show(sharding)}. Put it "
+                "there with jax.device_put(params, NamedSharding(mesh, spec)), or pass "
                 "params_shardings (from Flax Linen: nn.get_sharding(params, mesh))."
             )
         raise _not_named(f"params_shardings{path}", sharding)
@@ -240,20 +238,20 @@ def _not_named(name: str, sharding: Any) -> TypeError:
 
 
 def _on_one_mesh(layouts: dict[str, Layout], params_shardings: PyTree) -> NamedSharding:
-    """Any one of the shardings, once all are known to be on one mesh."""
+    """One of the shardings; raises unless all are on one mesh."""
     if not layouts and isinstance(params_shardings, NamedSharding):
         return params_shardings
     if not layouts:
         raise ValueError(
-            "params has no leaf that says on which mesh the state is to lie: pass a NamedSharding "
-            "as params_shardings."
+            "params has no leaves, so the mesh of the state is unknown: pass a NamedSharding as "
+            "params_shardings."
         )
     (first, layout), *others = layouts.items()
     for path, other in others:
         if other.sharding.mesh != layout.sharding.mesh:
             raise ValueError(
-                f"All parameters must lie on one mesh; params{path} is on {other.sharding.mesh}, "
-                f"but params{first} on {layout.sharding.mesh}."
+                f"All parameters must be on one mesh; params{path} is on {other.sharding.mesh}, "
+                f"but params{first} is on {layout.sharding.mesh}."
             )
     return layout.sharding
 

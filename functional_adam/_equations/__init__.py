@@ -1,1 +1,1 @@
-"""The equations, and the members of the family as values that name them."""
+"""The equations, and the optimizers of the family as values that name them."""

@@ -1,8 +1,8 @@
-"""The family: each member a value, naming its formulas and the trees it keeps.
+"""The family: each optimizer is a value that names its formulas and the trees of its state.
 
-The loop in `_step` knows nothing else about a variant, so a new one is a new value and, where it
-has equations of its own, a section in `relatives`. A modifier is a value too, which changes parts
-of any member's step; `modifiers` has those of the package.
+The loop in `_step` knows nothing else about a variant. A new one is a new value and, if it has
+equations of its own, a section in `relatives`. A modifier is also a value, which changes parts of
+any member's step; `modifiers` has the package's own.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ from functional_adam._equations.operands import (
 
 
 class LeafStep(NamedTuple):
-    """How far the step of a leaf has come, for modifiers: they read it all and change one part."""
+    """The step of a leaf so far. A modifier may read all of it and changes one part."""
 
     variant: Variant
     scalars: Scalars
     x: jax.Array  # what the first moment averaged
     new: Moments
-    theta: Any  # the parameter; None unless something needs it
+    theta: Any  # the parameter; None if nothing needs it
     numerator: jax.Array
     direction: Any = None  # numerator / denominator; the step is `-scalars.step_size` times this
-    decaying: Any = None  # what is multiplied by the decay: theta
+    decaying: Any = None  # what the decay multiplies: theta
     update: Any = None
-    stacked: int = 0  # leading axes along which the leaf is many, each with sums of its own
+    stacked: int = 0  # leading axes that stack several matrices, each with sums of its own
 
 
 class Modifier(NamedTuple):
-    """What is changed in the step of a member, part by part and in this order.
+    """Changes to the step of a member, part by part and in this order.
 
-    A part takes the `LeafStep` and returns the field of its own name; None leaves that as it is.
+    A part takes the `LeafStep` and returns the field of the same name; None leaves it as it is.
     """
 
     name: str
@@ -56,12 +56,12 @@ class Modifier(NamedTuple):
     update: Callable[[LeafStep], jax.Array] | None = None
     needs_params: bool = False
     whole_leaf: bool = False  # whether an element's step depends on the others of its leaf
-    mask: Any = None  # which leaves it is for; None: all. As `_masks.leaf_variants` takes it
-    stacked: Any = 0  # for `LeafStep`: a number for all leaves, or as the mask
+    mask: Any = None  # the leaves it applies to (None: all), for `_masks.leaf_variants`
+    stacked: Any = 0  # for `LeafStep`: a number for all leaves, or like the mask
 
 
 def modified(step: LeafStep, part: str) -> LeafStep:
-    """`step`, with what the modifiers make of this part of it, the innermost first."""
+    """`step` with this part changed by the modifiers, the innermost first."""
     for modifier in step.variant.modifiers:
         change: Callable[[LeafStep], Any] | None = getattr(modifier, part)
         if change is not None:
@@ -71,7 +71,7 @@ def modified(step: LeafStep, part: str) -> LeafStep:
 
 
 class Variant(NamedTuple):
-    """What distinguishes one optimizer from another; as it stands here, Adam."""
+    """The differences between optimizers; the defaults are Adam."""
 
     name: str = "adam"
     prepare: tuple[Prepare, ...] = ()  # before the correction, in this order
@@ -80,15 +80,15 @@ class Variant(NamedTuple):
     update_moments: UpdateMoments = F.adam
     numerator: Numerator = F.momentum
     denominator: Denominator = F.root
-    rescale_update: RescaleUpdate | None = None  # needs the parameters and sums over a leaf
+    rescale_update: RescaleUpdate | None = None  # needs the parameters, and sums over a leaf
     gradient_size: GradientSize = F.gradient_size
     scale_rate: ScaleRate = F.scale_rate
     modifiers: tuple[Modifier, ...] = ()  # the innermost first
     extra: tuple[tuple[str, str], ...] = ()  # (name in state.extra, moment it is stored like)
-    maxima: tuple[str, ...] = ()  # those of them that never fall, which rounding up would raise
-    initial_moments: str | None = None  # its hyperparameter that both moments begin at
-    decay_rates: tuple[str, ...] = ()  # its hyperparameters that are decay rates
-    ratio_is_bounded: bool = True  # whether |m| <= C sqrt(v), see `largest_ratio`, and nothing else
+    maxima: tuple[str, ...] = ()  # those that never fall, so that rounding up would raise them
+    initial_moments: str | None = None  # the hyperparameter at which both moments begin
+    decay_rates: tuple[str, ...] = ()  # the hyperparameters that are decay rates
+    ratio_is_bounded: bool = True  # if |m| <= C sqrt(v) (`largest_ratio`) and `extra` is empty
 
     @property
     def whole_leaf(self) -> bool:
@@ -97,21 +97,21 @@ class Variant(NamedTuple):
 
     @property
     def preparations(self) -> tuple[Prepare, ...]:
-        """All that prepares the scalars of a step, in order."""
+        """All preparations of the scalars of a step, in order."""
         correction = () if self.correction is None else (self.correction,)
         return (*self.prepare, *correction, *self.rectify)
 
     @property
     def averages(self) -> tuple[str, ...]:
-        """The names of those it keeps that are averages."""
+        """The names of the trees in `extra` that are averages."""
         return tuple(name for name, _ in self.extra if name not in self.maxima)
 
     def prepare_first(self, *prepare: Prepare) -> Variant:
-        """With these preparations before the others."""
+        """The variant with these preparations before the others."""
         return self._replace(prepare=(*prepare, *self.prepare))
 
     def look_ahead(self, weights: Prepare = F.nesterov_weights) -> Variant:
-        """With Nesterov's numerator."""
+        """The variant with Nesterov's numerator."""
         return self.prepare_first(weights)._replace(numerator=F.nesterov_momentum)
 
 

@@ -1,10 +1,10 @@
-"""The equations of Adam, AdamW and NAdam, which their relatives share: one short function each.
+"""The equations of Adam, AdamW and NAdam, one short function each; their relatives use them too.
 
-Arrays in, arrays out: no trees, no storage, no flags. Letters are those of Kingma & Ba (2015),
-"Adam: A Method for Stochastic Optimization", Algorithm 1: `g` the gradient, `m` and `v` the two
-moments, `t` the step counted from 1, `alpha` the step size. Every other member has its section in
-`relatives`. What keeps the digits is in `numerics`; `family` says which functions make which
-optimizer, `operands` what they take and give.
+Functions take and return arrays: no trees, no storage, no flags. The letters are those of Kingma &
+Ba (2015), "Adam: A Method for Stochastic Optimization", Algorithm 1: `g` is the gradient, `m` and
+`v` are the two moments, `t` is the step counted from 1, `alpha` is the step size. Every other
+member has a section in `relatives`. `numerics` has the arithmetic that keeps precision, `family`
+says which functions make up which optimizer, and `operands` defines their arguments and results.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from functional_adam._equations.operands import Moments, Scalars
 def eps_after_correction(s: Scalars) -> Scalars:
     """The corrections of Algorithm 1, moved out of the arrays and into scalars.
 
-    With m_hat = m / c1 and v_hat = v / c2, numerator and denominator both times sqrt(c2):
+    With m_hat = m / c1 and v_hat = v / c2, multiply numerator and denominator by sqrt(c2):
 
         alpha m_hat / (sqrt(v_hat + eps_root) + eps)
             = alpha sqrt(c2) / c1 * m / (sqrt(v + eps_root c2) + eps sqrt(c2)).
 
-    One square root and one division an element instead of one and three.
+    This takes one square root and one division per element instead of one and three.
     """
     eps_root = None if s.eps_root is None else s.eps_root * s.c2
     return eps_before_correction(s)._replace(eps=s.eps * jnp.sqrt(s.c2), eps_root=eps_root)
@@ -47,13 +47,13 @@ def eps_after_correction(s: Scalars) -> Scalars:
 def eps_before_correction(s: Scalars) -> Scalars:
     """alpha sqrt(c2) / c1 * m / (sqrt(v + eps_root) + eps): the end of the paper's section 2.
 
-    There, eps is written with a hat; TensorFlow and Keras follow it.
+    The paper writes this eps with a hat. TensorFlow and Keras use this form.
     """
     return s._replace(step_size=s.step_size * jnp.sqrt(s.c2) / s.c1)
 
 
 def first_correction(s: Scalars) -> Scalars:
-    """alpha / c1 * m / denominator, for a denominator that needs no correction or had it."""
+    """alpha / c1 * m / denominator, for a denominator that is corrected or needs no correction."""
     return s._replace(step_size=s.step_size / s.c1)
 
 
@@ -84,17 +84,17 @@ def root(s: Scalars, new: Moments) -> jax.Array:
 
 
 def gradient_size(s: Scalars, new: Moments) -> jax.Array:
-    """max(sqrt(v_hat), eps), wherever eps stands: sqrt(c2) divides both or neither."""
+    """max(sqrt(v_hat), eps), for both places of eps: sqrt(c2) divides both terms or neither."""
     return jnp.maximum(safe_sqrt(new.v), s.eps) / jnp.sqrt(s.c2)
 
 
 def scale_rate(s: Scalars, factor: jax.Array) -> Scalars:
-    """alpha times a factor, in all that it is in."""
+    """Multiply alpha by a factor, in the step and in the decay."""
     return scale_step(s, factor)._replace(decay=factor * s.decay)
 
 
 def scale_step(s: Scalars, factor: jax.Array) -> Scalars:
-    """alpha times a factor, where the decay is independent of it."""
+    """Multiply alpha by a factor in the step only, where the decay does not depend on alpha."""
     return s._replace(alpha=factor * s.alpha, step_size=factor * s.step_size)
 
 
@@ -107,12 +107,12 @@ def coupled_decay(s: Scalars, g: jax.Array, theta: jax.Array) -> jax.Array:
 
 
 def decoupled_decay(s: Scalars, u: jax.Array, theta: jax.Array) -> jax.Array:
-    """u - alpha lambda theta (Loshchilov & Hutter 2019, Algorithm 2, schedule eta inside alpha)."""
+    """u - alpha lambda theta (Loshchilov & Hutter 2019, Algorithm 2, with eta inside alpha)."""
     return u - unfused(times(s.decay, theta), s.t)
 
 
 def independent_decay(s: Scalars) -> Scalars:
-    """u - lambda theta: the same Algorithm 2, schedule eta inside lambda and not times alpha."""
+    """u - lambda theta: the same Algorithm 2, with eta inside lambda and no factor alpha."""
     return s._replace(decay=s.weight_decay)
 
 
@@ -128,8 +128,8 @@ def nesterov_weights(s: Scalars) -> Scalars:
 def dozat_weights(s: Scalars) -> Scalars:
     """mu(t+1) m / (1 - P(t+1)) + (1 - mu(t)) g / (1 - P(t)): Dozat's schedule, as in PyTorch.
 
-    mu(t) = b1 (1 - 0.96**(t psi) / 2), psi being `momentum_decay`; P(t) = mu(1) mu(2) ... mu(t).
-    Written so that everything adds and nothing cancels.
+    mu(t) = b1 (1 - 0.96**(t psi) / 2) with psi = `momentum_decay`, P(t) = mu(1) mu(2) ... mu(t).
+    It is written with sums of positive terms, so nothing cancels.
     """
     log_q = s.derived["momentum_decay"] * math.log(0.96)
 
@@ -144,7 +144,7 @@ def dozat_weights(s: Scalars) -> Scalars:
 
 
 def _look_ahead(s: Scalars, ahead: jax.Array, now: jax.Array) -> Scalars:
-    # The corrections of both terms are in their weights: no common c1 is left.
+    # The weights contain the corrections of both terms, so no common c1 remains.
     return s._replace(derived=s.derived | {"ahead": ahead, "now": now}, c1=jnp.ones_like(s.c1))
 
 

@@ -1,6 +1,6 @@
-"""What the modifiers change in the step of any member: the parts of a `Modifier`, with equations.
+"""The equations of the modifiers, which change the step of any member: parts of a `Modifier`.
 
-The letters are those of `formulas`; d is the direction, of which the step is -alpha d.
+The letters are those of `formulas`. d is the direction; the step is -alpha d.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from functional_adam._equations.operands import Scalars
 
 
 def leaf_sum(x: jax.Array, stacked: int) -> jax.Array:
-    """The sum over a leaf, or over each part of one that stacks parts along so many axes."""
+    """The sum over a leaf, or over each matrix of a leaf with this many stacked axes."""
     return jnp.sum(x, axis=tuple(range(stacked, x.ndim)), keepdims=stacked > 0)
 
 
@@ -33,16 +33,17 @@ def leaf_sum(x: jax.Array, stacked: int) -> jax.Array:
 
 
 def without_climbing(step: LeafStep) -> jax.Array:
-    """d [d x > 0] / max(share, 1/1000), share being that of d x > 0; x has the gradient's sign.
+    """d [d x > 0] / max(share, 1/1000), with share = mean [d x > 0]; x has the gradient's sign.
 
-    Of d the numerator, which has its sign: the quotient would be made twice, or kept in between.
+    This changes the numerator of d, which has the same sign. With the quotient, the division would
+    be done twice or its result stored.
     """
     d, x = step.numerator, step.x
     agrees = same_side(d, x)
-    rows = jnp.sum(jnp.atleast_1d(agrees), axis=-1, dtype=jnp.int32)  # exact, however large
+    rows = jnp.sum(jnp.atleast_1d(agrees), axis=-1, dtype=jnp.int32)  # exact for any size
     share = jnp.sum(rows.astype(step.scalars.alpha.dtype)) / float(max(1, agrees.size))
     gain = 1 / jnp.maximum(share, 1e-3)
-    return times(gain * agrees.astype(share.dtype), d)  # a product: a NaN stays one
+    return times(gain * agrees.astype(share.dtype), d)  # a product keeps a NaN
 
 
 # ---- Cautious weight decay: Chen et al. 2025, Algorithm 1 ----
@@ -51,7 +52,7 @@ def without_climbing(step: LeafStep) -> jax.Array:
 def where_it_shrinks(step: LeafStep) -> Any:
     """theta [d theta >= 0]: where the step itself makes no weight larger."""
     shrinks = ~same_side(-step.direction, step.theta)
-    return times(shrinks.astype(step.scalars.alpha.dtype), step.theta)  # a NaN stays one
+    return times(shrinks.astype(step.scalars.alpha.dtype), step.theta)  # a product keeps a NaN
 
 
 # ---- StableAdamW: Wortsman et al. 2023, Algorithm 2 ----
@@ -67,7 +68,7 @@ def clipped_rate(step: LeafStep) -> Scalars:
     return step.variant.scale_rate(step.scalars, threshold / jnp.maximum(threshold, rms))
 
 
-THRESHOLD = "clip_update_rms.threshold"  # among others' hyperparameters
+THRESHOLD = "clip_update_rms.threshold"  # its name among the hyperparameters
 
 # ---- Hyperball: Wen et al. 2025, section 2 ----
 
@@ -80,16 +81,16 @@ def on_the_sphere(step: LeafStep) -> jax.Array:
 
         k theta - (1 + k) alpha R n(d),    k = 1/q - 1 = -z / (q (1 + q)),    q = sqrt(1 + z),
 
-    where nothing cancels: the difference of two long vectors is never taken.
+    where nothing cancels, because no difference of two long vectors is taken.
     """
     s, theta, d, stacked = step.scalars, step.theta, step.direction, step.stacked
     radius, length = (safe_sqrt(leaf_sum(abs_squared(x), stacked)) for x in (theta, d))
-    moves = (radius != 0) & (length != 0)  # true of a NaN, which must not look like a 0
+    moves = (radius != 0) & (length != 0)  # true for NaN, which must not count as 0
     one = jnp.ones_like(radius)
     unit = over(d, jnp.where(moves, length, one))
     cosine = leaf_sum(product(theta, unit), stacked) / jnp.where(moves, radius, one)
     z = s.alpha * (s.alpha - 2 * cosine)
-    moves = moves & (jnp.maximum(1 + z, 0) != 0)  # nor is there an n(0)
+    moves = moves & (jnp.maximum(1 + z, 0) != 0)  # n(0) does not exist
     alpha, z = (jnp.where(moves, x, jnp.zeros_like(one)) for x in (s.alpha, z))
     q = safe_sqrt(1 + z)
     k = -z / (q * (1 + q))

@@ -1,4 +1,4 @@
-"""What the formulas take and give, and the kinds of them that make a variant."""
+"""The arguments and results of the formulas, and the types of the formulas of a variant."""
 
 from __future__ import annotations
 
@@ -11,41 +11,41 @@ from functional_adam._equations.numerics import Rate
 
 
 class Moments(NamedTuple):
-    """What is kept of a leaf between steps."""
+    """The moments of a leaf."""
 
     m: jax.Array
     v: jax.Array
-    extra: dict[str, jax.Array]  # the variant's own arrays, by their names in `AdamState.extra`
+    extra: dict[str, jax.Array]  # the variant's own arrays, by name in `AdamState.extra`
 
 
 class Scalars(NamedTuple):
-    """What one step multiplies by, once for all leaves."""
+    """The scalars of one step, computed once for all leaves."""
 
     t: jax.Array
     alpha: jax.Array
     b1: Rate
     b2: Rate
     eps: jax.Array
-    eps_root: jax.Array | None  # None for 0, which XLA could not drop: 0 * NaN
+    eps_root: jax.Array | None  # None for 0, because XLA cannot drop a 0: 0 * NaN
     weight_decay: jax.Array
-    l2: jax.Array | None  # likewise
-    derived: dict[str, Any]  # of the variant's own hyperparameters, and what it makes of them
+    l2: jax.Array | None  # None for 0
+    derived: dict[str, Any]  # the variant's own hyperparameters, and scalars derived from them
     c1: jax.Array  # 1 - b1**t
     c2: jax.Array  # 1 - b2**t
     step_size: jax.Array  # multiplies numerator / denominator
     decay: jax.Array  # multiplies theta
 
 
-# Once a step: folds corrections into what multiplies, prepares what the variant needs.
+# Runs once per step: folds corrections into the scalars and prepares what the variant needs.
 Prepare: TypeAlias = Callable[[Scalars], Scalars]
-# The moments after the step, and x, what the first moment averaged: g itself, but in ADOPT.
+# Returns x, which the first moment averages (g itself in most variants), and the new moments.
 UpdateMoments: TypeAlias = Callable[[Scalars, jax.Array, Moments], tuple[jax.Array, Moments]]
 # The direction, as numerator(s, x, new) / denominator(s, new).
 Numerator: TypeAlias = Callable[[Scalars, jax.Array, Moments], jax.Array]
 Denominator: TypeAlias = Callable[[Scalars, Moments], jax.Array]
 # The update as a whole: rescale_update(s, u, theta).
 RescaleUpdate: TypeAlias = Callable[[Scalars, jax.Array, jax.Array], jax.Array]
-# What x is measured by where the size of gradients is judged: sqrt(v_hat), which has g in it.
+# The size that gradients are compared with: sqrt(v_hat), which includes g.
 GradientSize: TypeAlias = Callable[[Scalars, Moments], jax.Array]
-# The scalars at a learning rate times a factor.
+# The scalars with the learning rate multiplied by a factor.
 ScaleRate: TypeAlias = Callable[[Scalars, jax.Array], Scalars]

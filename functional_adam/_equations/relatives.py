@@ -1,6 +1,6 @@
-"""The equations of Adam's relatives, a section for each: what they do otherwise than Adam.
+"""The equations of Adam's relatives: one section each, with what differs from Adam.
 
-The letters are those of `formulas`, where everything is that they share.
+The letters are those of `formulas`, which has the equations that they share.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from functional_adam._equations.operands import Moments, Scalars
 
 
 def amsgrad(s: Scalars, g: jax.Array, old: Moments) -> tuple[jax.Array, Moments]:
-    """As `adam`, and v_max <- max(v_max, v): the paper's; PyTorch corrects it afterwards."""
+    """As `adam`, and v_max <- max(v_max, v), as in the paper; PyTorch corrects it afterwards."""
     g, new = adam(s, g, old)
     return g, new._replace(extra={"nu_max": jnp.maximum(old.extra["nu_max"], new.v)})
 
 
 def amsgrad_of_corrected(s: Scalars, g: jax.Array, old: Moments) -> tuple[jax.Array, Moments]:
-    """As `adam`, and v_max <- max(v_max, v / c2): Optax's."""
+    """As `adam`, and v_max <- max(v_max, v / c2), as in Optax."""
     g, new = adam(s, g, old)
     return g, new._replace(extra={"nu_max": jnp.maximum(old.extra["nu_max"], new.v / s.c2)})
 
 
 def corrected_size(s: Scalars, new: Moments) -> jax.Array:
-    """max(sqrt(v_hat), eps), where eps is not scaled by the correction."""
+    """max(sqrt(v_hat), eps), for an eps that the correction does not scale."""
     return jnp.maximum(safe_sqrt(new.v / s.c2), s.eps)
 
 
@@ -54,7 +54,7 @@ def root_of_maximum(s: Scalars, new: Moments) -> jax.Array:
 
 
 def adamax(s: Scalars, g: jax.Array, old: Moments) -> tuple[jax.Array, Moments]:
-    """m as in Adam; v <- max(b2 v, |g| + eps), the paper's u_t, which has no eps."""
+    """m as in Adam; v <- max(b2 v, |g| + eps), which the paper calls u_t and writes without eps."""
     m = average(old.m, g, s.b1)
     return g, old._replace(m=m, v=jnp.maximum(decayed(old.v, s.b2), jnp.abs(g) + s.eps))
 
@@ -71,17 +71,17 @@ def rectification(s: Scalars) -> Scalars:
     """r m_hat / (sqrt(v_hat) + eps) where rho(t) >= threshold, else m_hat.
 
     r = sqrt((rho-4) (rho-2) rho_inf / ((rho_inf-4) (rho_inf-2) rho)), with the paper's
-    rho_inf = 2 / (1 - b2) - 1 and rho(t) = rho_inf - 2 t b2**t / (1 - b2**t). Computed so, rho is
-    the difference of two large numbers; but with y = -log(b2) / 2 they are coth(y) and
-    t (coth(t y) - 1), the poles 1/y of both cancel on paper, and
+    rho_inf = 2 / (1 - b2) - 1 and rho(t) = rho_inf - 2 t b2**t / (1 - b2**t). In this form rho is
+    the difference of two large numbers. With y = -log(b2) / 2 they are coth(y) and
+    t (coth(t y) - 1). Their poles 1/y cancel analytically, which leaves
 
         rho(t) = L(y) + t (1 - L(t y)),   L(x) = coth(x) - 1/x.
     """
     y = -s.b2.log / 2
     rho = langevin(y)[0] + s.t * langevin(s.t * y)[1]
-    top = 2 / s.b2.complement - 1  # rho never gets there, but by rounding
+    top = 2 / s.b2.complement - 1  # rho reaches this only by rounding
     adaptive = (rho >= s.derived["threshold"]) & (top > s.derived["threshold"])
-    # Any number above 4 will do where there is no r: its slope must not be NaN either.
+    # Where r is not used, any number above 4 will do: the slope must not be NaN either.
     rho, top = (jnp.where(adaptive, x, jnp.full_like(rho, 5)) for x in (rho, top))
     r = safe_sqrt((rho - 4) / (top - 4) * ((rho - 2) / (top - 2)) * (top / rho))
     return s._replace(
@@ -91,7 +91,7 @@ def rectification(s: Scalars) -> Scalars:
 
 
 def rectified_root(s: Scalars, new: Moments) -> jax.Array:
-    """The root where rho(t) >= threshold, else 1."""
+    """`root` where rho(t) >= threshold, else 1."""
     return jnp.where(s.derived["adaptive"], root(s, new), jnp.ones_like(new.v))
 
 
@@ -99,16 +99,16 @@ def rectified_root(s: Scalars, new: Moments) -> jax.Array:
 
 
 def belief_floor(s: Scalars) -> Scalars:
-    """eps_root / (1 - b2), what `eps_root` in every step comes to inside the average.
+    """eps_root / (1 - b2): inside the average this equals adding `eps_root` in every step.
 
-    Added to v itself it would be rounded the same way in every step, and the errors add up.
+    Added to v directly it would be rounded the same way in every step, and the errors would add up.
     """
     floor = None if s.eps_root is None else s.eps_root / s.b2.complement
     return s._replace(derived=s.derived | {"floor": floor}, eps_root=None)
 
 
 def adabelief(s: Scalars, g: jax.Array, old: Moments) -> tuple[jax.Array, Moments]:
-    """m as in Adam; v <- b2 v + (1 - b2) |g - m|**2 + eps_root, m being the new one."""
+    """m as in Adam; v <- b2 v + (1 - b2) |g - m|**2 + eps_root, with the new m."""
     m = average(old.m, g, s.b1)
     square, floor = abs_squared(g - m), s.derived["floor"]
     v = mean_square(old.v, square if floor is None else square + floor, s.b2)
@@ -130,22 +130,22 @@ def yogi(s: Scalars, g: jax.Array, old: Moments) -> tuple[jax.Array, Moments]:
 
 
 def unit_rate(s: Scalars) -> Scalars:
-    """alpha = 1 until `trust_ratio`, whose quotient it would enter: 0 / 0 at alpha = 0."""
+    """alpha = 1 until `trust_ratio`, because alpha = 0 would make its quotient 0 / 0."""
     one = jnp.ones_like(s.step_size)
     derived = s.derived | {"learning_rate": s.alpha}
     return s._replace(derived=derived, alpha=one, step_size=one, decay=s.weight_decay)
 
 
 def trust_ratio(s: Scalars, u: jax.Array, theta: jax.Array) -> jax.Array:
-    """alpha |theta| / |u| u, norms over the leaf; alpha u where either norm is 0."""
+    """alpha |theta| / |u| u with norms over the leaf; alpha u if one of the norms is 0."""
     size, step = safe_sqrt(abs_squared(theta).sum()), safe_sqrt(abs_squared(u).sum())
-    usable = (size != 0) & (step != 0)  # true of a NaN, which must not look like a 0
+    usable = (size != 0) & (step != 0)  # true for NaN, which must not count as 0
     ratio = jnp.where(usable, size / jnp.where(usable, step, jnp.ones_like(step)), 1)
     return times(s.derived["learning_rate"] * ratio, u)
 
 
 def scale_relative_rate(s: Scalars, factor: jax.Array) -> Scalars:
-    """alpha times a factor, after `unit_rate`."""
+    """Multiply alpha by a factor, after `unit_rate`."""
     rate = factor * s.derived["learning_rate"]
     return s._replace(derived=s.derived | {"learning_rate": rate})
 
@@ -154,7 +154,7 @@ def scale_relative_rate(s: Scalars, factor: jax.Array) -> Scalars:
 
 
 def adopt(s: Scalars, g: jax.Array, old: Moments) -> tuple[jax.Array, Moments]:
-    """x = clip(g / max(sqrt(v), eps), c), v the old one; m <- b1 m + (1 - b1) x; v as in Adam.
+    """x = clip(g / max(sqrt(v), eps), c) with the old v; m <- b1 m + (1 - b1) x; v as in Adam.
 
     The first step only sets v = |g|**2.
     """
@@ -167,7 +167,7 @@ def adopt(s: Scalars, g: jax.Array, old: Moments) -> tuple[jax.Array, Moments]:
 
 
 def one(_s: Scalars, new: Moments) -> jax.Array:
-    """1: the division was made before."""
+    """1, because the gradient was already divided."""
     return jnp.ones_like(new.v)
 
 
@@ -175,7 +175,7 @@ def one(_s: Scalars, new: Moments) -> jax.Array:
 
 
 def mixing(s: Scalars) -> Scalars:
-    """alpha of the paper, here `mix`, times c1: all of the numerator is divided by c1."""
+    """The paper's alpha, here `mix`, times c1, because the whole numerator is divided by c1."""
     return s._replace(derived=s.derived | {"mix": s.derived["alpha"] * s.c1})
 
 
@@ -186,7 +186,7 @@ def ademamix(s: Scalars, g: jax.Array, old: Moments) -> tuple[jax.Array, Moments
 
 
 def mixed_momentum(s: Scalars, _x: jax.Array, new: Moments) -> jax.Array:
-    """c1 (m_hat + mix m_slow); the slow average is not corrected, so that it comes in slowly."""
+    """c1 (m_hat + mix m_slow); without correction the slow average comes in slowly."""
     return new.m + times(s.derived["mix"], new.extra["mu_slow"])
 
 
@@ -194,13 +194,13 @@ def mixed_momentum(s: Scalars, _x: jax.Array, new: Moments) -> jax.Array:
 
 
 def simplified_ademamix(s: Scalars, g: jax.Array, old: Moments) -> tuple[jax.Array, Moments]:
-    """m <- b1 m + g, a sum and no average; v as in Adam."""
+    """m <- b1 m + g, a sum instead of an average; v as in Adam."""
     g, new = adam(s, g, old)
     return g, new._replace(m=decayed(old.m, s.b1) + g)
 
 
 def sum_and_gradient(s: Scalars, x: jax.Array, new: Moments) -> jax.Array:
-    """m + alpha g, alpha that of the paper."""
+    """m + alpha g, with the paper's alpha."""
     return new.m + unfused(times(s.derived["alpha"], x), s.t)
 
 
@@ -208,7 +208,7 @@ def sum_and_gradient(s: Scalars, x: jax.Array, new: Moments) -> jax.Array:
 
 
 def laprop(s: Scalars, g: jax.Array, old: Moments) -> tuple[jax.Array, Moments]:
-    """v as in Adam; x = g / (sqrt(v_hat) + eps), v the new one; m <- b1 m + (1 - b1) x."""
+    """v as in Adam; x = g / (sqrt(v_hat) + eps) with the new v; m <- b1 m + (1 - b1) x."""
     v = mean_square(old.v, abs_squared(g), s.b2)
     x = over(g, safe_sqrt(v / s.c2) + s.eps)
     return x, old._replace(m=average(old.m, x, s.b1), v=v)
@@ -224,7 +224,7 @@ def angle_scalars(s: Scalars) -> Scalars:
 
 
 def angle_of_momentum(s: Scalars, _x: jax.Array, new: Moments) -> jax.Array:
-    """atan2(m, b sqrt(v)), b that of `angle_scalars`; a complex m keeps its phase."""
+    """atan2(m, b sqrt(v)) with the b of `angle_scalars`; a complex m keeps its phase."""
     w = s.derived["b"] * safe_sqrt(new.v)
     if not jnp.iscomplexobj(new.m):
         return angle(new.m, w)

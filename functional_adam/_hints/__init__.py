@@ -1,1 +1,1 @@
-"""What a message suggests: the way out, by what the caller most likely meant."""
+"""The last sentence of an error message: what to write instead, guessed from what was given."""

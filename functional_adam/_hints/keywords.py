@@ -1,6 +1,6 @@
-"""Arguments that a public function does not have: other libraries' names, and what to write here.
+"""Hints for arguments that a function does not have, such as the names of other libraries.
 
-Nothing here but `explained` runs unless an error is raised already.
+Except for `explained`, nothing here runs before an error is certain.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ R = TypeVar("R")
 
 
 class Signature(inspect.Signature):
-    """A signature whose `bind`, when it refuses an argument, says what to write instead.
+    """A signature whose `bind` says what to write instead of an argument that it refuses.
 
-    `optax.inject_hyperparams` binds by itself, so that this is where all calls pass.
+    `optax.inject_hyperparams` calls `bind` itself, so every call passes through here.
     """
 
     function: str | None = None
@@ -29,19 +29,19 @@ class Signature(inspect.Signature):
         try:
             return super().bind(*args, **kwargs)
         except TypeError as error:
-            if self.function is None:  # someone's variation of it
+            if self.function is None:  # a copy that someone has changed
                 raise
             hint = _hint(self.function, list(self.parameters.values()), args, kwargs)
             colon = "" if str(error).startswith("got ") else ":"
             raise TypeError(f"{self.function}(){colon} {error}.{hint}") from None
 
 
-# The arguments of each decorated function: an unknown one may be that of another.
+# The arguments of each decorated function: an unknown argument may belong to another of them.
 _TAKES: dict[str, tuple[str, ...]] = {}
 
 
 def signature_of(function: Callable[..., Any]) -> Signature:
-    """The signature of a public function, which is known by its name from now on."""
+    """The signature of a public function, which is also recorded in `_TAKES`."""
     plain = inspect.signature(function)
     parameters = list(plain.parameters.values())
     signature = Signature(parameters, return_annotation=plain.return_annotation)
@@ -51,7 +51,7 @@ def signature_of(function: Callable[..., Any]) -> Signature:
 
 
 def signed(call: Callable[P, R], signature: Signature) -> Callable[P, R]:
-    """`call`, as `inspect.signature` is to see it."""
+    """`call` with the signature that `inspect.signature` is to report."""
     vars(call)["__signature__"] = signature
     return call
 
@@ -61,7 +61,7 @@ def _positional(parameters: Iterable[inspect.Parameter]) -> list[str]:
 
 
 def explained(function: Callable[P, R]) -> Callable[P, R]:
-    """`function`, with the way out for arguments that it does not have."""
+    """`function`, whose errors about unknown arguments say what to write instead."""
     signature = signature_of(function)
     most = len(_positional(signature.parameters.values()))
 
@@ -74,7 +74,7 @@ def explained(function: Callable[P, R]) -> Callable[P, R]:
     return signed(call, signature)
 
 
-# ---- What to write instead: each hint is a sentence ----
+# ---- What to write instead; each hint is a sentence ----
 
 
 def _hint(
@@ -83,7 +83,7 @@ def _hint(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
 ) -> str:
-    """For a call that does not bind."""
+    """For a call whose arguments do not fit the signature."""
     takes = tuple(p.name for p in parameters)
     unknown = {name: value for name, value in kwargs.items() if name not in takes}
     if unknown:
@@ -92,21 +92,21 @@ def _hint(
     if len(args) > len(ordered):
         named = takes[len(ordered) :][:1]
         others = "".join(f"; name the others: {function}(..., {x}=...)" for x in named)
-        return f" By position it takes only {', '.join(ordered)}{others}."
+        return f" Only {', '.join(ordered)} can be passed by position{others}."
     if args and ordered[:1] == ["learning_rate"] and "learning_rate" in kwargs:
         return " A factory takes no parameters: state = tx.init(params) does."
     return ""
 
 
 def _way_out(function: str, takes: tuple[str, ...], name: str, value: Any) -> str:
-    """For one argument of `function` that it does not take."""
+    """For one argument that `function` does not take."""
     ours = _RENAMED.get(name, name)
     if (value is False or value is None) and name in (*_SPECIAL, *_ELSEWHERE):
         return f"Leave {name}={value} out."
     if name in _SPECIAL:
         return _SPECIAL[name](function, takes, value)
     if ours in takes:
-        return f"{name}={short(value)} is {ours}={short(value)} here."
+        return f"Write {ours}={short(value)} instead of {name}={short(value)}."
     if ours in _ABSENT:
         return _ABSENT[ours](function, takes, short(value))
     if name in _ELSEWHERE:
@@ -115,7 +115,7 @@ def _way_out(function: str, takes: tuple[str, ...], name: str, value: Any) -> st
 
 
 def _guess(function: str, takes: tuple[str, ...], name: str, value: Any) -> str:
-    """For a name that is not known from elsewhere."""
+    """For a name that no other library is known to use."""
     others = [other for other, arguments in _TAKES.items() if name in arguments]
     if others:
         return f"{name} is an argument of {', '.join(others)}."
@@ -145,12 +145,12 @@ _COMPILED = "leave it out; jax.jit compiles the whole step"
 _CLIP = "clip before the step: optax.chain(optax.clip_by_global_norm(1.0), tx)"
 _PER_LAYER = "write overrides=[(regular expression for paths, dict of arguments)]"
 _ELSEWHERE = {
-    "maximize": "to climb, give the gradients of -loss",
+    "maximize": "to maximize, pass the gradients of -loss",
     **dict.fromkeys(("foreach", "fused", "capturable", "differentiable"), _COMPILED),
     **dict.fromkeys(("clipnorm", "global_clipnorm", "max_grad_norm", "grad_clip"), _CLIP),
     "clipvalue": "clip before the step: optax.chain(optax.clip(1.0), tx)",
-    "params": "no parameters here; state = tx.init(params) takes them",
-    **dict.fromkeys(("bits", "optim_bits"), 'write moments="int8" for a state of 8 bits'),
+    "params": "leave it out; state = tx.init(params) takes the parameters",
+    **dict.fromkeys(("bits", "optim_bits"), 'write moments="int8" for 8-bit moments'),
     **dict.fromkeys(
         ("stochastic_rounding", "bf16_stochastic_round"), 'write rounding="stochastic"'
     ),
@@ -168,8 +168,10 @@ _ELSEWHERE = {
         "wrap it, fa.clip_update_rms(fa.adamw(...), threshold)",
     ),
     "decouple_lr": "write independent_weight_decay=True",
-    "decoupled_weight_decay": "fa.adamw, fa.nadamw and fa.adamaxw decay so",
-    "decoupled": "fa.adamw, fa.nadamw and fa.adamaxw decay so",
+    **dict.fromkeys(
+        ("decoupled_weight_decay", "decoupled"),
+        "leave it out; the decay of fa.adamw, fa.nadamw and fa.adamaxw is decoupled",
+    ),
 }
 
 
@@ -179,14 +181,14 @@ def _betas(function: str, takes: tuple[str, ...], value: Any) -> str:
         return _no_rate(function, takes, "b1=..., b2=...")
     given = [short(b) for b in value] if isinstance(value, tuple | list) else ["..."] * len(rates)
     ours = ", ".join(f"{name}={b}" for name, b in zip(rates, given, strict=False))
-    return f"betas={short(value)} is {ours} here."
+    return f"Write {ours} instead of betas={short(value)}."
 
 
 def _amsgrad(function: str, _takes: tuple[str, ...], value: Any) -> str:
     if function.endswith("amsgrad"):
         return f"Leave amsgrad={value} out."
     return (
-        "AMSGrad is a factory of its own: fa.amsgrad(...), and as PyTorch computes it, "
+        "AMSGrad has a factory of its own: fa.amsgrad(...). For PyTorch's form write "
         'fa.amsgrad(..., maximum="before_correction").'
     )
 
@@ -200,12 +202,12 @@ _SPECIAL: dict[str, Callable[[str, tuple[str, ...], Any], str]] = {
 def _no_rate(function: str, _takes: tuple[str, ...], value: str) -> str:
     if function.startswith("scale_by_"):
         return (
-            f"{function} gives a direction without a learning rate: "
+            f"{function} gives a direction without a learning rate: write "
             f"optax.chain(fa.{function}(...), optax.scale_by_learning_rate({value}))."
         )
     if function == "init":
-        return "init makes a state and needs no hyperparameters: update and the factories do."
-    return f"Give it to the factory within: fa.{function}(fa.adamw({value}))."
+        return "init makes a state and takes no hyperparameters: update and the factories do."
+    return f"Pass it to the factory inside: fa.{function}(fa.adamw({value}))."
 
 
 def _no_decay(function: str, takes: tuple[str, ...], value: str) -> str:
@@ -222,7 +224,7 @@ def _no_decay(function: str, takes: tuple[str, ...], value: str) -> str:
             "optax.scale_by_learning_rate(...)) decays the parameters themselves"
         )
     if "l2" in takes:
-        ways.append(f"l2={value} adds it to the gradient, as the weight_decay of PyTorch's does")
+        ways.append(f"l2={value} adds it to the gradient, as torch.optim.Adam does")
     return f"{function} has no weight_decay: {'; '.join(ways)}."
 
 

@@ -1,8 +1,8 @@
-"""What a caller most likely meant: the way out that a message of `_check` ends with.
+"""What a caller most likely meant by a tree, leaf or state: the hint that ends an error message.
 
-This is the way out for trees, leaves and states; `argument_hints` has that for arguments. Nothing
-here runs unless an error is raised already, so nothing has to be fast; and a guess is put as one.
-Every hint begins with a space, or is empty where nothing useful is known.
+`argument_hints` has the hints for arguments. Nothing here runs before an error is certain, so
+nothing has to be fast. A hint that is a guess says so. Every hint begins with a space, or is empty
+if there is nothing useful to say.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from functional_adam._hints import restored
 from functional_adam._hints.argument_hints import members, shape_of
 
 ONE_MODEL = (
-    " Gradients, parameters and state must be of one model: if it has changed since init, make a "
-    "new state with init(params), or with extend_state to keep the moments."
+    " Gradients, parameters and state must belong to one model: if it has changed since init, make "
+    "a new state with init(params), or with extend_state to keep the moments."
 )
 _OTHERWISE = {
     "grads": ONE_MODEL,
@@ -34,7 +34,7 @@ _FREEZE = (
 
 
 def is_adam(x: Any) -> bool:
-    """Whether `x` is a state of Adam, this package's or Optax's."""
+    """Whether `x` is an Adam state of this package or of Optax."""
     return {"count", "mu", "nu"} <= set(getattr(type(x), "_fields", ()))
 
 
@@ -49,7 +49,7 @@ def _built_like(x: Any, like: Any) -> bool:
 
 
 def not_a_state(state: Any, grads: Any = None, params: Any = None) -> str:
-    """The whole message where something else was given as the state."""
+    """The whole message for something that was given as the state and is not one."""
     whose = "Optax's " if is_adam(state) and not _is_ours(state) else ""
     what = "a function" if callable(state) else f"{whose}{type(state).__name__}"
     return (
@@ -59,7 +59,7 @@ def not_a_state(state: Any, grads: Any = None, params: Any = None) -> str:
 
 
 def no_state(state: Any, grads: Any = None, params: Any = None) -> str:
-    """For what was given as a state and is, or holds, none of ours."""
+    """For something given as a state that is no `AdamState` and holds none."""
     for name, other in (("grads", grads), ("params", params)):
         if is_adam(other):
             return f" The state was given as {name}: {_ORDER}."
@@ -68,27 +68,27 @@ def no_state(state: Any, grads: Any = None, params: Any = None) -> str:
     ours = [i for i, member in enumerate(members(state)) if _is_ours(member)]
     if ours:
         return (
-            f" state[{ours[0]}] is an AdamState: unpack the pair that update returns, {_UPDATE}; "
-            "or, if this is the state of an optax.chain, call the update of that chain."
+            f" state[{ours[0]}] is an AdamState: unpack the pair that update returns, {_UPDATE}. "
+            "If this is the state of an optax.chain, call the update of that chain."
         )
     if any(is_adam(x) for x in (state, *members(state))):
         return (
-            f" Make a new one, {_INIT}, or go on from Optax's: "
+            f" Make a new one, {_INIT}, or continue from Optax's: "
             "state = fa.from_optax(state, like=tx.init(params))."
         )
     if grads is not None and _built_like(state, grads):
-        return f" It is built like grads: {_ORDER}, and the first state is tx.init(params)."
+        return f" It has the structure of grads: {_ORDER}, and the first state is tx.init(params)."
     return restored.untyped(state) or (
-        " (optax.chain keeps a tuple of states; a checkpoint restored without a target is a dict.)"
+        " (The state of an optax.chain is a tuple; a checkpoint restored without a target, a dict.)"
     )
 
 
 def structure(name: str, tree: Any, wanted: Any, whose: str) -> str:
-    """For a tree `name` that is not built like `wanted`, which belongs to `whose`."""
+    """For a tree `name` whose structure is not that of `wanted`, which belongs to `whose`."""
     if name not in _OTHERWISE:
         return ""
     if name == "grads" and wanted is None:
-        return f" `init` was given None in place of the parameters: {_INIT}."
+        return f" `init` was given None instead of the parameters: write {_INIT}."
     return (
         _pair(name, tree, wanted)
         or _pair(whose, wanted, tree)
@@ -99,7 +99,7 @@ def structure(name: str, tree: Any, wanted: Any, whose: str) -> str:
 
 
 def _pair(name: str, tree: Any, wanted: Any) -> str:
-    """For a tuple, given as `name`, of which one member is what should have been given."""
+    """For a tuple given as `name`, one of whose members should have been given instead."""
     parts = members(tree)
     fits = [i for i, member in enumerate(parts) if _built_like(member, wanted)]
     if not fits or name not in _OTHERWISE:
@@ -113,40 +113,40 @@ def _pair(name: str, tree: Any, wanted: Any) -> str:
 
 
 def _other(name: str, tree: Any) -> str:
-    """For what is recognized by itself."""
+    """For a tree that is recognized without its counterpart."""
     if is_adam(tree):
-        return f" That is a state: {_UPDATE}."
+        return f" That is a state: write {_UPDATE}."
     if name == "grads" and (tree is None or jax.tree_util.all_leaves([tree])):
-        return " Give the gradients: grads = jax.grad(loss_of)(params)."
+        return " Pass the gradients: grads = jax.grad(loss_of)(params)."
     if name == "params" and isinstance(tree, int | float):
-        return " That is a number: name it, as in update(grads, state, params, learning_rate=...)."
+        return " To pass a number, name it: update(grads, state, params, learning_rate=...)."
     return _OTHERWISE[name]
 
 
 def no_array(path: str, leaf: Any) -> str:
-    """For a leaf at `path` that is no array."""
+    """For a leaf at `path` that is not an array."""
     if hasattr(leaf, "detach") or hasattr(leaf, "state_dict"):
         return " Convert PyTorch's tensors: jnp.asarray(x.detach().cpu().numpy())."
     if isinstance(leaf, jax.ShapeDtypeStruct):
-        return " jax.eval_shape tells shapes, without the numbers: pass the arrays."
+        return " jax.eval_shape returns shapes without values: pass the arrays."
     if path.startswith("state"):
         return " Make the state with `init`."
     if callable(getattr(leaf, "init", None)):
         return " A Flax Linen model holds no parameters: model.init(key, x)['params'] makes them."
     return (
-        " Keep only the arrays of a model, as equinox.filter(model, equinox.is_inexact_array) does."
+        " Pass only the arrays of a model, as in equinox.filter(model, equinox.is_inexact_array)."
     )
 
 
 def frozen(path: str, dtype: Any) -> str:
-    """For a leaf at `path` that is neither float nor complex."""
+    """For a leaf at `path` whose dtype cannot be trained."""
     if path.startswith("state"):
         return restored.CAST
     freeze = f" To freeze it, {_FREEZE}."
     if path.startswith("params") and path.endswith(".count"):
         return f" If this is an optimizer's state, pass the parameters alone.{freeze}"
     if jnp.issubdtype(dtype, jnp.inexact):
-        return " A step is lost in fewer: keep it in bfloat16 or float32, and cast it in use."
+        return " Fewer bits lose the steps: keep it in bfloat16 or float32, and cast it in use."
     if jnp.issubdtype(dtype, jnp.integer):
         return f" To train it, cast it: x.astype(jnp.float32).{freeze}"
     return freeze
@@ -155,16 +155,16 @@ def frozen(path: str, dtype: Any) -> str:
 def other_dtype() -> str:
     """For a parameter whose dtype has changed since `init`."""
     return (
-        " Add updates with fa.apply_updates, which keeps it; a bare addition, as in "
-        "equinox.apply_updates, takes that of the float32 update. If the change was meant, make a "
-        f"new state: tx.init(params).{other_rounding()}"
+        " Add updates with fa.apply_updates, which keeps the dtype; plain addition, as in "
+        "equinox.apply_updates, gives the dtype of the float32 update. If you meant to change the "
+        f"dtype, make a new state: tx.init(params).{other_rounding()}"
     )
 
 
 def other_rounding() -> str:
     """For a state that was made with another rounding."""
     return (
-        " If the rounding has changed, keep the moments and begin its residual: "
+        " To change the rounding and keep the moments, start a new residual: "
         "state._replace(residual=tx.init(params).residual)."
     )
 
@@ -184,7 +184,7 @@ def side(is_on_host: bool) -> str:
 
 
 def shape(path: str) -> str:
-    """For a leaf at `path` whose shape is not that of its counterpart."""
+    """For a leaf at `path` whose shape differs from that of its counterpart."""
     if path.startswith("params"):
         return ONE_MODEL
     if path.startswith("updates"):

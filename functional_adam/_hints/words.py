@@ -1,4 +1,4 @@
-"""What people call the choices of this package elsewhere."""
+"""Other names for the choices of this package, as other libraries call them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-# What people call them elsewhere, in small letters and without signs.
+# Other names, in lower case and without punctuation.
 _ALIASES = {
     "moments": {
         "full": {"fp32", "float32", "f32", "single", "float", "float64", "fp64", "none", "32"},
@@ -25,7 +25,7 @@ _ALIASES = {
 
 
 def choice(name: str, value: Any, options: Iterable[str]) -> str:
-    """For what is none of the words that `name` takes."""
+    """For a value that is not one of the options of `name`."""
     text = value if isinstance(value, str) else _dtype_name(value)
     plain = "".join(c for c in text.lower() if c.isalnum())
     options = list(options)
@@ -37,7 +37,7 @@ def choice(name: str, value: Any, options: Iterable[str]) -> str:
 
 
 def _dtype_name(value: Any) -> str:
-    """What a dtype is called, also PyTorch's; anything else as text."""
+    """The name of a dtype, PyTorch's included; anything else as text."""
     try:
         return str(value) if value is None else jnp.dtype(value).name
     except TypeError:

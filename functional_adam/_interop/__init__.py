@@ -1,1 +1,1 @@
-"""States and settings to and from elsewhere: Optax, PyTorch, files, formats, other parameters."""
+"""Conversions of states and settings: Optax, PyTorch, files, moment formats, new parameters."""

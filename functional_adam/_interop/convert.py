@@ -1,4 +1,4 @@
-"""Carrying a live state over to another format."""
+"""Converts a state to another moment format."""
 
 from __future__ import annotations
 
@@ -23,24 +23,26 @@ from functional_adam._types import PyTree, arithmetic_dtype, real_dtype
 
 
 def convert_moments(state: AdamState, params: PyTree, *, moments: MomentFormat) -> AdamState:
-    """The same state with its moments kept in another format: a run goes on in 8 bits, or back.
+    """Convert a state to another moment format, so that a run can continue in 8 bits or back.
 
-    What the new format cannot hold is rounded as in a step, with the bits of `state.count`. Into
-    "full" nothing is rounded. The state's own format is read off its arrays.
+    Values are rounded as in a step, with the random bits of `state.count`. Converting to "full"
+    rounds nothing. The format of `state` is read from its arrays.
 
     Args:
-        state: from `init` or an update, in any format.
-        params: the parameters, for their structure and dtypes.
-        moments: "full", "bfloat16", "int8", or a `Full`, `BFloat16` or `Int8` object.
+        state: An `AdamState` from `init` or an update, in any format.
+        params: The parameters, for their structure and dtypes.
+        moments: The new storage format: "full", "bfloat16", "int8", or a `Full`, `BFloat16` or
+            `Int8` object.
 
     Returns:
-        An `AdamState` as `init(params, moments=moments)` makes it, its count and `residual` those
-        of `state`.
+        An `AdamState` as `init(params, moments=moments)` makes it, with the count and `residual` of
+        `state`.
 
     Raises:
         TypeError: `state` is not an `AdamState`, or `moments` cannot hold a leaf.
-        ValueError: the trees differ, or `moments="int8"` for a state with trees in `extra` or with
-            infinite moments. (Under `jit`, which cannot raise, these become NaN. NaN stays NaN.)
+        ValueError: The trees differ, or moments="int8" is given for a state with trees in `extra`
+            or with infinite moments. (Under `jit`, which cannot raise, infinite moments become NaN.
+            NaN stays NaN.)
 
     Example:
         >>> import functional_adam as fa, jax.numpy as jnp
@@ -55,7 +57,7 @@ def convert_moments(state: AdamState, params: PyTree, *, moments: MomentFormat) 
     format = make_format(moments)
     if isinstance(format, Int8) and state.extra:
         raise ValueError(
-            f'moments="int8" cannot keep the trees {list(state.extra)} of state.extra; use '
+            f'moments="int8" cannot store the trees {list(state.extra)} of state.extra: use '
             'moments="bfloat16" or "full".'
         )
     thetas, treedef = jax.tree_util.tree_flatten_with_path(params, is_leaf=_trees.is_none)
@@ -95,7 +97,7 @@ def _converted(
     fresh = format.fresh("params" + path, theta)
     _check.same_shape("state.mu" + path, old.m, theta, "params" + path)
     old = _host.brought(old)
-    # Of the variant's own trees, `mu_...` is kept like mu and `nu_...` like nu.
+    # The variant's own trees `mu_...` are stored like mu, and `nu_...` like nu.
     like = {k: fresh.m if k.startswith("mu") else fresh.v for k in old.extra}
     format = format.of(fresh)
     if isinstance(format, Int8):
@@ -106,20 +108,20 @@ def _converted(
     carried: Callable[..., LeafState] = functools.partial(_restored_leaf, format, wide)
     if format.has_scale or old.scale is not None:
         carried = over_auto_axes(carried, fresh)
-    key = leaf_key("converted" + path)  # other bits than those by which `old` may be rounded
+    key = leaf_key("converted" + path)  # bits independent of those that may have rounded `old`
     return carried(old, fresh, noise, key)
 
 
 def _refuse_infinite(path: str, old: LeafState) -> None:
-    """An infinite v stops its coordinate for good; codes are finite and would start it again."""
+    """Raise for infinite moments: v = inf stops a coordinate; a finite code would restart it."""
     for name, moment in (("nu", old.v), ("mu", old.m)):
         if isinstance(moment, Tracer) or not jnp.issubdtype(moment.dtype, jnp.inexact):
             continue
         if found := int(jnp.sum(jnp.isinf(moment))):
             raise ValueError(
-                f"state.{name}{path} has {found} infinite of {moment.size} elements, which "
-                'moments="int8" cannot hold; use moments="bfloat16", or set both moments of these '
-                "elements to 0 to start them again."
+                f"state.{name}{path} has {found} infinite elements of {moment.size}, which "
+                'moments="int8" cannot store. Use moments="bfloat16", or set both moments of these '
+                "elements to 0, which restarts them."
             )
 
 
@@ -132,7 +134,7 @@ def _restored_leaf(
     noise: StepNoise,
     key: Any,
 ) -> LeafState:
-    """Read from the old format, through the arithmetic's dtype, into the new one."""
+    """A leaf, read from the old format and stored in the new one."""
     loaded = FORMATS[format_of(old.m, old.v)]().load(old)
     new = jax.tree.map(functools.partial(widened, real_dtype(wide)), loaded)
     return format.store(new, fresh, random_bits(noise, key, fresh.m.shape), None)

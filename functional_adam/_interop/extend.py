@@ -1,4 +1,4 @@
-"""A live state for other parameters: a layer added to a run, or taken out of it."""
+"""A state for changed parameters: layers added to a run, or removed from it."""
 
 from __future__ import annotations
 
@@ -24,46 +24,47 @@ def extend_state(
     *,
     restart: Collection[str] = (),
 ) -> PyTree:
-    """The state with which a run goes on after layers were added to its model, or removed.
+    """The state with which a run continues after layers were added to its model or removed.
 
-    It is `tx.init(new_params)`, but what belongs to a parameter whose path is in both trees is that
-    of `old_state`, and so is what belongs to none: the count, injected hyperparameters, the
-    counters of Optax's wrappers. What belonged to parameters that are gone is dropped.
+    It has the structure of `tx.init(new_params)`. Parameters whose path is in both trees keep their
+    part of `old_state`. So does everything that belongs to no parameter: the count, injected
+    hyperparameters, and the counters of Optax's wrappers. The parts of removed parameters are
+    dropped.
 
-    A new leaf joins late: its moments are zero, but the count is that of the run, and the bias
-    corrections are those of a late step. Its first updates are therefore too long, not short: after
-    so many steps that the corrections are 1, a constant gradient far above eps gives it at its
-    update number k
+    The moments of a new leaf start at zero, but the count, and with it the bias correction, is that
+    of the run. The first updates of a new leaf are therefore too long. Once the run has taken so
+    many steps that its corrections are 1, a constant gradient far above eps gives in update k of
+    the new leaf
 
         u = -learning_rate * sign(g) * (1 - b1**k) / sqrt(1 - b2**k)
 
-    where a fresh run has -learning_rate * sign(g). At adam's defaults that is 3.16 times as much at
-    k = 1, 6.57 times at k = 12 (the most), 3.24 times at k = 100, 1.26 times at k = 1000. (Earlier,
-    at step t of the run, the first update is (1 - b1) / (1 - b1**t) * sqrt((1 - b2**t) / (1 - b2))
-    times a fresh one.) Multiplying the updates of new leaves by sqrt(1 - b2**k) / (1 - b1**k) makes
-    them a fresh run's. `adopt` divides by the last v, which is 0 here: only its clipping bounds
-    the first update.
+    instead of -learning_rate * sign(g) as in a fresh run. With the defaults of `adam` this is 3.16
+    times as long at k = 1, 6.57 times at k = 12 (the maximum), 3.24 times at k = 100 and 1.26 times
+    at k = 1000. (At an earlier step t of the run, the first update is
+    (1 - b1) / (1 - b1**t) * sqrt((1 - b2**t) / (1 - b2)) times a fresh one.) Multiply the updates
+    of new leaves by sqrt(1 - b2**k) / (1 - b1**k) to get those of a fresh run. `adopt` divides by
+    the last v, which is 0 here, so only its clipping bounds the first update.
 
     Args:
-        tx: the transformation for `new_params`, alone or anywhere in one of Optax's (a chain,
+        tx: The transformation for `new_params`, alone or anywhere inside Optax's wrappers (a chain,
             `masked`, `partition`, `inject_hyperparams`, `MultiSteps`).
-        old_state: the state of the same transformation for `old_params`.
-        old_params: the parameters so far, or their `jax.eval_shape`: only paths, shapes and dtypes
-            are read.
-        new_params: the parameters from now on. A leaf is known by its path, so that a layer put in
-            front of a list counts as a change of all behind it.
-        restart: paths of parameters to begin anew, as error messages print them
-            (`"params['head']['kernel']"`). Needed where the shape or dtype of a leaf has changed.
+        old_state: The state of the same transformation for `old_params`.
+        old_params: The parameters before the change, or their `jax.eval_shape`. Only paths, shapes
+            and dtypes are read.
+        new_params: The parameters after the change. Leaves are matched by path, so a layer inserted
+            at the front of a list changes all layers behind it.
+        restart: Paths of parameters whose moments start at zero again, as error messages print them
+            (`"params['head']['kernel']"`). A leaf whose shape or dtype has changed must be listed.
 
     Returns:
         A state as `tx.init(new_params)` makes it. It shares the arrays that it keeps with
-        `old_state`: donating one of them deletes both. Under `jax.jit` it shares none, and the
-        zeros that are not needed are never made.
+        `old_state`: donating one of the states deletes both. Under `jax.jit` it shares none, and
+        zeros that are not needed are never allocated.
 
     Raises:
-        ValueError: a leaf in both trees has another shape or dtype and is not in `restart`, a path
-            in `restart` is not one of `new_params`, or `old_state` lacks what `tx` keeps for a leaf
-            in both trees, or holds what belongs to a leaf in neither.
+        ValueError: A leaf in both trees has changed its shape or dtype and is not in `restart`; a
+            path in `restart` is not in `new_params`; or `old_state` lacks a part that `tx` keeps
+            for a leaf in both trees, or has a part that belongs to a leaf in neither.
         TypeError: `tx` has no `init`, or `restart` is not a collection of strings.
 
     Example:
@@ -86,7 +87,7 @@ def extend_state(
     for path, leaf in made.items():
         if path not in begun:
             _check_kept(path, leaf, kept)
-    # Scales and residuals lie outside of the boxes that parameters may be in.
+    # Scales and residuals are outside of the boxes that parameters may be in.
     flat, new_flat = (_by_path(outside_boxes(p), "params") for p in (old_params, new_params))
     gone = (old.keys() - new.keys()) | (flat.keys() - new_flat.keys())
     _check_dropped([path for path in kept if path not in made], gone)
@@ -112,15 +113,15 @@ def _restarted(restart: Any, new: dict[str, Any]) -> set[str]:
         if path not in new:
             nearest = difflib.get_close_matches(path, new, n=1, cutoff=0.0) or ["params"]
             raise ValueError(
-                f"restart has {path!r}, which is not the path of a leaf of new_params: write it as "
-                f"{nearest[0]!r}."
+                f"restart has {path!r}, which is not the path of a leaf of new_params. Did you "
+                f"mean {nearest[0]!r}?"
             )
     return set(restart)
 
 
 def _check_unchanged(path: str, old: Any, new: Any) -> None:
-    """A parameter that keeps its moments is what it was."""
-    advice = f"To begin its moments anew, pass restart=[{path!r}]."
+    """Raise unless a parameter that keeps its moments has its old shape and dtype."""
+    advice = f"To restart its moments at zero, pass restart=[{path!r}]."
     if np.shape(new) != np.shape(old):
         raise ValueError(
             f"{path} has shape {np.shape(new)} in new_params, but {np.shape(old)} in old_params. "
@@ -136,10 +137,10 @@ def _check_unchanged(path: str, old: Any, new: Any) -> None:
 def _owned(
     tx: GradientTransformation, params: PyTree, anew: set[str], made: dict[str, Any]
 ) -> set[str]:
-    """The leaves of a state that are there because of the parameters in `anew`.
+    """The leaves of a state that belong to the parameters in `anew`.
 
-    A path alone would not tell them, since Optax's states may hold trees of any kind: they are
-    those that `init` does not make when these parameters are None.
+    Their paths do not show it, because Optax's states may hold trees of any kind. They are the
+    leaves that `init` does not make when these parameters are None.
     """
     if not anew:
         return set()
@@ -152,13 +153,13 @@ def _owned(
 
 
 _NOT_A_STATE = (
-    "old_state must be a state of tx for old_params: made by the same factories with the same "
+    "old_state must be a state of tx for old_params, made by the same factories with the same "
     "moments and rounding."
 )
 
 
 def _check_kept(path: str, made: Any, kept: dict[str, Any]) -> None:
-    """`old_state` has a leaf at this path, like the one that `init` made."""
+    """Raise unless `old_state` has a leaf at this path, like the one that `init` made."""
     if path not in kept:
         raise ValueError(f"old_state has no leaf {path}, which tx.init makes. {_NOT_A_STATE}")
     leaf = kept[path]
@@ -174,7 +175,7 @@ def _check_kept(path: str, made: Any, kept: dict[str, Any]) -> None:
 
 
 def _check_dropped(paths: list[str], gone: set[str]) -> None:
-    """What is not taken over from `old_state` belonged to parameters that are gone."""
+    """Raise unless what is dropped from `old_state` belonged to removed parameters."""
     ends = tuple(path.removeprefix("params") for path in gone)
     for path in paths:
         if not path.endswith(ends):

@@ -1,7 +1,7 @@
-"""What a state dict says of itself: a JSON text of its leaves and their digests, and its digest.
+"""The header of a state dict: a JSON text about its leaves, with their digests, and its own digest.
 
-That digest shows that a text is what somebody wrote, not that `to_state_dict` did: a text made by
-hand or by a faulty copy of this package may carry a right one. So all of it is checked on reading,
+The header's digest shows that the text is unchanged, not that `to_state_dict` wrote it. A text made
+by hand or by a faulty copy of this package may have a right digest. So reading checks everything
 before anything relies on it.
 """
 
@@ -22,10 +22,10 @@ from functional_adam._types import NumPyArray
 VERSION = 1
 
 # No leaf has these names: `keystr` begins with "[" or "." wherever there is a key at all.
-HEADER = "functional_adam.header"  # JSON: the version; of each leaf dtype, shape and SHA-256
-DIGEST = "functional_adam.sha256"  # that of the header, and with it of everything
+HEADER = "functional_adam.header"  # JSON: the version, and each leaf's dtype, shape and SHA-256
+DIGEST = "functional_adam.sha256"  # the digest of the header, which covers everything
 
-# What both `np.load` without pickle and `safetensors.numpy.load` bring back as it was.
+# The dtypes that both `np.load` without pickle and `safetensors.numpy.load` restore unchanged.
 PORTABLE = {
     np.dtype(t)
     for t in (
@@ -37,7 +37,7 @@ PORTABLE = {
 
 
 class Entry(NamedTuple):
-    """Of one leaf: its dtype and shape in the tree, and the digest of its array in the dict."""
+    """A leaf's dtype and shape in the tree, and the digest of its array in the dict."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -45,25 +45,25 @@ class Entry(NamedTuple):
 
 
 class Header(NamedTuple):
-    """What a dict holds, by the leaves' names; and the variants, where they were said."""
+    """The entries of a dict by the leaves' names, and the variants, if they are known."""
 
     leaves: dict[str, Entry]
     variants: dict[str, str] | None = None
 
 
 def is_storable(dtype: np.dtype[Any]) -> bool:
-    """Numbers of NumPy's that files keep, complex128, and JAX's own numbers of up to 16 bits."""
+    """Whether a dtype can be stored: NumPy's numbers, complex128, and JAX's of up to 16 bits."""
     short = jnp.issubdtype(dtype, np.number) and dtype.itemsize <= 2  # bfloat16, float8, int4
     return dtype in PORTABLE or dtype == np.complex128 or short
 
 
 def sha256(array: NumPyArray) -> bytes:
-    """Of the bytes of an array."""
+    """The digest of the bytes of an array."""
     return hashlib.sha256(array.reshape(-1).view(np.uint8).data).digest()
 
 
 def written(header: Header) -> dict[str, NumPyArray]:
-    """The two arrays of bytes that stand for a header."""
+    """A header as two arrays of bytes."""
     content: dict[str, Any] = {"version": VERSION, "leaves": header.leaves}
     if header.variants is not None:
         content["variants"] = header.variants
@@ -72,7 +72,7 @@ def written(header: Header) -> dict[str, NumPyArray]:
 
 
 def read(flat: Any) -> Header:
-    """The header of a dict whose names are just those that it says."""
+    """The header of a dict; raises unless the dict has exactly the names in its header."""
     if not isinstance(flat, Mapping):
         raise TypeError(
             f"flat must be a mapping from names to arrays, as to_state_dict makes it; got "
@@ -100,7 +100,7 @@ def read(flat: Any) -> Header:
 
 def _malformed(what: str) -> ValueError:
     return ValueError(
-        f"flat[{HEADER!r}] is not as to_state_dict writes it, though its digest is right: {what}."
+        f"flat[{HEADER!r}] was not written by to_state_dict, although its digest is right: {what}."
     )
 
 
@@ -109,7 +109,7 @@ def _parsed(text: bytes) -> Any:
         return json.loads(text, object_pairs_hook=_without_twins)
     except RecursionError:
         raise _malformed("its JSON is nested too deeply") from None
-    except ValueError as error:  # of the encoding, of the syntax, or from `_without_twins`
+    except ValueError as error:  # wrong encoding or syntax, or raised by `_without_twins`
         raise _malformed(f"it cannot be read as JSON ({error})") from None
 
 
@@ -121,37 +121,37 @@ def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _checked(content: Any) -> Header:
-    """What was parsed, if it has the form of version 1.
+    """The parsed header; raises unless it has the form of version 1.
 
-    Further keys beside these are left unread: `variants` was one until it was added.
+    Unknown keys are ignored, as older versions of this package ignore `variants`.
     """
     if not _is_object(content):
-        raise _malformed("it is no JSON object")
+        raise _malformed("it is not a JSON object")
     version, leaves, variants = (content.get(key) for key in ("version", "leaves", "variants"))
     if type(version) is not int:  # True == 1 == 1.0
-        raise _malformed(f"its version is {json.dumps(version)[:40]}, which is no whole number")
+        raise _malformed(f"its version is {json.dumps(version)[:40]}, which is not a whole number")
     if version != VERSION:
         raise ValueError(
             f"flat has the format version {version}, but this functional_adam reads {VERSION}."
         )
     if not _is_object(leaves):
-        raise _malformed('its "leaves" are no JSON object')
+        raise _malformed('its "leaves" are not a JSON object')
     if "variants" in content and not (_is_object(variants) and _are_texts(variants.values())):
-        raise _malformed('its "variants" are no JSON object of texts')
+        raise _malformed('its "variants" are not a JSON object of strings')
     return Header({name: _entry(name, entry) for name, entry in leaves.items()}, variants)
 
 
 def _entry(name: str, entry: Any) -> Entry:
-    """dtype, shape and digest of a leaf."""
+    """The dtype, shape and digest of a leaf."""
     if not (isinstance(entry, list) and len(entry) == 3):
-        raise _malformed(f"it has no three entries for {name!r}")
+        raise _malformed(f"it does not have three entries for {name!r}")
     dtype, shape, digest = entry
     if not (isinstance(dtype, str) and _is_dtype(dtype)):
-        raise _malformed(f"the dtype of {name!r} is none that it can hold")
+        raise _malformed(f"the dtype of {name!r} is not one that it can hold")
     if not (isinstance(shape, list) and all(type(n) is int and n >= 0 for n in shape)):
-        raise _malformed(f"the shape of {name!r} is no list of whole numbers >= 0")
+        raise _malformed(f"the shape of {name!r} is not a list of whole numbers >= 0")
     if not (isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest)):
-        raise _malformed(f"the digest of {name!r} is no SHA-256")
+        raise _malformed(f"the digest of {name!r} is not a SHA-256")
     return Entry(dtype, tuple(shape), digest)
 
 
@@ -164,8 +164,8 @@ def _are_texts(values: Any) -> bool:
 
 
 def _is_dtype(name: str) -> bool:
-    """Whether an array of numbers may have a dtype of this name."""
-    if not re.fullmatch(r"bool|[a-z]{3,}\d+\w*", name):  # NumPy reads much else as a dtype
+    """Whether this is the name of a dtype of numbers."""
+    if not re.fullmatch(r"bool|[a-z]{3,}\d+\w*", name):  # NumPy accepts many other strings
         return False
     try:
         dtype = np.dtype(jnp.dtype(name))

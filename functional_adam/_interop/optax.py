@@ -1,9 +1,9 @@
-"""A run carried over from Optax, or to it: every Adam state of a tree of states put into the other.
+"""Carries a run over from Optax or to it, by converting every Adam state in a tree of states.
 
-Both libraries keep the same moments and the same counts; only the places differ. A state of
-`optax.adamw` is a tuple with Adam's part first and perhaps a schedule's counter last, ours one
-`AdamState`; around both there may be any wrappers. So the arrays are matched by the names on the
-way to them (fields and keys, not positions), and the tree that results is that of `like`.
+Both libraries keep the same moments and the same counts in different places. A state of
+`optax.adamw` is a tuple with Adam's part first and perhaps a schedule's counter last. Here it is
+one `AdamState`. Any wrappers may surround both. So arrays are matched by the names in their paths
+(fields and keys, not positions), and the result has the structure of `like`.
 """
 
 from __future__ import annotations
@@ -35,42 +35,41 @@ from functional_adam._state import is_adam_state
 from functional_adam._storage.leaf_state import holds_codes
 from functional_adam._types import PyTree
 
-# Fields of Optax's states that ours have under another name; AdEMAMix counts twice.
+# Fields of Optax's states that have another name here.
 _OURS = {"m1": "mu", "m2": "mu_slow", "m": "mu", "n": "nu"}
 
 
 def from_optax(opt_state: PyTree, like: PyTree) -> PyTree:
-    """An Optax state as the state of the same optimizer with this package's Adam in it.
+    """Convert an Optax state to the state of the same optimizer built with this package.
 
-    Every Adam state inside `opt_state` (Adam's, AMSGrad's, AdEMAMix's and those of the others of
-    the family that Optax has) goes into the `AdamState` at its place in `like`; everything else
-    (hyperparameters, accumulated gradients, counters of other transformations) is taken over as
-    it is. The next update continues the run as Optax would have.
+    Each Adam state inside `opt_state`, including those of AMSGrad, AdEMAMix and the rest of the
+    family in Optax, is converted to the `AdamState` at the same place in `like`. Everything else
+    (hyperparameters, accumulated gradients, counters of other transformations) is carried over
+    unchanged. The next update continues the run as Optax would have.
 
-    Arrays are matched by the names on the way to them, not by positions, and a single Adam state
-    is found wherever it is: `optax.chain(clip, optax.scale_by_adam(), decay, rate)` may become
-    `optax.chain(clip, fa.adamw())`. The holes of `optax.masked` stay holes.
+    Arrays are matched by the names in their paths, not by position. If there is only one Adam
+    state, it is found wherever it is: `optax.chain(clip, optax.scale_by_adam(), decay, rate)` may
+    become `optax.chain(clip, fa.adamw())`. The holes of `optax.masked` stay holes.
 
-    A counter of a schedule with a counterpart of the same name is taken over. One without is
-    dropped, since a schedule here is called with the count of its Adam; where the two differ, as
-    after a schedule was started anew, that raises. Under `jax.jit` counters have no values to
-    compare: call it outside.
+    A schedule's counter is kept if `like` has a counter with the same name. Otherwise it is
+    dropped, because a schedule here is called with the count of its Adam state. If the two counts
+    differ, for example because a schedule was restarted, this raises an error. Call this function
+    outside `jax.jit`, where counters have no values to compare.
 
     Args:
-        opt_state: the state of an Optax optimizer, however wrapped.
-        like: what the `init` of the new optimizer returns for the same parameters: an `AdamState`,
-            or the same wrappers around such states. Only its structure, dtypes and shapes count,
-            so that `jax.eval_shape(tx.init, params)` does as well.
+        opt_state: The state of an Optax optimizer, with any wrappers.
+        like: The state that the `init` of the new optimizer returns for the same parameters: an
+            `AdamState`, or the same wrappers around such states. Only its structure, dtypes and
+            shapes are used, so `jax.eval_shape(tx.init, params)` works too.
 
     Returns:
-        A tree like `like`, in its dtypes. Arrays that need no cast are shared with `opt_state`.
+        A tree like `like`, with its dtypes. Arrays that need no cast are shared with `opt_state`.
 
     Raises:
-        ValueError: there is no Adam state on either side, something has no counterpart on the
-            other, a counter without a counterpart differs from Adam's count, shapes or structures
-            differ, or `like` has 8-bit moments (carry over into moments="full" and call
-            `convert_moments`).
-        TypeError: a complex array where a real one belongs, or the reverse.
+        ValueError: One side has no Adam state; a part of one side has no counterpart on the other;
+            a counter without a counterpart differs from Adam's count; shapes or structures differ;
+            or `like` has 8-bit moments (convert to moments="full", then call `convert_moments`).
+        TypeError: One array is complex and its counterpart is real.
 
     Example:
         >>> import functional_adam as fa, jax.numpy as jnp, optax
@@ -86,21 +85,22 @@ def from_optax(opt_state: PyTree, like: PyTree) -> PyTree:
 
 
 def to_optax(state: PyTree, like: PyTree) -> PyTree:
-    """A state of this package as the state of the same Optax optimizer: `from_optax` reversed.
+    """Convert a state of this package to that of the same Optax optimizer: `from_optax` reversed.
 
     Args:
-        state: an `AdamState`, or the state of wrappers around this package's transformations.
-        like: what the `init` of the Optax optimizer returns for the same parameters, or its
-            `jax.eval_shape`. The class of its Adam state says what is kept (`nu_max` or not).
+        state: An `AdamState`, or the state of wrappers around this package's transformations.
+        like: The state that the `init` of the Optax optimizer returns for the same parameters, or
+            its `jax.eval_shape`. The class of its Adam state decides what is kept (`nu_max` or
+            not).
 
     Returns:
-        A tree like `like`, in its dtypes: in Optax the moments of 16-bit parameters have 16 bits.
-        Counters of schedules are set to Adam's count, unless one of the same name is in `state`.
-        What `residual` holds is left behind; see `master_params`.
+        A tree like `like`, with its dtypes: in Optax the moments of 16-bit parameters have 16 bits.
+        Counters of schedules are set to Adam's count, unless `state` has a counter with the same
+        name. The `residual` is dropped; see `master_params`.
 
     Raises:
-        ValueError: as in `from_optax`; 8-bit moments in `state` go through `convert_moments` first.
-        TypeError: as in `from_optax`.
+        ValueError: As in `from_optax`; 8-bit moments in `state` need `convert_moments` first.
+        TypeError: As in `from_optax`.
 
     Example:
         >>> import functional_adam as fa, jax.numpy as jnp, optax
@@ -133,7 +133,7 @@ def _carried(source: Side, target: Side) -> PyTree:
 
 
 def _partners(have: list[Piece], want: list[Piece]) -> dict[tuple[Any, ...], Piece]:
-    """Of each wanted piece that has a counterpart, by its path, that counterpart."""
+    """The counterparts of the wanted pieces, by path."""
     alone = all(sum(p.kind == ADAM for p in pieces) == 1 for pieces in (have, want))
 
     def role(piece: Piece) -> tuple[str, ...]:
@@ -147,7 +147,7 @@ def _partners(have: list[Piece], want: list[Piece]) -> dict[tuple[Any, ...], Pie
         free.setdefault(role(piece), []).append(piece)
     wanted = Counter(map(role, want))
     for found in free.values():
-        # Of fewer or more counters than the other side has, nobody knows which is which.
+        # If the numbers of counters differ, it is unknown which belongs to which.
         if found[0].kind == COUNTER and len(found) != wanted[role(found[0])]:
             for piece in found:
                 check_counter(piece, have)
@@ -157,22 +157,22 @@ def _partners(have: list[Piece], want: list[Piece]) -> dict[tuple[Any, ...], Pie
     if missing or left:
         told = [f"{', '.join(found)} without a counterpart" for found in (left, missing) if found]
         raise ValueError(
-            f"Not everything can be carried over: {'; and '.join(told)}. Both states must come "
-            "from the same wrappers around their Adam; or hand over one Adam state alone."
+            f"Not everything can be converted: {'; and '.join(told)}. Both states must have the "
+            "same wrappers around their Adam states. Or convert a single Adam state."
         )
     return partners
 
 
 def _adam(source: Piece, target: Piece) -> Any:
-    """The Adam state `source`, as one like `target`."""
+    """The Adam state `source`, converted to one like `target`."""
     found, wanted = _moment_trees(source), _moment_trees(target)
     if set(found) != set(wanted):
         raise ValueError(
-            f"{source.where} keeps {' and '.join(found)}, but {target.where} keeps "
-            f"{' and '.join(wanted)}: they are states of different optimizers."
+            f"{source.where} has {' and '.join(found)}, but {target.where} has "
+            f"{' and '.join(wanted)}: these are states of different optimizers."
         )
     check_one_count(source)
-    # Optax gives the second moment of complex parameters their dtype; its values are real.
+    # In Optax the second moment of complex parameters has their dtype, but real values.
     found |= {n: jax.tree.map(jnp.real, x) for n, x in found.items() if n.startswith("nu")}
     new = {
         name: _moment(f"{source.where}: {name}", tree, wanted[name], f"{target.where}: {name}")
@@ -192,15 +192,15 @@ def _adam(source: Piece, target: Piece) -> Any:
 
 
 def _moment_trees(adam: Piece) -> dict[str, PyTree]:
-    """The moments of an Adam state by our names."""
+    """The moments of an Adam state by their names in this package."""
     state: Any = adam.value
     if not is_adam_state(state):
         fields: dict[str, PyTree] = state._asdict()
         return {_OURS.get(name, name): x for name, x in fields.items() if name not in COUNTS}
     if holds_codes(state.nu_scale):
         raise ValueError(
-            f"{adam.where} has 8-bit moments, which Optax has not: carry a run over with "
-            'moments="full" and change it with convert_moments, before or after.'
+            f"{adam.where} has 8-bit moments, which Optax does not have: convert between Optax and "
+            'moments="full", and call convert_moments before or after.'
         )
     return {"mu": state.mu, "nu": state.nu} | (state.extra or {})
 
@@ -215,7 +215,7 @@ def _moment(where: str, tree: PyTree, like: PyTree, like_where: str) -> PyTree:
 
 
 def _array(where: str, value: Any, like: Any) -> Any:
-    """`value` in the dtype of `like`, shared if that is its own."""
+    """`value` in the dtype of `like`, shared if it needs no cast."""
     _check.same_shape(where, value, like, "its counterpart in like")
     dtype = like.dtype if hasattr(like, "dtype") else jnp.result_type(like)
     if jnp.issubdtype(dtype, jax.dtypes.extended):  # a PRNG key
@@ -227,5 +227,5 @@ def _array(where: str, value: Any, like: Any) -> Any:
 
 
 def _copy(count: Any, like: Any) -> jax.Array:
-    """Not shared: a state with a buffer twice in it cannot be donated."""
+    """A copy, because a state that contains a buffer twice cannot be donated."""
     return jnp.array(count, dtype=like.dtype)

@@ -1,7 +1,7 @@
-"""A tree of states in pieces that are carried over whole: Adam states, counters, other arrays.
+"""A tree of states as pieces that are carried over whole: Adam states, counters, other arrays.
 
-Optax counts in several places, a state of this package in one; which of Optax's counters may stand
-for another is decided here.
+Optax counts steps in several places, a state of this package in one. This module decides which of
+Optax's counters may be dropped or set from another.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ _FIELDS = (
     {"count", "count_m2", "m1", "m2", "nu"},
     {"t", "m", "n"},
 )
-COUNTS = "count", "count_m2", "t"  # fields that are counters; the first that a state has is its
+COUNTS = "count", "count_m2", "t"  # fields that are counters; a state uses its first
 ADAM, COUNTER, ARRAY = "an Adam state", "the counter of a schedule", "an array"
 
 
 class Side(NamedTuple):
-    """A tree of states, what messages call it, and which of its nodes are the Adam states."""
+    """A tree of states, its name in messages, and the test for its Adam states."""
 
     name: str
     tree: PyTree
@@ -39,7 +39,7 @@ class Side(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """What is carried over as a whole: an Adam state, the counter of a schedule, an array."""
+    """A piece that is carried over whole: an Adam state, the counter of a schedule, an array."""
 
     kind: str
     path: tuple[Any, ...]
@@ -47,7 +47,7 @@ class Piece(NamedTuple):
     value: Any
 
     def __str__(self) -> str:
-        """For messages."""
+        """The piece as messages name it."""
         return f"{self.where} ({self.kind})"
 
 
@@ -77,7 +77,7 @@ def pieces_of(side: Side) -> tuple[list[Piece], Any]:
     pieces = [Piece(kind(x), path, side.name + keystr(path), x) for path, x in paths_and_values]
     if not any(piece.kind == ADAM for piece in pieces):
         wanted = (
-            "an AdamState: give a state of this package, from the `init` of a transformation"
+            "an AdamState: pass a state of this package, from the `init` of a transformation"
             if side.is_adam is is_adam_state
             else "an Adam state of Optax, a NamedTuple with the fields count, mu and nu. (A "
             "checkpoint restored without a target has lost them: restore it into the optimizer's "
@@ -88,26 +88,26 @@ def pieces_of(side: Side) -> tuple[list[Piece], Any]:
 
 
 def nearest(piece: Piece, pieces: list[Piece]) -> list[Piece]:
-    """The Adam states that have most of their way in common with `piece`, one or several."""
+    """The Adam states, one or several, whose path has the longest common start with `piece`."""
     adams = {p.path: p for p in pieces if p.kind == ADAM}
     most = max(_common(path, piece.path) for path in adams)
     return [adam for path, adam in adams.items() if _common(path, piece.path) == most]
 
 
 def _common(a: tuple[Any, ...], b: tuple[Any, ...]) -> int:
-    """How many keys two paths begin with alike."""
+    """The length of the common start of two paths."""
     same = [x == y for x, y in zip(a, b, strict=False)]
     return [*same, False].index(False)
 
 
 def count_of(state: Any) -> Any:
     """The counter of an Adam state, or of a schedule."""
-    fields = _fields(state)  # a tuple has a method of the name `count`
+    fields = _fields(state)  # a tuple has a method named `count`
     return next(getattr(state, name) for name in COUNTS if name in fields)
 
 
 def check_counter(counter: Piece, pieces: list[Piece]) -> None:
-    """A counter that is dropped has the count of its Adam."""
+    """Raise unless a counter that is dropped equals the count of its Adam state."""
     for adam in nearest(counter, pieces):
         ours, theirs = (_counted(count_of(p.value)) for p in (adam, counter))
         if ours is None or theirs is None or np.array_equal(ours, theirs):
@@ -115,33 +115,33 @@ def check_counter(counter: Piece, pieces: list[Piece]) -> None:
         start = ours - theirs
         n = f"n - {start}" if np.all(start >= 0) else f"n + {-start}"
         raise ValueError(
-            f"{counter.where}.count is {theirs}, but {adam.where}.count is {ours}, and one count "
-            "would go on for both. Make the optimizer with the schedule moved, "
-            f"`lambda n: schedule({n})`, and set {counter.where}.count to {ours} before you carry "
-            "it over; or keep the schedule a counter of its own on both sides, as in "
+            f"{counter.where}.count is {theirs}, but {adam.where}.count is {ours}, and a single "
+            "count would continue for both. Make the optimizer with a shifted schedule, "
+            f"`lambda n: schedule({n})`, and set {counter.where}.count to {ours} before the "
+            "conversion. Or keep a separate counter for the schedule on both sides, as in "
             "optax.chain(fa.scale_by_adam(), optax.scale_by_learning_rate(schedule))."
         )
 
 
 def check_alike(counter: Piece, counts: Mapping[str, Any]) -> None:
-    """The Adam states, by name, of which one gives a new counter its count have the same."""
+    """Raise unless the Adam states that could set a new counter have the same count."""
     known = {where: x for where, count in counts.items() if (x := _counted(count)) is not None}
     for (first, one), (second, other) in itertools.pairwise(known.items()):
         if not np.array_equal(one, other):
             raise ValueError(
-                f"{counter.where} would begin at the count of {first}, which is {one}, or of "
-                f"{second}, which is {other}: carry the Adam states over one at a time."
+                f"{counter.where} could take its count from {first}, which is at {one}, or from "
+                f"{second}, which is at {other}: convert the Adam states one at a time."
             )
 
 
 def _counted(count: Any) -> NDArray[np.int64] | None:
-    """The value of a counter; None where it has none yet."""
+    """The value of a counter; None if it is traced or has no value."""
     unknown = isinstance(count, Tracer | jax.ShapeDtypeStruct)
     return None if unknown else np.asarray(count, np.int64)
 
 
 def check_one_count(adam: Piece) -> None:
-    """AdEMAMix counts twice in Optax: the same, or one of its counters was set by hand."""
+    """Raise unless the two counters that AdEMAMix has in Optax agree."""
     state: Any = adam.value
     first, *others = [name for name in state._fields if name in COUNTS]
     for name in others:
@@ -149,5 +149,5 @@ def check_one_count(adam: Piece) -> None:
         if one is not None and other is not None and not np.array_equal(one, other):
             raise ValueError(
                 f"{adam.where}.{first} is {one}, but {adam.where}.{name} is {other}, and an "
-                "AdamState has one count: set both to the one that is to go on."
+                "AdamState has a single count: set both to the count that is to continue."
             )

@@ -1,7 +1,7 @@
-"""A tree as a flat dict of NumPy arrays, and back with every bit checked.
+"""Converts a tree to a flat dict of NumPy arrays, and back with every bit checked.
 
-The dict is for any store that keeps arrays by name: NumPy's npz, safetensors, Orbax. None of them
-needs to know JAX's dtypes, and none is trusted: a dict carries SHA-256 digests of what it holds.
+The dict fits any store that keeps arrays by name: NumPy's npz, safetensors, Orbax. The store does
+not need to know JAX's dtypes and is not trusted: the dict carries SHA-256 digests of its arrays.
 """
 
 from __future__ import annotations
@@ -30,28 +30,27 @@ def to_state_dict(
     """The leaves of a tree by name, for `np.savez`, safetensors or any other store of arrays.
 
     A leaf's name is `jax.tree_util.keystr` of its path, as error messages print it: `.mu['w']` in
-    a state, `['state'].mu['w']` in {"params": params, "state": state}. Keys are quoted in it, so
-    that no two paths share a name. Two arrays of bytes are put beside the leaves:
-    `functional_adam.header`, a JSON text of the version and each leaf's dtype, shape and SHA-256,
-    and `functional_adam.sha256`, the digest of that text. A dtype that a store would lose
-    (bfloat16 in npz) is kept as unsigned integers of the same bits; complex128 as float64 with a
-    last axis of 2.
+    a state, `['state'].mu['w']` in {"params": params, "state": state}. Keys are quoted, so no two
+    paths share a name. The dict has two further arrays of bytes: `functional_adam.header`, a JSON
+    text with the version and each leaf's dtype, shape and SHA-256, and `functional_adam.sha256`,
+    the digest of that text. A dtype that a store would lose (bfloat16 in npz) is stored as unsigned
+    integers with the same bits, complex128 as float64 with a last axis of 2.
 
     Args:
-        tree: an `AdamState`, an Optax state, or any tree of arrays, such as {"params": params,
-            "state": state}. None leaves and empty nodes take no entry.
-        tx: None (default), or the transformation whose state is in `tree`, bare or in any of
-            Optax's wrappers. The header then says of each `AdamState` what it keeps, by the name of
-            a variant, and `from_state_dict(..., tx=...)` refuses another's.
+        tree: An `AdamState`, an Optax state, or any tree of arrays, such as {"params": params,
+            "state": state}. None leaves and empty nodes have no entry.
+        tx: None (default), or the transformation whose state is in `tree`, bare or inside Optax's
+            wrappers. The header then names the variant of each `AdamState`, and
+            `from_state_dict(..., tx=...)` refuses the state of another variant.
 
     Returns:
-        A dict of NumPy arrays, copies all: what becomes of the tree afterwards does not matter.
+        A dict of NumPy arrays. All are copies, so the tree may be changed or donated afterwards.
 
     Raises:
-        TypeError: a leaf is not an array of numbers (a string, a Python number, a typed PRNG key,
-            a traced array, a masked array of NumPy), or `tx` has no `init`.
-        ValueError: two leaves have one name, a leaf was donated or is spread over processes, or
-            `tx` does not make the states in `tree`.
+        TypeError: A leaf is not an array of numbers (a string, a Python number, a typed PRNG key,
+            a traced array, a NumPy masked array), or `tx` has no `init`.
+        ValueError: Two leaves have the same name, a leaf was donated or is spread over processes,
+            or `tx` does not make the states in `tree`.
 
     Example:
         >>> import functional_adam as fa, io, jax.numpy as jnp, numpy as np
@@ -76,33 +75,33 @@ def to_state_dict(
 def from_state_dict(
     flat: Mapping[str, ArrayLike], target: PyTree, *, tx: GradientTransformation | None = None
 ) -> PyTree:
-    """The tree that `to_state_dict` made `flat` of, the same in every bit, or an error.
+    """The tree from which `to_state_dict` made `flat`, the same in every bit, or an error.
 
     Args:
-        flat: what `to_state_dict` returned, or what a store gives back of it: a dict of NumPy or
-            JAX arrays, or the object that `np.load` returns.
-        target: a tree of the same structure, dtypes and shapes, such as {"params": params, "state":
-            tx.init(params)} or its `jax.eval_shape`. Its values are not read. Each leaf goes where
-            that of `target` is: an array's devices, or the sharding of a `jax.ShapeDtypeStruct`
-            (see `state_shardings`).
-        tx: None (default), or the transformation that goes on with the state. Where `flat` was made
-            with `tx` too, each `AdamState` must keep the same as it did: adamax cannot go on from
-            the state of adam, while adam, adamw, nadam, radam, lamb and `cautious` go on from one
-            another's. Hyperparameters are not compared.
+        flat: The result of `to_state_dict`, or what a store returns for it: a dict of NumPy or JAX
+            arrays, or the object that `np.load` returns.
+        target: A tree with the same structure, dtypes and shapes, such as {"params": params,
+            "state": tx.init(params)} or its `jax.eval_shape`. Its values are not read. Each leaf
+            goes to the place of its counterpart: an array's devices, or the sharding of a
+            `jax.ShapeDtypeStruct` (see `state_shardings`).
+        tx: None (default), or the transformation that continues with the state. If `flat` was made
+            with a `tx` too, their states must mean the same. `adamax` cannot continue from the
+            state of `adam`, but `adam`, `adamw`, `nadam`, `radam`, `lamb` and `cautious` can
+            continue from each other's. Hyperparameters are not compared.
 
     Returns:
-        A tree like `target`, AdamStates and all, of JAX arrays with the shardings and weak types of
-        the leaves of `target`. `jax.eval_shape` keeps a sharding on explicit mesh axes alone, and
-        without devices: they are those of the mesh of other leaves or of `jax.set_mesh`. A leaf
-        without a sharding goes to the default device.
+        A tree like `target`, including its AdamStates, of JAX arrays with the shardings and weak
+        types of the leaves of `target`. `jax.eval_shape` keeps only shardings on explicit mesh
+        axes, and without devices; these are then taken from the mesh of other leaves or of
+        `jax.set_mesh`. A leaf without a sharding goes to the default device.
 
     Raises:
-        ValueError: `flat` was not made by `to_state_dict`, or by a newer version; a bit, a name, a
-            dtype or a shape has changed since; its names, dtypes or shapes are not those of
-            `target`, or its states not those of `tx`; or a sharding in `target` is on a mesh of
-            unknown devices. The first such leaf is named.
-        TypeError: `flat` is not a mapping, a leaf of `target` not an array of numbers, or `tx` has
-            no `init`.
+        ValueError: `flat` was not made by `to_state_dict` or was made by a newer version; a bit, a
+            name, a dtype or a shape has changed since; names, dtypes or shapes differ from those of
+            `target`, or states from those of `tx`; or a sharding in `target` is on a mesh of
+            unknown devices. The error names the first such leaf.
+        TypeError: `flat` is not a mapping, a leaf of `target` is not an array of numbers, or `tx`
+            has no `init`.
 
     Example:
         >>> import functional_adam as fa, jax, jax.numpy as jnp
@@ -120,16 +119,16 @@ def from_state_dict(
     for name in wanted:
         if name not in saved:
             raise ValueError(
-                f"target{name} is not in flat, which holds {_some(saved)}. Pass a target of the "
+                f"target{name} is not in flat, which holds {_some(saved)}. Pass a target with the "
                 f"structure that was saved.{restored.other_min_size(name)}"
             )
     for name in saved:
         if name not in wanted:
             raise ValueError(
-                f"flat holds {name}, which is not in target, with its {_some(wanted)}. Pass a "
-                f"target of the structure that was saved.{restored.other_min_size(name)}"
+                f"flat holds {name}, which is not in target, which has {_some(wanted)}. Pass a "
+                f"target with the structure that was saved.{restored.other_min_size(name)}"
             )
-    for name, leaf in wanted.items():  # all of these before the first is read
+    for name, leaf in wanted.items():  # check all of these before reading the first
         _check_target(name, leaf, saved[name])
     if tx is not None:
         _check_variants(header.variants, variants_in("target", target, tx))
@@ -149,8 +148,8 @@ def _named(argument: str, tree: PyTree) -> dict[str, Any]:
         name = keystr(path)
         if name in leaves or name in (H.HEADER, H.DIGEST):
             raise ValueError(
-                f"{argument}{name} is the path of two leaves, or a reserved name. Keys of one dict "
-                "or class must differ in their repr."
+                f"{argument}{name} is the path of two leaves, or a reserved name. The keys of a "
+                "dict or class must differ in their repr."
             )
         leaves[name] = leaf
     return leaves
@@ -168,14 +167,14 @@ def _number_dtype(path: str, leaf: Any) -> np.dtype[Any]:
         native = dtype if dtype.isnative else dtype.newbyteorder("=")
         if H.is_storable(native):
             return native
-    advice = "Make numbers arrays with jnp.asarray, and leave out what is none."
+    advice = "Convert numbers with jnp.asarray, and leave everything else out."
     if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        advice = "Keep jax.random.key_data(key); jax.random.wrap_key_data brings the key back."
+        advice = "Save jax.random.key_data(key); jax.random.wrap_key_data restores the key."
     raise TypeError(f"{path} must be an array of numbers; got {_check.show(leaf)}. {advice}")
 
 
 def _whole(path: str, leaf: Any) -> np.dtype[Any]:
-    """The dtype of a leaf whose numbers are all here."""
+    """The dtype of a leaf whose values are all on this process."""
     dtype = _number_dtype(path, leaf)
     if isinstance(leaf, Tracer) or not isinstance(leaf, jax.Array | np.ndarray | np.generic):
         raise TypeError(
@@ -184,21 +183,23 @@ def _whole(path: str, leaf: Any) -> np.dtype[Any]:
         )
     if isinstance(leaf, np.ma.MaskedArray):
         raise TypeError(
-            f"{path} is a masked array of NumPy, whose mask would be lost. Keep leaf.filled(value),"
-            " or leaf.data and leaf.mask beside each other."
+            f"{path} is a NumPy masked array, whose mask would be lost. Save leaf.filled(value), or"
+            " leaf.data and leaf.mask as two arrays."
         )
     if isinstance(leaf, jax.Array) and leaf.is_deleted():
-        raise ValueError(f"{path} has been deleted; take the state dict before it is donated.")
+        raise ValueError(
+            f"{path} has been deleted: call to_state_dict before the array is donated."
+        )
     if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
         raise ValueError(
-            f"{path} lies on several processes; got {leaf.sharding}. Bring it together first, with "
+            f"{path} is spread over several processes; got {leaf.sharding}. Gather it first with "
             "jax.experimental.multihost_utils.process_allgather(tree, tiled=True)."
         )
     return dtype
 
 
 def _storage(dtype: np.dtype[Any], shape: tuple[int, ...]) -> tuple[np.dtype[Any], tuple[int, ...]]:
-    """As what an array is stored."""
+    """The dtype and shape in which an array is stored."""
     if dtype in H.PORTABLE:
         return dtype, shape
     if dtype == np.complex128:
@@ -215,22 +216,24 @@ def _portable(array: NumPyArray) -> NumPyArray:
 
 
 def _check_variants(saved: Mapping[str, str] | None, wanted: Mapping[str, str]) -> None:
-    """The states in a dict keep what those of a target do; older dicts do not say."""
+    """Raise unless the states in a dict fit those of a target; older dicts do not say."""
     if saved is None:
         return
     none = "no state of this package"
     for path in {**wanted, **saved}:
-        old, new = (f"that of {kept[path]}" if path in kept else none for kept in (saved, wanted))
+        old, new = (
+            f"a state of {kept[path]}" if path in kept else none for kept in (saved, wanted)
+        )
         if old != new:
             raise ValueError(
-                f"flat holds at target{path} another state, {old}, where tx keeps {new}: its next "
-                "steps would be wrong. Pass the transformation that the state was saved with, or "
-                "begin its moments anew with tx.init(params)."
+                f"flat has {old} at target{path}, but tx expects {new}: its next steps would be "
+                "wrong. Pass the transformation with which the state was saved, or make a new "
+                "state with tx.init(params)."
             )
 
 
 def _check_target(name: str, leaf: Any, saved: H.Entry) -> None:
-    """A leaf of `target` is of the dtype and shape that were saved."""
+    """Raise unless a leaf of `target` has the dtype and shape that were saved."""
     dtype = _number_dtype("target" + name, leaf)
     if dtype.name != saved.dtype:
         raise ValueError(f"target{name} is {dtype}, but flat holds {saved.dtype} for it.")
@@ -246,7 +249,7 @@ def _check_target(name: str, leaf: Any, saved: H.Entry) -> None:
 
 
 def _read(flat: Mapping[str, Any], name: str, saved: H.Entry) -> NumPyArray:
-    """An array in its own dtype, its bits those that were saved."""
+    """An array in its own dtype; raises unless its bits are those that were saved."""
     array, dtype = np.asarray(flat[name], order="C"), np.dtype(jnp.dtype(saved.dtype))
     stored_dtype, stored_shape = _storage(dtype, saved.shape)
     if (array.dtype, array.shape) != (stored_dtype, stored_shape):

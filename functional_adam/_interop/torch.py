@@ -1,8 +1,8 @@
-"""A run carried over from PyTorch, or to it: the `state_dict()` of its Adam and an `AdamState`.
+"""Carries a run over from PyTorch or to it: converts between its `state_dict()` and `AdamState`.
 
-PyTorch keeps the same two moments, one count a parameter, and knows parameters by numbers; so all
-there is to say is which parameter is which leaf, and how its axes lie. PyTorch itself is not
-needed: its tensors are asked for NumPy arrays, and NumPy arrays are what it gets.
+PyTorch keeps the same two moments and one count per parameter, and it identifies parameters by
+numbers. The caller therefore only says which parameter is which leaf and how its axes are ordered.
+PyTorch itself is not needed: tensors are read as NumPy arrays, and NumPy arrays are returned.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from functional_adam._state import AdamState, check_count, init
 from functional_adam._storage.leaf_state import holds_codes
 from functional_adam._types import PyTree
 
-_OURS = {"exp_avg": "mu", "exp_avg_sq": "nu", "max_exp_avg_sq": "nu_max"}  # torch's names, ours
+_OURS = {"exp_avg": "mu", "exp_avg_sq": "nu", "max_exp_avg_sq": "nu_max"}  # torch's -> here
 _LARGEST = "max_exp_avg_sq"
 
 
@@ -41,39 +41,42 @@ def from_torch(
     names: Names | None = None,
     transform: Transform | None = None,
 ) -> AdamState:
-    """The state of a `torch.optim.Adam`, `AdamW` or `RAdam`, to go on with here.
+    """Convert the state of a `torch.optim.Adam`, `AdamW` or `RAdam` to an `AdamState`.
 
-    `exp_avg` becomes `mu`, `exp_avg_sq` `nu` and the common `step` the count. With amsgrad=True,
-    `max_exp_avg_sq` becomes `extra["nu_max"]`: the maximum of the uncorrected second moment, with
-    which `amsgrad(maximum="before_correction")` continues (not Optax's, the default). Learning
-    rates and decay are in torch's parameter groups: `overrides_from_torch` makes arguments of them.
-    How to fill a state inside wrappers is in docs/from-torch.md.
+    `exp_avg` becomes `mu`, `exp_avg_sq` becomes `nu`, and `step`, which must be the same for all
+    parameters, becomes the count. With amsgrad=True, `max_exp_avg_sq` becomes `extra["nu_max"]`. It
+    is the maximum of the uncorrected second moment, so continue with
+    `amsgrad(maximum="before_correction")`, not with the default. PyTorch keeps learning rates and
+    decay in parameter groups; `overrides_from_torch` converts these to arguments.
+    docs/from-torch.md shows how to fill a state inside wrappers.
 
     Args:
-        state_dict: what the torch optimizer's `state_dict()` returns, of tensors on any device or
-            of NumPy arrays. They are copied.
-        params: the parameters here, for their structure, shapes, dtypes and shardings.
-        names: which parameter of torch each leaf is: a tree like `params` (or one that has more)
-            of torch's indices, or of names if the state dict has them ("param_names" in its
-            groups, or names for indices); or a function from the leaf's path, as
-            `jax.tree_util.keystr` prints it, to one. Parameters of torch that are not named are
-            left out. None (default) takes both in order: torch's groups, and `jax.tree.leaves`,
-            which sorts dicts by key. Among equal shapes a wrong order goes unnoticed.
-        transform: called as transform(path, array); returns torch's array with its axes as they are
-            here, such as `array.T` for the (out, in) weight of a torch.nn.Linear. None (default)
-            changes none. A square kernel fits either way: take care.
+        state_dict: The result of the torch optimizer's `state_dict()`, with tensors on any device
+            or NumPy arrays. They are copied.
+        params: The parameters in JAX. Their structure, shapes, dtypes and shardings are used.
+        names: Which torch parameter belongs to each leaf: a tree like `params` of torch's indices
+            or names, or a function from a leaf's path, as `jax.tree_util.keystr` prints it, to an
+            index or name. The tree may have further leaves. Names need a state dict that has them,
+            as "param_names" in its groups or in place of indices. Torch parameters that are not
+            named are left out. None (default) pairs both in order: torch's groups, and
+            `jax.tree.leaves`, which sorts dicts by key. A wrong order among equal shapes goes
+            unnoticed.
+        transform: A function `transform(path, array)` that returns torch's array with its axes in
+            the order used here, such as `array.T` for the (out, in) weight of a torch.nn.Linear.
+            None (default): no change. Take care with square matrices, which fit either way.
 
     Returns:
-        An `AdamState` as `init(params)` makes it, in its dtypes. Parameters that torch has no state
-        of, since they never had a gradient, have zero moments; their count is that of the others.
+        An `AdamState` as `init(params)` makes it, with the same dtypes. Parameters for which torch
+        has no state, because they never had a gradient, get zero moments and the common count.
 
     Raises:
-        ValueError: `step` differs between parameters, is no whole number or more than an int32
-            holds; a moment is NaN or infinite (in the state's dtype, which may hold less than
-            torch's), or a mean of squares negative; a parameter or name is listed twice; or shapes,
-            names or leaves do not fit.
-        TypeError: not a state dict of such an optimizer, a masked array of NumPy, or complex
-            parameters, whose second moment torch keeps for the real and imaginary parts apart.
+        ValueError: `step` differs between parameters, is not a whole number or exceeds an int32; a
+            moment is NaN or infinite in the state's dtype, which may be narrower than torch's; a
+            mean of squares is negative; a parameter or name is listed twice; or shapes, names or
+            leaves do not fit.
+        TypeError: `state_dict` does not come from such an optimizer or has a NumPy masked array; or
+            parameters are complex, for which torch keeps the second moments of the real and
+            imaginary parts separately.
 
     Example:
         >>> import functional_adam as fa, jax.numpy as jnp, numpy as np
@@ -112,29 +115,30 @@ def to_torch(
     names: Names | None = None,
     transform: Transform | None = None,
 ) -> dict[str, PyTree]:
-    """A state as the `state_dict` of the same torch optimizer: `from_torch` reversed.
+    """Convert a state to the `state_dict` of the same torch optimizer: `from_torch` reversed.
 
-    The values are NumPy arrays; before `load_state_dict` make them tensors:
+    The values are NumPy arrays. Convert them to tensors before `load_state_dict`:
 
         state_dict["state"] = jax.tree.map(torch.as_tensor, state_dict["state"])
 
     Args:
-        state: an `AdamState` of `adam`, `adamw`, `radam` or `amsgrad(maximum="before_correction")`.
-            (The default keeps another `nu_max`, which torch cannot continue but looks the same.)
-        like: the `state_dict()` of the torch optimizer that is to go on, fresh or not. Its groups
-            are kept, and so is what it holds of parameters that `names` leaves out.
-        names: as in `from_torch`.
-        transform: as in `from_torch`, the other way round: from the axes here to torch's.
+        state: An `AdamState` of `adam`, `adamw`, `radam` or `amsgrad(maximum="before_correction")`.
+            (With the default `maximum`, `nu_max` looks the same, but torch cannot continue it.)
+        like: The `state_dict()` of the torch optimizer that is to continue, fresh or not. The
+            result keeps its groups, and its state of parameters that `names` leaves out.
+        names: Which torch parameter belongs to each leaf, as in `from_torch`. Default None.
+        transform: A function `transform(path, array)` that returns the array with its axes in
+            torch's order, the reverse of that in `from_torch`. None (default): no change.
 
     Returns:
         {"state": ..., "param_groups": ...}; arrays are copied.
 
     Raises:
-        ValueError: names and leaves, shapes or `amsgrad` do not fit `like`, which may list no
+        ValueError: Names, leaves, shapes or `amsgrad` do not fit `like`, or `like` lists a
             parameter twice; a moment is NaN or infinite; or `state` has 8-bit moments (see
             `convert_moments`) or trees of another variant.
-        TypeError: not an `AdamState`, complex parameters, a masked array of NumPy, or `like` is not
-            a state dict.
+        TypeError: `state` is not an `AdamState`, `like` is not a state dict or has a NumPy masked
+            array, or parameters are complex.
 
     Example:
         >>> import functional_adam as fa, jax.numpy as jnp
@@ -160,13 +164,13 @@ def to_torch(
 
 
 def _paths(name: str, mu: PyTree) -> list[str]:
-    """The paths of the leaves of a first moment, all real."""
+    """The paths of the leaves of a first moment; raises for complex leaves."""
     paths_and_leaves = tree_leaves_with_path(mu)
     for path, leaf in paths_and_leaves:
         if jnp.iscomplexobj(leaf):
             raise TypeError(
-                f"{name}{keystr(path)} is complex: torch keeps a second moment for its real and "
-                "imaginary parts apart, this package one for both."
+                f"{name}{keystr(path)} is complex and cannot be converted: torch keeps separate "
+                "second moments for real and imaginary parts, this package one for both."
             )
     return [keystr(path) for path, _ in paths_and_leaves]
 
@@ -175,35 +179,35 @@ def _paths(name: str, mu: PyTree) -> list[str]:
 
 
 def _kept(held: Mapping[Any, Any]) -> list[str]:
-    """Torch's names of the moments that its parameters have, all the same."""
+    """Torch's names of the moments, which must be the same for all its parameters."""
     has_maximum = any(_LARGEST in state for state in held.values())
     kept = [name for name in _OURS if name != _LARGEST or has_maximum]
     for key, state in held.items():
         if set(state) != {"step", *kept}:
             raise ValueError(
                 f"state_dict['state'][{key!r}] holds {', '.join(map(str, state))}; it must hold "
-                f"step, {', '.join(kept)}, all parameters alike. (Adam, AdamW and RAdam of torch "
-                "do, with amsgrad=True in all of their groups or in none.)"
+                f"step, {', '.join(kept)}, and so must all parameters. (This is the state of "
+                "torch's Adam, AdamW and RAdam, with amsgrad=True in all groups or in none.)"
             )
     return kept
 
 
 def _count(held: Mapping[Any, Any]) -> int:
-    """The one number of steps."""
+    """The number of steps, which must be the same for all parameters."""
     steps = {key: _step(key, state["step"]) for key, state in held.items()}
     first = next(iter(steps), None)
     for key, step in steps.items():
         if step != steps[first]:
             raise ValueError(
                 f"state_dict['state'][{key!r}]['step'] is {step}, but that of {first!r} is "
-                f"{steps[first]}: an AdamState has one count. Use an optax.partition, one part "
-                "for each."
+                f"{steps[first]}: an AdamState has a single count. Use optax.partition with one "
+                "part for each count."
             )
     return steps.get(first, 0)
 
 
 def _step(key: Any, value: Any) -> int:
-    """A parameter's number of steps, which torch keeps as a float."""
+    """A parameter's number of steps, which torch stores as a float."""
     where = f"state_dict['state'][{key!r}]['step']"
     array, most = numpy_of(where, value), np.iinfo(np.int32).max
     if array.size != 1 or array.dtype.kind not in "iuf":
@@ -211,18 +215,18 @@ def _step(key: Any, value: Any) -> int:
     step = array.item()
     if not 0 <= step <= most or step % 1:
         raise ValueError(
-            f"{where} must be a whole number >= 0 and <= {most}, where an AdamState's count ends; "
-            f"got {step!r}."
+            f"{where} must be a whole number >= 0 and <= {most}, the largest count of an "
+            f"AdamState; got {step!r}."
         )
     return int(step)
 
 
 def _leaf(path: str, key: Any, name: str, value: Any, like: jax.Array, transform: Any) -> jax.Array:
-    """One of torch's arrays as a leaf like `like`, copied."""
+    """A copy of one of torch's arrays as a leaf like `like`."""
     whose = f"params{path} from {name} of torch's parameter {key!r}"
     array = laid_out(path, numpy_of(whose, value), transform, like.shape, whose)
-    with np.errstate(over="ignore"):  # what overflows is refused
-        # A copy: torch goes on writing into its tensors.
+    with np.errstate(over="ignore"):  # overflow is refused below
+        # A copy, because torch continues to write into its tensors.
         array = array.astype(like.dtype, casting="same_kind")
     check_numbers(name, whose, array)
     on_mesh = isinstance(like.sharding, NamedSharding)
@@ -240,7 +244,7 @@ def _columns(state: AdamState) -> dict[str, list[Any]]:
         )
     extra = state.extra or {}
     if set(extra) - {"nu_max"}:
-        raise ValueError(f"state.extra holds {list(extra)}, which torch's Adam has not.")
+        raise ValueError(f"state.extra holds {list(extra)}, which torch's Adam does not have.")
     ours = {"mu": state.mu, "nu": state.nu} | extra
     for name, tree in ours.items():
         _trees.leaves_like(f"state: {name}", tree, state.mu, "state.mu")
@@ -248,18 +252,18 @@ def _columns(state: AdamState) -> dict[str, list[Any]]:
 
 
 def _check_amsgrad(groups: list[Any], keys: list[Any], has_maximum: bool) -> None:
-    """The groups that the state is for ask for the maximum that it has, or for none."""
+    """Raise unless `amsgrad` of the state's groups fits the state."""
     for number, group in enumerate(groups):
         wanted = group.get("amsgrad", has_maximum)
         if wanted != has_maximum and not set(keys).isdisjoint(group["params"]):
             raise ValueError(
                 f"like['param_groups'][{number}] has amsgrad={wanted}, but the state is "
-                f"{'' if has_maximum else 'not '}of an amsgrad."
+                f"{'that' if has_maximum else 'not that'} of amsgrad."
             )
 
 
 def _tensor(path: str, key: Any, name: str, leaf: Any, old: Any, transform: Any) -> Any:
-    """A leaf as torch can take it: of a dtype that it knows, writable, in order."""
+    """A leaf in the form that torch takes: a dtype that it knows, writable, contiguous."""
     whose = f"{name} of torch's parameter {key!r} from leaf {path}"
     array = numpy_of(whose, leaf)
     array = array.astype(np.float32) if array.dtype.kind == "V" else array  # bfloat16

@@ -1,4 +1,4 @@
-"""What PyTorch's `state_dict()` holds: parameters by their numbers or names, and arrays."""
+"""Reads PyTorch's `state_dict()`: its parameters by number or name, and its arrays."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jax.tree_util import keystr, tree_leaves_with_path
 from functional_adam import _check
 from functional_adam._types import NumPyArray, PyTree
 
-# path -> torch's index or name of the parameter; or a tree like the parameters of such.
+# A function from a path to torch's index or name of the parameter, or a tree of these.
 Names: TypeAlias = PyTree | Callable[[str], int | str]
 Transform: TypeAlias = Callable[[str, NumPyArray], NumPyArray]
 
@@ -32,17 +32,17 @@ def parts_of(name: str, state_dict: Any) -> tuple[list[Any], Mapping[Any, Any]]:
 
 
 def keys_of(name: str, groups: list[Any], paths: list[str], names: Any) -> list[Any]:
-    """Of each leaf, the key of its parameter in the state dict."""
+    """The key of each leaf's parameter in the state dict."""
     known = [key for group in groups for key in group["params"]]
     for key in _twice(known):
         raise ValueError(
-            f"{name}['param_groups'] lists parameter {key!r} twice: it has one state and one step."
+            f"{name}['param_groups'] lists parameter {key!r} twice, but it has only one state."
         )
     if names is None:
         if len(known) == len(paths):
             return known
         count = f"{name} has {len(known)} parameters, but there are {len(paths)} leaves."
-        raise ValueError(f"{count} Say with names= which parameter each leaf is.")
+        raise ValueError(f"{count} Pass names= to say which parameter belongs to each leaf.")
     by_name = _by_name(name, groups, known)
     tree = {} if callable(names) else {keystr(p): k for p, k in tree_leaves_with_path(names)}
     keys: list[Any] = []
@@ -57,13 +57,13 @@ def keys_of(name: str, groups: list[Any], paths: list[str], names: Any) -> list[
             few = ", ".join(map(repr, list(by_name)[:8])) + ", ..." * (len(by_name) > 8)
             raise ValueError(f"names has {key!r} for leaf {path}, but {name} has {few}.")
         if by_name[key] in keys:
-            raise ValueError(f"names has {key!r} for leaf {path} and for another.")
+            raise ValueError(f"names has {key!r} for leaf {path} and for another leaf.")
         keys.append(by_name[key])
     return keys
 
 
 def _by_name(name: str, groups: list[Any], known: list[Any]) -> dict[Any, Any]:
-    """The keys of a state dict by themselves and by the names that its groups have for them."""
+    """The keys of a state dict, by key and by the names that its groups give them."""
     pairs = [(key, key) for key in known]
     for number, group in enumerate(groups):
         called = group.get("param_names", ())
@@ -75,42 +75,42 @@ def _by_name(name: str, groups: list[Any], known: list[Any]) -> dict[Any, Any]:
         named = zip(called, group["params"], strict=bool(called))
         pairs += [pair for pair in named if pair[0] != pair[1]]
     for called in _twice([called for called, _ in pairs]):
-        raise ValueError(f"{name} has two parameters called {called!r}: give their numbers.")
+        raise ValueError(f"{name} has two parameters called {called!r}: use their indices.")
     return dict(pairs)
 
 
 def _twice(keys: list[Any]) -> list[Any]:
-    """What is in a list more than once."""
+    """The items that are in a list more than once."""
     return [key for key, number in Counter(keys).items() if number > 1]
 
 
 def laid_out(
     path: str, array: Any, transform: Transform | None, shape: tuple[int, ...] | None, whose: str
 ) -> NumPyArray:
-    """`array` with its axes as they are on the other side, of this shape there."""
+    """`array` with its axes in the order of the other side, where it has this shape."""
     if transform is not None:
         array = numpy_of(whose, transform(path, array))
     if shape is None or array.shape == shape:
         return array
-    advice = "Say with names= which parameter each leaf is."
+    advice = "Pass names= to say which parameter belongs to each leaf."
     if sorted(array.shape) == sorted(shape):
         turn = ".T" if array.shape == shape[::-1] else ".transpose(...)"
-        advice = f"It fits transposed: transform=lambda path, x: x{turn} for this path."
+        advice = f"It fits transposed: pass transform=lambda path, x: x{turn} for this path."
     raise ValueError(
-        f"{whose}: the array to carry over has shape {array.shape}"
-        f"{'' if transform is None else ' after transform'}, where {shape} belongs. {advice}"
+        f"{whose}: the array has shape {array.shape}"
+        f"{'' if transform is None else ' after transform'}, but must have {shape}. {advice}"
     )
 
 
 def check_numbers(name: str, whose: str, array: NumPyArray) -> None:
-    """A moment is finite, and no mean of squares negative."""
+    """Raise unless a moment is finite and, if it is a mean of squares, not negative."""
     if not np.isfinite(array).all():
         raise ValueError(
-            f"{whose} holds NaN or infinity in {array.dtype}: the run has diverged. Go on from an "
-            "earlier checkpoint."
+            f"{whose} holds NaN or infinity in {array.dtype}: the run has diverged. Continue from "
+            "an earlier checkpoint."
         )
     if name != "exp_avg" and np.any(np.less(array, 0)):
-        raise ValueError(f"{whose} holds negative numbers, which no mean of squares does.")
+        raise ValueError(f"{whose} holds negative numbers, but is a mean of squares.")
 
 
 def numpy_of(whose: str, value: Any) -> NumPyArray:
@@ -121,6 +121,6 @@ def numpy_of(whose: str, value: Any) -> NumPyArray:
         value = value.numpy()
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(
-            f"{whose} is a masked array of NumPy, whose mask would be lost: give array.filled(...)."
+            f"{whose} is a NumPy masked array, whose mask would be lost: pass array.filled(...)."
         )
     return np.asarray(value)

@@ -1,4 +1,4 @@
-"""PyTorch's parameter groups as overrides: the hyperparameters that each leaf has there."""
+"""Converts PyTorch's parameter groups to overrides: hyperparameters for each leaf."""
 
 from __future__ import annotations
 
@@ -22,28 +22,29 @@ def overrides_from_torch(
     names: Names | None = None,
     decay: Literal["weight_decay", "l2"] | None = None,
 ) -> list[tuple[str, dict[str, float]]]:
-    """The parameter groups of a `torch.optim.Adam`, `AdamW` or `RAdam`, for `overrides=`.
+    """Convert the parameter groups of a `torch.optim.Adam`, `AdamW` or `RAdam` to `overrides=`.
 
-    Beside `from_torch`, which makes the state, this makes the hyperparameters: a rule for each
-    group, with `lr`, `betas`, `eps` and `weight_decay` as they stand in the state dict. A rate that
-    a scheduler changes is that of now; put a schedule in its place.
+    `from_torch` converts the state; this function converts the hyperparameters. It makes one rule
+    per group, with the `lr`, `betas`, `eps` and `weight_decay` of the state dict. If a scheduler
+    changes a learning rate, its present value is taken: replace it by a schedule.
 
     Args:
-        state_dict: what the torch optimizer's `state_dict()` returns.
-        params: the parameters here, of which only the paths are read.
-        names: which parameter of torch each leaf is, as in `from_torch`.
-        decay: what the groups' `weight_decay` is: "weight_decay", decoupled as in AdamW, for
-            `adamw` and others that have it; or "l2", as in Adam, for `adam`. None (default): what
-            the groups say in `decoupled_weight_decay`, which newer versions of PyTorch write.
+        state_dict: The result of the torch optimizer's `state_dict()`.
+        params: The parameters in JAX, of which only the paths are read.
+        names: Which torch parameter belongs to each leaf, as in `from_torch`. Default None.
+        decay: The kind of the groups' `weight_decay`. "weight_decay" is decoupled, as in AdamW, for
+            `adamw` and other optimizers with this argument; "l2" is that of Adam, for `adam`. None
+            (default): the kind that the groups state in `decoupled_weight_decay`, which newer
+            versions of PyTorch write.
 
     Returns:
-        A list of `(regular expression, dict of arguments)`. A group without a leaf here has no
-        rule, and groups without decay have no argument for it where no group has any.
+        A list of `(regular expression, dict of arguments)`. A group without a leaf in `params` has
+        no rule. If no group decays, no rule has an argument for decay.
 
     Raises:
-        ValueError: names or leaves do not fit the groups, a group lacks one of its numbers or has
-            maximize=True, or no group says of which kind its decay is.
-        TypeError: not a state dict of such an optimizer.
+        ValueError: Names or leaves do not fit the groups, a group lacks one of the numbers or has
+            maximize=True, or a group that decays does not state the kind of its decay.
+        TypeError: `state_dict` does not come from such an optimizer.
 
     Example:
         >>> import functional_adam as fa, jax.numpy as jnp
@@ -80,21 +81,25 @@ _KINDS = {"weight_decay": "weight_decay", "l2": "l2"}
 
 
 def _arguments(number: int, group: Mapping[str, Any], kind: str | None) -> dict[str, float]:
-    """What a group says, by our names."""
+    """The hyperparameters of a group by this package's names."""
     where = f"state_dict['param_groups'][{number}]"
     lacking = [name for name in _FIELDS if name not in group]
     if lacking:
-        raise ValueError(f"{where} has no {', '.join(lacking)}: it is of no Adam, AdamW or RAdam.")
+        raise ValueError(
+            f"{where} has no {', '.join(lacking)}: it is not a group of Adam, AdamW or RAdam."
+        )
     if group.get("maximize"):
-        raise ValueError(f"{where} has maximize=True: here, give the gradients of -loss instead.")
+        raise ValueError(
+            f"{where} has maximize=True, which does not exist here: pass the gradients of -loss."
+        )
     b1, b2 = (_number(f"{where}['betas']", b) for b in group["betas"])
     rate, eps, decay = (_number(f"{where}[{k!r}]", group[k]) for k in ("lr", "eps", "weight_decay"))
     if kind is None and "decoupled_weight_decay" in group:
         kind = "weight_decay" if group["decoupled_weight_decay"] else "l2"
     if kind is None and decay:
         raise ValueError(
-            f"{where} has weight_decay={decay!r} and does not say of which kind, as in older "
-            'versions of PyTorch: pass decay="weight_decay" for AdamW or decay="l2" for Adam.'
+            f"{where} has weight_decay={decay!r} but does not state its kind, as in older versions "
+            'of PyTorch: pass decay="weight_decay" for AdamW or decay="l2" for Adam.'
         )
     numbers = {"learning_rate": rate, "b1": b1, "b2": b2, "eps": eps}
     return numbers if kind is None else numbers | {kind: decay}

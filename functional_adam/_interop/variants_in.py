@@ -1,8 +1,8 @@
-"""Which variant each state in a tree is of, told by the transformation that makes such states.
+"""Finds the variant of each state in a tree with the help of the transformation that made it.
 
-A state does not say it: adam, adamax, adopt and others keep the same two trees and mean different
-things by them. Wrappers hide what they hold in closures, so the transformation is asked to make a
-state of the same shapes, and the `init` of each of ours leaves a note of what it made.
+A state does not show its variant: adam, adamax, adopt and others keep the same two trees with
+different meanings. Wrappers hide their transformations in closures. So the transformation makes a
+state of the same shapes, and each `init` of this package inside it records what it made.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from functional_adam._types import PyTree
 
 
 def kept_by(variant: Variant) -> str:
-    """A name for what the trees of a state hold: equal where one variant can go on from another's.
+    """A name for the meaning of a state, equal if one variant can continue from another's state.
 
-    Moments are what `update_moments` makes of them. What is done with them afterwards (Nesterov's
-    numerator, rectification, trust ratios, decay) does not show in the state.
+    Only `update_moments` gives moments their meaning. What a variant does with them afterwards
+    (Nesterov's numerator, rectification, trust ratios, decay) does not change the state.
     """
     update: Any = variant.update_moments
     if update is R.amsgrad_of_corrected and F.without_second_correction in variant.prepare:
@@ -37,8 +37,8 @@ def kept_by(variant: Variant) -> str:
 
 
 def variants_in(name: str, tree: PyTree, tx: Any) -> dict[str, str]:
-    """What each `AdamState` of `tree` keeps, by its path, if `tx` makes all of them."""
-    states_or_shapes(name, tree)  # there is one
+    """The meaning of each `AdamState` of `tree` by path; raises unless `tx` makes all of them."""
+    states_or_shapes(name, tree)  # raises if there is none
     leaves = tree_leaves_with_path(tree, is_leaf=is_adam_state)
     found = {path: x for path, x in leaves if is_adam_state(x)}
     kept = _kept(name, tx, [state.mu for state in found.values()])
@@ -51,16 +51,16 @@ def variants_in(name: str, tree: PyTree, tx: Any) -> dict[str, str]:
         if path not in known:
             inside = " or ".join(f"state{keystr(end)}" for end in kept) or "none"
             raise ValueError(
-                f"{name}{keystr(path)} is an AdamState where tx makes none (it makes {inside}): "
-                "pass the transformation whose init made the state, and a tree with its whole "
-                "state in it. States of several transformations go into a dict each. (An init "
-                "under jax.jit hides what it makes.)"
+                f"{name}{keystr(path)} is an AdamState, but tx makes none there (it makes "
+                f"{inside}). Pass the transformation whose init made the state, and a tree that "
+                "contains its whole state. Save the states of several transformations in separate "
+                "dicts. (An init under jax.jit hides what it makes.)"
             )
     return {keystr(path): known[path] for path in found}
 
 
 def _kept(name: str, tx: Any, mus: list[PyTree]) -> dict[Path, str]:
-    """What each `AdamState` in a state of `tx` keeps, by its path there."""
+    """The meaning of each `AdamState` in a state of `tx`, by its path there."""
     check_init(tx)
     kept: dict[Path, str] = {}
 
@@ -71,7 +71,7 @@ def _kept(name: str, tx: Any, mus: list[PyTree]) -> dict[Path, str]:
             state = tx.init(params)
         finally:
             STATES_MADE.reset(token)
-        # Wrappers hand the arrays on: by its count each state is known again.
+        # Wrappers pass the arrays on, so each state is recognized by its count.
         variants = {id(one.count): settings.variant for settings, one in made}
         for path, x in tree_leaves_with_path(state, is_leaf=is_adam_state):
             if is_adam_state(x) and id(x.count) in variants:
@@ -81,15 +81,15 @@ def _kept(name: str, tx: Any, mus: list[PyTree]) -> dict[Path, str]:
         jax.eval_shape(note, _like_params(mus))
     except Exception as error:
         raise ValueError(
-            f"tx.init fails on parameters like the moments in {name}, so that tx does not tell "
-            f"what they are ({type(error).__name__}: {error}). Pass the transformation whose init "
-            "made them, or leave tx out."
+            f"tx.init fails on parameters shaped like the moments in {name}, so their variant "
+            f"cannot be determined ({type(error).__name__}: {error}). Pass the transformation "
+            "whose init made them, or leave tx out."
         ) from error
     return kept
 
 
 def _like_params(mus: list[PyTree]) -> PyTree:
-    """Parameters of the shapes of first moments, which may have holes where others have leaves."""
+    """Parameters shaped like first moments, which may have holes where others have leaves."""
     first, *rest = mus
     for other in rest:
         first = _filled(first, other)
@@ -102,7 +102,7 @@ def _like_params(mus: list[PyTree]) -> PyTree:
 
 
 def _filled(tree: PyTree, other: PyTree) -> PyTree:
-    """`tree`, with what `other` has in place of its nodes without leaves."""
+    """`tree` with its nodes without leaves replaced by their counterparts in `other`."""
     if not jax.tree.leaves(tree):
         return other if jax.tree.leaves(other) else tree
     (children, treedef), (others, structure) = map(_one_level, (tree, other))

@@ -1,1 +1,1 @@
-"""Forms of the step of a leaf for GPUs, TPUs and CPUs, and what chooses between them."""
+"""Forms of a leaf's step for GPUs, TPUs and CPUs, and the choice between them."""

@@ -1,7 +1,7 @@
-"""Which form of a leaf's step a program gets: by the platform that it is lowered for.
+"""The choice of the form of a leaf's step, by the platform that a program is lowered for.
 
-The choice is the lowering rule of a JAX primitive, so that nobody traces a kernel for a platform
-that a program does not run on, and `jax.export` for several platforms has the form of each.
+The choice is made in the lowering rule of a JAX primitive. So no kernel is traced for a platform on
+which the program does not run, and `jax.export` for several platforms contains the form of each.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from functional_adam._leaf import LeafConfig, update_leaf
 from functional_adam._storage.leaf_state import LeafState
 
 SWITCH = "FUNCTIONAL_ADAM_KERNELS"
-HAS_KERNELS = jax.__version_info__ >= (0, 7, 2)  # what they are written with is not in older ones
+HAS_KERNELS = jax.__version_info__ >= (0, 7, 2)  # older versions lack what the kernels use
 Mode = Literal["on", "native", "off", "interpret gpu", "interpret tpu"]
 MODES: tuple[Mode, ...] = ("on", "off", "interpret gpu", "interpret tpu")
 
 
 def mode() -> Mode:
-    """What the environment says when a step is traced; the interpreters are for tests.
+    """The mode that the environment sets when a step is traced; the interpreters are for tests.
 
-    "native" is "on" where the native kernel is installed and not turned off.
+    "native" means "on" with the native kernel installed and not turned off.
     """
     given = os.environ.get(SWITCH, "on")
     for known in MODES:
@@ -47,23 +47,23 @@ def mode() -> Mode:
 
 
 class Plan(NamedTuple):
-    """What is known of a part's step before any number is."""
+    """What is known about the step of a part when it is traced."""
 
     config: LeafConfig
     shape: tuple[int, ...]  # of the whole leaf
     mode: Mode
 
 
-Result = tuple[Any, LeafState]  # update or parameter, and what is stored
+Result = tuple[Any, LeafState]  # update or parameter, and stored state
 
 
 def step_part(plan: Plan, part: Part) -> Result:
-    """The step of a part, in the form that the platform has."""
+    """The step of a part, in the form for the platform."""
     return step_parts((plan,), [part])[0]
 
 
 def step_parts(plans: tuple[Plan, ...], parts: list[Part]) -> list[Result]:
-    """The same of several with the same scalars, which a platform may take together."""
+    """The steps of several parts with the same scalars, which a platform may take together."""
     s, noise, _ = parts[0].scalars
     slim = [part._replace(scalars=part.scalars[-1]) for part in parts]
     operands, tree = jax.tree.flatten((s, noise, slim))
@@ -72,7 +72,7 @@ def step_parts(plans: tuple[Plan, ...], parts: list[Part]) -> list[Result]:
 
 
 def _parts(tree: Any, operands: Any) -> list[Part]:
-    """What `step_parts` was given."""
+    """The parts that `step_parts` was given."""
     s, noise, parts = jax.tree.unflatten(tree, operands)
     return [part._replace(scalars=(s, noise, part.scalars)) for part in parts]
 
@@ -83,14 +83,14 @@ def has_kernel(plan: Plan, part: Part) -> bool:
 
 
 def _is_native(plan: Plan, part: Part) -> bool:
-    """Whether the CPU's own kernel is there, and takes it."""
+    """Whether the native CPU kernel is installed and takes this step."""
     return plan.mode == "native" and native.takes(plan.config, plan.shape, part)
 
 
 def may_have_kernel(plan: Plan, part: Part) -> bool:
-    """The same of GPUs and TPUs.
+    """Whether a GPU or TPU may have a kernel for this step.
 
-    XLA makes one pass of everything but codes; what sums over a leaf needs two.
+    Without codes XLA's own form is one pass already. A step with sums over a leaf needs two passes.
     """
     s, _, _ = part.scalars
     has_codes = part.stored.scale is not None and not plan.config.variant.whole_leaf
@@ -110,21 +110,21 @@ def plain_step(plan: Plan, part: Part) -> Result:
 
 
 def _kernel(name: str, plan: Plan, part: Part, *, interpret: bool = False) -> Result:
-    """The kernel of a platform, or the plain form for a leaf that it does not take."""
+    """The kernel of a platform, or the plain form for a leaf that the kernel does not take."""
     if not may_have_kernel(plan, part):
         return plain_step(plan, part)
     found = tiles(part.g.shape, part.stored.scale.shape, plan.shape)
     dtypes = [x.dtype for x in (part.g, part.theta) if x is not None]
     if found is None or not FITS[name](found, dtypes):
         return plain_step(plan, part)
-    # Imported here, as Pallas takes half as long to import as all of JAX.
+    # Imported here because importing Pallas takes half as long as importing JAX.
     form = importlib.import_module(f"functional_adam._kernels.{name}")
     start = origin(plan.shape, part.starts)
     return form.one_pass(plan.config, found, start, part, interpret=interpret)
 
 
 def _on_cpu(plan: Plan, part: Part, *, is_divided: bool = False) -> Result:
-    """The form for the CPU, or the plain form for a leaf for which none pays."""
+    """The form for the CPU, or the plain form for a leaf that would not gain."""
     if plan.mode.startswith("interpret"):
         return _kernel(plan.mode.split()[1], plan, part, interpret=True)
     form = cpu.form_of(plan.config, part, is_divided=is_divided)
@@ -136,7 +136,7 @@ def _each(form: Callable[..., Result], plans: tuple[Plan, ...], parts: list[Part
 
 
 def _each_on_cpu(plans: tuple[Plan, ...], parts: list[Part]) -> list[Result]:
-    """All in one call of the native kernel, if it takes them."""
+    """All parts in one call of the native kernel, if it takes them."""
     if all(map(_is_native, plans, parts)):
         return native.one_pass(plans[0].config, [plan.shape for plan in plans], parts)
     return _each(_on_cpu, plans, parts)
@@ -150,7 +150,7 @@ _one_pass.multiple_results = True
 
 @_one_pass.def_abstract_eval
 def _result_types(*operands: Any, plans: tuple[Plan, ...], tree: Any) -> list[Any]:
-    """The update or the parameter, then what is stored, of the types that it had."""
+    """The types of the update or parameter and of the stored arrays, which keep theirs."""
     results = []
     for plan, part in zip(plans, _parts(tree, operands), strict=True):
         dtype = part.theta.dtype if plan.config.applies else plan.config.out
@@ -167,28 +167,28 @@ _one_pass.def_impl(_plain_steps)  # for `jax.disable_jit`
 
 
 def _lowered(alone: Any, divided: Any) -> Any:
-    """The rule that takes `alone`, or `divided` where XLA divides leaves over devices."""
+    """The lowering rule: `divided` where XLA divides leaves over devices, otherwise `alone`."""
 
     def rule(context: Any, *args: Any, plans: tuple[Plan, ...], tree: Any) -> Any:
         module = context.module_context
-        if module.lowering_parameters.for_export:  # may be run where no native kernel is
+        if module.lowering_parameters.for_export:  # it may run where no native kernel is installed
             plans = tuple(x._replace(mode="on") if x.mode == "native" else x for x in plans)
         chosen = functools.partial(_flat, alone if _is_alone(module) else divided)
         with warnings.catch_warnings(), _as_wide_as(context.avals_in):
-            # Of JAX 0.12 and later, which is to drop Triton: users can do nothing about it.
+            # JAX 0.12 and later warn that Triton will be dropped; users cannot act on that.
             warnings.filterwarnings("ignore", "The Pallas Triton backend", DeprecationWarning)
             try:
                 lower = mlir.lower_fun(chosen, multiple_results=True)
                 return lower(context, *args, plans=plans, tree=tree)
             except Exception as error:
-                error.add_note(f"{SWITCH}=off in the environment takes steps without kernels.")
+                error.add_note(f"Set {SWITCH}=off in the environment to run without kernels.")
                 raise
 
     return rule
 
 
 def _as_wide_as(operands: Any) -> Any:
-    """No 64-bit mode where no operand has 64 bits: in that TPUs refuse even a loop's counter."""
+    """64-bit mode off if no operand has 64 bits: with it TPUs refuse even a loop's counter."""
     if any(x.dtype.itemsize > 4 for x in operands):
         return contextlib.nullcontext()
     modes: Any = jax if hasattr(jax, "enable_x64") else experimental  # before JAX 0.8
@@ -196,7 +196,7 @@ def _as_wide_as(operands: Any) -> Any:
 
 
 def _is_alone(module: Any) -> bool:
-    """Whether a program is of one device, or each device's own: XLA does not divide a kernel."""
+    """Whether a program runs on one device or is each device's own; XLA does not divide kernels."""
     manual = getattr(module.axis_context, "manual_axes", None)
     if manual is not None:
         return set(manual) == set(module.axis_context.mesh.axis_names)
@@ -216,7 +216,7 @@ for _platform, _name in (("cuda", "gpu"), ("tpu", "tpu")):
 
 
 def _batched(operands: Any, axes: Any, **parameters: Any) -> tuple[list[Any], list[int]]:
-    """Results of many steps, and their axes: a kernel's tiles are of one leaf."""
+    """Results of a batch of steps and their axes; kernels take only one leaf at a time."""
     new = jax.vmap(functools.partial(_plain_steps, **parameters), in_axes=axes)(*operands)
     return new, [0] * len(new)
 

@@ -1,13 +1,13 @@
-"""A leaf's step on a CPU: in place, and nothing read or decoded more than once.
+"""A leaf's step on a CPU: in place, and without reading or decoding anything twice.
 
-XLA for the CPU makes a loop of each result. Each loop reads and decodes everything anew, and a
-donated array that several loops read is copied before one of them writes over it. Two forms of
-`update_leaf` prevent that, with calls that XLA does not inline:
+XLA for the CPU makes one loop per result. Each loop reads and decodes everything again, and a
+donated array that several loops read is copied before one of them overwrites it. Two forms of
+`update_leaf` prevent that with calls that XLA does not inline:
 
-- Codes are taken piece by piece. One call makes the new moments of a piece, a second one its codes
-  and its parameter, so that moments in float32 never leave a core's cache.
-- Moments of 16 bits cost little to read. Each result has a call that waits for the one before, so
-  that it can be written over its old array.
+- Codes are processed piece by piece. One call computes the new moments of a piece, a second one its
+  codes and its parameter. The float32 moments never leave a core's cache.
+- 16-bit moments are cheap to read. Each result has a call that waits for the previous one, so that
+  it can overwrite its old array.
 """
 
 from __future__ import annotations
@@ -38,26 +38,26 @@ Form = Callable[[LeafConfig, tuple[int, ...], Part], tuple[Any, LeafState]]
 def form_of(config: LeafConfig, part: Part, *, is_divided: bool) -> Form | None:
     """The form of a leaf's step; None for the plain one.
 
-    `is_divided` says that XLA divides the leaf over devices. It would gather the pieces.
+    With `is_divided`, XLA divides the leaf over devices. It would gather the pieces.
     """
     if not _LEAST <= part.g.size < 2**31 or not config.moments.is_random:
         return None
     if part.stored.scale is not None:
         is_one = is_divided or config.variant.whole_leaf or _units(part).size > _PIECE
         return None if is_one else in_pieces
-    # An update is left to XLA, which adds it to the parameter in the same loop. And parameter and
-    # residual both need the old values of both: one would be copied.
+    # XLA computes an update itself, because it adds it to the parameter in the same loop. And the
+    # new parameter and residual both need both old arrays, so one of these would be copied.
     if config.applies and part.stored.residual is None:
         return functools.partial(in_turn, _all if is_divided else _first)
     return None
 
 
 def _kept(f: Callable[..., Any]) -> Callable[..., Any]:
-    """f as a call that XLA does not inline: its results are arrays."""
+    """f as a call that XLA does not inline, so its results are arrays."""
 
     @jax.jit
     def inside(*operands: Any) -> Any:
-        with set_xla_metadata(inlineable=None):  # or calls within f would be kept, too
+        with set_xla_metadata(inlineable=None):  # else calls inside f would not be inlined either
             return f(*operands)
 
     def call(*operands: Any) -> Any:
@@ -71,12 +71,12 @@ def _kept(f: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class _Units(NamedTuple):
-    """A part of a leaf as units: blocks, or rows of blocks where the last of a row is padded."""
+    """A part of a leaf as units: blocks, or rows of blocks if the last one of a row is padded."""
 
     number: int
     size: int  # elements of a unit
     scales: int  # scales of a unit
-    left: int  # elements of a last block that is not full
+    left: int  # elements of the last block if it is not full
 
 
 def _units(part: Part) -> _Units:
@@ -89,7 +89,7 @@ def _units(part: Part) -> _Units:
 
 
 def in_pieces(config: LeafConfig, leaf: tuple[int, ...], part: Part) -> tuple[jax.Array, LeafState]:
-    """`update_leaf` of a part of a leaf of that shape, whose moments are codes."""
+    """`update_leaf` of a part of a leaf with the shape `leaf`, whose moments are codes."""
     units = _units(part)
     target = part.theta if config.applies else jnp.zeros(part.g.shape, config.out)
     flat = jax.tree.map(functools.partial(_flat, units), (target, part.stored))
@@ -106,7 +106,7 @@ def in_pieces(config: LeafConfig, leaf: tuple[int, ...], part: Part) -> tuple[ja
 
 
 def _divided(count: int, most: int) -> tuple[int, int]:
-    """(units of a piece, pieces): pieces of all units where a divisor is near."""
+    """(units of a piece, number of pieces): equal pieces if there is a divisor close to `most`."""
     least = -(-count // most)
     for pieces in range(least, 2 * least + 1):
         if count % pieces == 0:
@@ -123,7 +123,7 @@ def _step(
     start: jax.Array,
     carry: tuple[jax.Array, LeafState],
 ) -> tuple[jax.Array, LeafState]:
-    """`carry` after the step of a piece of that shape, from the unit of number `start` on."""
+    """`carry` after the step of a piece of this shape that begins at unit `start`."""
     s, noise, key = part.scalars
     whole = part.g, part.stored, part.theta
     g, theta = (None if x is None else _flat(units, x) for x in (part.g, part.theta))
@@ -146,7 +146,7 @@ def _step(
 
 
 def _place(leaf: tuple[int, ...], part: Part, units: _Units, rows: int, start: jax.Array) -> Any:
-    """Where units stand in the leaf, less what `finish` adds for the rows of a piece."""
+    """The place of each unit in the leaf, minus what `finish` adds for the rows of a piece."""
     size = np.uint32(units.size)
     begin = start.astype(jnp.uint32) * size
     if part.starts is None:
@@ -159,9 +159,9 @@ def _place(leaf: tuple[int, ...], part: Part, units: _Units, rows: int, start: j
     return begin + origin(leaf, part.starts) + shift(leaf, part.g.shape, at[::-1])
 
 
-# An array has a row for each unit, or XLA makes what a block shares anew for each of its elements.
-# Where a last unit is not full only scales have. 16-bit floats are carried as their bits where XLA
-# would widen all of an array to write a piece of it; that takes an array more.
+# An array has one row per unit; otherwise XLA recomputes what a block shares for each element. If
+# the last unit is not full, only scales have such rows. 16-bit floats are carried as their bits
+# where XLA would widen a whole array to write a piece of it; this takes one more array.
 _WIDENS = jax.__version_info__ < (0, 12)
 
 
@@ -188,13 +188,13 @@ def _read(units: _Units, piece: tuple[int, int], start: jax.Array, x: jax.Array)
 
 
 def _written(units: _Units, start: jax.Array, x: jax.Array, piece: jax.Array) -> jax.Array:
-    """x with the rows of a piece."""
+    """x with the rows of a piece overwritten."""
     if x.ndim > 1:
         return jax.lax.dynamic_update_slice(x, piece, (start, 0))
     return jax.lax.dynamic_update_slice(x, piece.ravel(), (start * units.size,))
 
 
-# ---- Moments of 16 bits: one result after the other ----
+# ---- 16-bit moments: one result after the other ----
 
 
 def in_turn(
@@ -203,7 +203,7 @@ def in_turn(
     leaf: tuple[int, ...],
     part: Part,
 ) -> tuple[jax.Array, LeafState]:
-    """`update_leaf` to a parameter. `sign` is what of a result the next call waits for."""
+    """`update_leaf` to a parameter. `sign` picks the part of a result that the next call awaits."""
     del leaf
     (s, noise, key), g, stored, theta, _ = part
     inputs, given = jax.tree.flatten((g, stored, theta))
@@ -216,7 +216,7 @@ def in_turn(
     needs = [needed[1:] for needed in _needs(step, key, *inputs)]
     results: list[Any] = [None] * len(needs)
     for n in _order(needs):
-        # What a call is given, needed or not, cannot be written over before.
+        # An operand of a call, needed or not, cannot be overwritten before the call.
         known = [x if needed else g for x, needed in zip(inputs, needs[n], strict=True)]
         results[n] = _kept(lambda *operands, n=n: step(*operands)[n])(key, *known)
         key = key + _zero(sign(results[n]))
@@ -236,10 +236,10 @@ def _needs(f: Callable[..., list[jax.Array]], *operands: Any) -> list[list[bool]
 
 
 def _order(needs: list[list[bool]]) -> list[int]:
-    """The results, each before those that need nothing that it is written over, if possible.
+    """An order of the results in which, if possible, none overwrites what a later one needs.
 
-    The first of them, the parameter, is written over the last input, others over that of their
-    number.
+    The first result, the parameter, overwrites the last input. Any other result overwrites the
+    input with its own number.
     """
     order, left = [], list(range(len(needs)))
     while left:
@@ -250,16 +250,16 @@ def _order(needs: list[list[bool]]) -> list[int]:
 
 
 def _first(x: jax.Array) -> jax.Array:
-    """One element, which on one device is at hand."""
+    """One element, for a leaf on one device."""
     return jax.lax.slice(x, (0,) * x.ndim, (1,) * x.ndim).reshape(())
 
 
 def _all(x: jax.Array) -> jax.Array:
-    """All elements: each device has its own and sends nothing."""
+    """All elements, so that each device uses its own and sends nothing."""
     return x
 
 
 def _zero(x: jax.Array) -> jax.Array:
-    """0, but XLA cannot know that before it has x."""
+    """0, which XLA cannot know before it has x."""
     number = jax.lax.bitcast_convert_type(x, np.dtype(f"uint{8 * x.dtype.itemsize}"))
     return jnp.minimum(number.astype(jnp.int32) & 1, 0).astype(jnp.uint32)

@@ -1,4 +1,4 @@
-"""One pass over a leaf on a GPU: `update_leaf` on some blocks at a time, compiled by Triton."""
+"""One pass over a leaf on a GPU: `update_leaf` on a few blocks at a time, compiled by Triton."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from functional_adam._storage.formats import Int8
 from functional_adam._storage.leaf_state import LeafState
 from functional_adam._storage.reductions import GROUPS, Reductions, groups_of, plain
 
-_BLOCKS = 4  # of a program: compiled in half the time of 16
+_BLOCKS = 4  # blocks per program; 4 compile in half the time of 16
 _WARPS = 4
 
 
 @dataclasses.dataclass(frozen=True)
 class _FilledUp(Int8):
-    """`Int8` of blocks that are filled up to a power of two, as Triton has no other vectors."""
+    """`Int8` with blocks padded to a power of two, because Triton has no other vectors."""
 
     groups: int = GROUPS
 
     @property
     def reductions(self) -> Reductions:
-        """Groups of the block as it was."""
+        """The groups of the block before padding."""
         return plain(self.groups)
 
 
 def one_pass(
     config: LeafConfig, tiles: Tiles, origin: Any, part: Part, *, interpret: bool = False
 ) -> tuple[jax.Array, LeafState]:
-    """`update_leaf` of a part of a leaf whose first element stands at `origin` of the whole."""
+    """`update_leaf` of a part of a leaf that begins at element `origin` of the whole leaf."""
     scalars, g, stored, theta, _ = part
     blocks = tiles.planes * tiles.rows * tiles.blocks
     together = min(_BLOCKS, 1 << (blocks.bit_length() - 1))
@@ -80,18 +80,18 @@ def one_pass(
 
 
 def _numbers(tiles: Tiles) -> tuple[np.uint32, ...]:
-    """What `_starts` needs; as operands, for kernels of equal text are compiled once."""
+    """The numbers that `_starts` needs. As operands they let equal kernels compile once."""
     numbers = tiles.blocks, tiles.rows, tiles.row_distance, tiles.plane_distance
     return tuple(np.uint32(n % 2**32) for n in numbers)
 
 
 def _is_dense(tiles: Tiles) -> bool:
-    """Whether blocks are vectors as they stand."""
+    """Whether blocks are vectors without padding."""
     return tiles.is_full and tiles.length == tiles.vector
 
 
 def _places(tiles: Tiles, block: Any, exists: Any, reference: Any) -> tuple[Any, Any]:
-    """Where the elements of blocks are in an array, or in its tile, and which of them it has."""
+    """The places of blocks' elements in an array, or in its tile, and which of them exist."""
     if len(reference.shape) > 1:
         return (slice(None), slice(None)), exists
     lane = jax.lax.broadcasted_iota(jnp.int32, (block.shape[0], tiles.vector), 1)
@@ -101,14 +101,14 @@ def _places(tiles: Tiles, block: Any, exists: Any, reference: Any) -> tuple[Any,
 
 
 def _read(reference: Any, at: Any, within: Any) -> Any:
-    """What stands there, and 0 beyond."""
+    """The elements at these places, and 0 beyond the end."""
     place = reference.at[at]
     shape = within.shape if len(reference.shape) == 1 else reference.shape
     return triton.load(place, mask=jnp.broadcast_to(within, shape), other=0)
 
 
 def _starts(tiles: Tiles, numbers: tuple[Any, ...], block: Any) -> Any:
-    """Where blocks stand in the whole leaf, less what `update_leaf` adds for their rows here."""
+    """The places of blocks in the whole leaf, minus what `update_leaf` adds for their rows here."""
     blocks, rows, row_distance, plane_distance = numbers
     in_row, line = block % blocks, block // blocks
     start = line // rows * plane_distance + line % rows * row_distance

@@ -1,7 +1,7 @@
-"""The step by the CPU's own kernel, from the distribution `functional-adam-native`.
+"""The step in the native CPU kernel of the distribution `functional-adam-native`.
 
-One pass over memory, in place, on XLA's threads, of one leaf or of many small ones. What the kernel
-has no formulas for, it does not take. `native/src/step.h` says the same of scalars and operands.
+The kernel takes one leaf or many small ones in one pass over memory, in place, on XLA's threads. It
+takes only steps whose formulas it has. `native/src/step.h` describes the same scalars and operands.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from functional_adam._storage.leaf_state import LeafState
 
 PACKAGE = "functional_adam_native"
 SWITCH = "FUNCTIONAL_ADAM_NATIVE"
-_CONTRACT = 1  # what the kernel is given, and in which order
-_LONGEST = 1024  # elements of a block
-_BLOCK = 128  # elements of one where moments are floats, which need none
+_CONTRACT = 1  # version of the kernel's operands and their order
+_LONGEST = 1024  # largest number of elements of a block
+_BLOCK = 128  # elements of a block if moments are floats, which need no blocks
 _ROUNDINGS = ("nearest", "stochastic", "compensated", "split")
 _FLOATS = (np.dtype(np.float32), np.dtype(jnp.bfloat16))
 
 
-# ---- Whether it is there ----
+# ---- Whether the kernel is installed ----
 
 
 def is_on() -> bool:
@@ -44,7 +44,7 @@ def is_on() -> bool:
 
 @functools.cache
 def version() -> str | None:
-    """Of the kernel, whose functions XLA knows from now on; None if it is not installed."""
+    """The version of the kernel, after registering it with XLA; None if it is not installed."""
     try:
         package = importlib.import_module(PACKAGE)
     except ModuleNotFoundError as error:
@@ -55,7 +55,7 @@ def version() -> str | None:
         raise ImportError(
             f"functional-adam-native {package.__version__} is for another version of "
             f"functional_adam: its contract is {package.CONTRACT}, not {_CONTRACT}. Install both "
-            f"from one release, or set {SWITCH}=off in the environment."
+            f"from the same release, or set {SWITCH}=off in the environment."
         )
     try:
         library = package.library()
@@ -68,11 +68,11 @@ def version() -> str | None:
     return package.__version__
 
 
-# ---- Whether it takes a step ----
+# ---- Whether the kernel takes a step ----
 
 
 def takes(config: LeafConfig, whole: tuple[int, ...], part: Part) -> bool:
-    """Whether the kernel has what this step needs."""
+    """Whether the kernel can take this step."""
     s, g, stored, theta = part.scalars[0], part.g, part.stored, part.theta
     if not _has_formulas(config) or s.eps.dtype != np.float32 or not g.size:
         return False
@@ -86,9 +86,9 @@ def takes(config: LeafConfig, whole: tuple[int, ...], part: Part) -> bool:
 
 
 def _has_formulas(config: LeafConfig) -> bool:
-    """Whether a variant is Adam in all that an element sees; scalars may be what they like.
+    """Whether a variant is Adam in everything that is computed per element.
 
-    What is put back to Adam's below makes scalars, is a name, or is read by modifiers alone.
+    The fields reset to Adam's below only compute scalars, are names, or are read by modifiers only.
     """
     variant = config.variant
     as_adam = variant._replace(
@@ -104,11 +104,11 @@ def _has_formulas(config: LeafConfig) -> bool:
 
 
 def _tiles(whole: tuple[int, ...], part: Part) -> Tiles | None:
-    """The blocks of a part of a leaf of shape `whole`; of floats, as many as suit the kernel."""
+    """The blocks of a part of a leaf of shape `whole`; floats get blocks that suit the kernel."""
     shape = part.g.shape
     if part.stored.scale is not None:
         return tiles(shape, part.stored.scale.shape, whole)
-    # What follows the last axis that is divided stands together.
+    # Elements along the axes after the last divided one are contiguous.
     pairs = enumerate(zip(shape, whole, strict=True))
     lead = max((n for n, (mine, of_whole) in pairs if mine != of_whole), default=0)
     found = tiles(shape, (*shape[:lead], 1), whole)
@@ -121,7 +121,7 @@ def _tiles(whole: tuple[int, ...], part: Part) -> Tiles | None:
 def one_pass(
     config: LeafConfig, shapes: list[tuple[int, ...]], parts: list[Part]
 ) -> list[tuple[jax.Array, LeafState]]:
-    """`update_leaf` of parts of leaves of these shapes, all with the same scalars."""
+    """`update_leaf` of parts of leaves with these shapes, all with the same scalars."""
     s, noise, _ = parts[0].scalars
     needs_theta = config.applies or config.decays or s.l2 is not None or config.rounding is not None
     arrays: list[Any] = []
@@ -150,7 +150,7 @@ def one_pass(
 
 
 def _attributes(config: LeafConfig, s: Any, stored: LeafState) -> dict[str, Any]:
-    """What is known of a step before any number is."""
+    """What is known about a step when it is traced."""
     rounding = "nearest" if config.rounding is None else config.rounding.name
     return {
         "moments": np.int64(2 if stored.scale is not None else config.moments.is_random),
@@ -164,7 +164,7 @@ def _attributes(config: LeafConfig, s: Any, stored: LeafState) -> dict[str, Any]
 
 
 def _scalars(config: LeafConfig, s: Any) -> jax.Array:
-    """What a step multiplies by; 0 for what it does not have."""
+    """The scalars of a step; 0 for those that it does not have."""
     ahead = [s.derived.get(name, 0) for name in ("ahead", "now")]
     bound = largest_ratio(s.b1, s.b2, s.t) if config.moments.has_scale else 0
     unless_none = [0 if x is None else x for x in (s.eps_root, s.l2)]
@@ -174,19 +174,19 @@ def _scalars(config: LeafConfig, s: Any) -> jax.Array:
 
 
 def _words(noise: Any) -> list[Any]:
-    """The noise of a step; 0 for one that rounds nothing on average."""
+    """The noise of a step; 0 if it rounds nothing stochastically."""
     if noise is None:
         return [jnp.uint32(0)] * 4
     return [noise.nu, noise.mu, noise.code, noise.theta]
 
 
 def _place(shape: tuple[int, ...], part: Part) -> Any:
-    """The number of a part's first element, as random bits are made of it."""
+    """The number of a part's first element in the leaf, from which random bits are made."""
     key = part.scalars[-1]
     return jnp.uint32(0) if key is None else key + origin(shape, part.starts)
 
 
 def _numbers(tiles: Any) -> list[int]:
-    """Of a part that `takes` has seen: it has tiles."""
+    """The numbers of tiles that exist, since `takes` has accepted the part."""
     distances = [n % 2**32 for n in (tiles.row_distance, tiles.plane_distance)]
     return [tiles.planes, tiles.rows, tiles.width, tiles.blocks, tiles.length, *distances]

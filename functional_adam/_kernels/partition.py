@@ -1,4 +1,4 @@
-"""The steps of leaves: each by itself or small ones together; on explicit axes by each device."""
+"""The steps of leaves: one by one, small ones together, or per device on explicit axes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from functional_adam._storage.leaf_state import LeafState
 
 
 class LeafCall(NamedTuple):
-    """The step of a leaf, about to be taken."""
+    """The arguments of a leaf's step."""
 
     config: LeafConfig
     s: Any
@@ -41,7 +41,7 @@ class LeafCall(NamedTuple):
 
 
 def leaf_steps(mode: Mode, calls: list[LeafCall]) -> list[Result]:
-    """`update_leaf` of each, in one pass over memory where a platform has a kernel for it."""
+    """`update_leaf` of each leaf, in one pass over memory if the platform has a kernel for it."""
     results = _visits(mode, calls)
     for together in _groups(mode, calls):
         group = [calls[n] for n in together]
@@ -77,7 +77,7 @@ def _stored(mode: Mode, call: LeafCall, stored: LeafState) -> Result:
     return _leaf(mode, call._replace(stored=stored))
 
 
-# Jitted so that leaves of one shape and dtype share one trace: a tree of 1,000 equal leaves is
+# Jitted so that leaves of the same shape and dtype share one trace: a tree of 1,000 equal leaves is
 # traced once, and an eager update runs a leaf as one fused kernel. XLA inlines the calls.
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _leaf_step(
@@ -103,9 +103,9 @@ def _leaf_step(
 def _part(
     config: LeafConfig, scalars: Any, g: Any, stored: LeafState, theta: Any
 ) -> tuple[Part, Any]:
-    """A leaf's step, and a residual that is no operand of it.
+    """A leaf's step, and a residual that the step does not use.
 
-    One that is not a code for each element says of which dtype a parameter was, no more.
+    A residual that is not an array of codes only records the dtype of its parameter.
     """
     if config.rounding is not None and config.rounding.has_residual:
         return Part(scalars, g, stored, theta), None
@@ -113,19 +113,19 @@ def _part(
 
 
 def _with(aside: Any, result: Result) -> Result:
-    """The result, with what `_part` has put aside."""
+    """The result with the residual that `_part` has put aside."""
     out, stored = result
     return out, stored if aside is None else stored._replace(residual=aside)
 
 
 # ---- Small leaves together ----
 
-_SMALL = 2**15  # elements, whose step takes no longer than a call
-_MOST = 256  # leaves of a call
+_SMALL = 2**15  # elements; the step of a smaller leaf takes no longer than a call
+_MOST = 256  # leaves per call
 
 
 def _groups(mode: Mode, calls: list[LeafCall]) -> list[list[int]]:
-    """The numbers of the calls that stay, those together that the native kernel takes in one."""
+    """The numbers of the calls that do not wait, grouped by what the native kernel takes in one."""
     small: dict[Any, list[int]] = {}
     groups: list[list[int]] = []
     for n, call in enumerate(calls):
@@ -143,7 +143,7 @@ def _groups(mode: Mode, calls: list[LeafCall]) -> list[list[int]]:
 
 
 def _is_small(call: LeafCall) -> bool:
-    """Whether it is, and the native kernel takes it; what lies on a mesh goes by itself."""
+    """Whether a leaf is small and the native kernel takes it; leaves on a mesh do not count."""
     if call.g.size > _SMALL or _mesh.sharding_of(call.stored.m):
         return False
     part, _ = _part(call.config, (call.s, call.noise, call.key), *call[4:-1])
@@ -169,11 +169,11 @@ def _small_leaves_step(
     return list(map(_with, asides, step_parts(plans, parts)))
 
 
-# ---- Where only XLA knows how a leaf is divided, if it is ----
+# ---- Leaves whose sharding, if any, only XLA knows ----
 
 
 def _step_on_mesh(plan: Plan, part: Part) -> Result:
-    """`step_part`, also where XLA divides the leaf; under transformations XLA's form."""
+    """`step_part`, also if XLA divides the leaf; under transformations, XLA's form."""
     operands, tree = jax.tree.flatten(part)
     on_explicit_axes = any(map(_mesh.sharding_of, jax.tree.leaves(part.stored)))
     if on_explicit_axes and part.stored.scale is None:
@@ -204,7 +204,7 @@ def _transformable(plan: Plan, tree: Any, can_divide: bool) -> Callable[..., lis
 
 
 def _on_devices(plan: Plan, part: Part) -> Result:
-    """`step_part`, divided where a platform has a kernel and XLA asks for rules: not on TPUs."""
+    """`step_part`, divided by rules if a platform has a kernel and XLA uses rules (not TPUs)."""
     whole = functools.partial(step_part, plan)
     divided = functools.partial(rules.divided, whole)
     if plan.mode.startswith("interpret"):
@@ -220,14 +220,14 @@ def _on_devices(plan: Plan, part: Part) -> Result:
 def over_known_axes(
     leaf: Callable[..., Any], g: Any, stored: LeafState, theta: Any
 ) -> Callable[..., Any]:
-    """`leaf` for arrays that may lie on explicit axes of a mesh; a gradient may lie elsewhere."""
+    """`leaf` for arrays that may be on explicit mesh axes; the gradient's sharding may differ."""
     if _known_sharding(g, stored, theta):
         return leaf
     return _mesh.over_auto_axes(leaf, (stored.m, stored))
 
 
 def _known_sharding(g: Any, stored: LeafState, theta: Any) -> NamedSharding | None:
-    """How all of a leaf is divided, if all axes are explicit and it is divided between blocks."""
+    """The sharding of a leaf, if all axes are explicit and it divides the leaf between blocks."""
     shape, scales = np.shape(stored.m), np.shape(stored.scale)
     arrays = jax.tree.leaves((g, stored._replace(scale=None), theta))
     first, *others = [_mesh.explicit_sharding(x) for x in arrays]
@@ -241,7 +241,7 @@ def _known_sharding(g: Any, stored: LeafState, theta: Any) -> NamedSharding | No
 
 
 def _by_part(plan: Plan, sharding: NamedSharding, part: Part) -> tuple[Any, LeafState]:
-    """`step_part` by each device, of what it has."""
+    """`step_part` on each device, for the part that it has."""
     scale = rules.of_scales(sharding, part.stored)
     given = rules.like(part, sharding.spec, scale and scale.spec, PartitionSpec())
 
@@ -249,7 +249,7 @@ def _by_part(plan: Plan, sharding: NamedSharding, part: Part) -> tuple[Any, Leaf
         starts = rules.starts(sharding, part.g.shape)
         return step_part(plan, part._replace(starts=starts))
 
-    # Kernels do not say over which axes their results differ: as their operands do.
+    # Kernels do not declare the axes over which their results vary: the same as their operands.
     on_devices = jax.shard_map(
         step,
         mesh=sharding.mesh,

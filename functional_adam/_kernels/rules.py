@@ -1,6 +1,6 @@
-"""How XLA divides the step of a leaf over a mesh: rules for `custom_partitioning`.
+"""Rules for `custom_partitioning`: how XLA divides the step of a leaf over a mesh.
 
-XLA divides its own operations, but not a kernel: without these rules it would gather the leaf.
+XLA divides its own operations but not a kernel. Without these rules it would gather the leaf.
 """
 
 from __future__ import annotations
@@ -22,35 +22,35 @@ from jax.sharding import NamedSharding, PartitionSpec
 from functional_adam import _mesh
 from functional_adam._kernels.tiles import Part, has_full_blocks
 
-Step = Callable[[Part], Any]  # (update or parameter, what is stored)
+Step = Callable[[Part], Any]  # (update or parameter, stored state)
 
 
 def can_divide(part: Part) -> bool:
-    """Whether a mesh can divide a leaf and leave each device a part that a kernel takes.
+    """Whether a mesh can divide a leaf into parts that a kernel takes.
 
-    Where blocks are not full, XLA divides its own form, and with less to send.
+    If blocks are not full, XLA divides its own form, which also sends less.
     """
-    if _mesh.is_partly_manual():  # there XLA asks, and JAX cannot answer
+    if _mesh.is_partly_manual():  # here JAX cannot answer XLA's questions
         return False
     scale = part.stored.scale
     return scale is None or has_full_blocks(part.g.shape, scale.shape)
 
 
 def divided(step: Step, part: Part) -> Any:
-    """`step` of a leaf of which only XLA knows how it is divided; each device takes its part."""
+    """`step` of a leaf whose sharding only XLA knows; each device takes its part."""
     operands, tree = jax.tree.flatten(part)
     run = custom_partitioning(lambda *operands: _flat(step, jax.tree.unflatten(tree, operands)))
     run.def_partition(
         functools.partial(_partition, step, tree),
         functools.partial(_infer, tree),
-        decode_shardings=False,  # not all can be: some divide unevenly, or by a part of an axis
+        decode_shardings=False,  # some shardings are uneven or use a part of an axis
         sharding_rule=functools.partial(_rule, tree),
     )
     return jax.tree.unflatten(jax.tree.structure((part.g, part.stored)), run(*operands))
 
 
 def starts(sharding: NamedSharding, shape: tuple[int, ...]) -> tuple[Any, ...]:
-    """Where a device's part of this shape begins along each axis of the leaf."""
+    """The first index of a device's part of this shape along each axis of the leaf."""
     pairs = zip(_mesh.dimensions(sharding, len(shape)), shape, strict=True)
     return tuple(_index(names) * np.uint32(size) for names, size in pairs)
 
@@ -60,14 +60,14 @@ def _index(axes: tuple[str, ...]) -> Any:
 
 
 def of_scales(leaf: NamedSharding, stored: Any) -> NamedSharding | None:
-    """How the scales of a leaf that is divided so are divided; None where it has none."""
+    """The sharding of the scales of a leaf with this sharding; None if it has no scales."""
     if stored.scale is None:
         return None
     return _mesh.scale_sharding(leaf, stored.m.shape, stored.scale.shape)
 
 
 def like(part: Part, leaf: Any, scale: Any, scalar: Any) -> Part:
-    """A `Part` of what is said of arrays like the leaf, of its scales and of scalars."""
+    """A `Part` with one value for arrays like the leaf, one for its scales and one for scalars."""
     stored = jax.tree.map(lambda _: leaf, part.stored)._replace(scale=scale)
     scalars = jax.tree.map(lambda _: scalar, part.scalars)
     return Part(scalars, leaf, stored, None if part.theta is None else leaf)
@@ -78,7 +78,7 @@ def _flat(step: Step, part: Part) -> list[Any]:
 
 
 def _partition(step: Step, tree: Any, mesh: Any, operands: Any, results: Any) -> Any:
-    """The function for a part, and how its operands and results are divided."""
+    """The function for a part, and the shardings of its operands and results."""
     del results
     part = jax.tree.unflatten(tree, operands)
     leaf, scale = _shardings(mesh, part)
@@ -93,7 +93,7 @@ def _partition(step: Step, tree: Any, mesh: Any, operands: Any, results: Any) ->
 
 
 def _infer(tree: Any, mesh: Any, operands: Any, results: Any) -> Any:
-    """How results are divided: as the first moment is."""
+    """The shardings of the results, from that of the first moment."""
     del results
     part = jax.tree.unflatten(tree, operands)
     leaf, scale = _shardings(mesh, part)
@@ -101,7 +101,7 @@ def _infer(tree: Any, mesh: Any, operands: Any, results: Any) -> Any:
 
 
 def _shardings(mesh: Any, part: Part) -> tuple[NamedSharding, Any]:
-    """How a leaf and its scales are divided: as the first moment is, but only between blocks."""
+    """The shardings of a leaf and its scales: that of the first moment, but between blocks."""
     shape = part.stored.m.shape
     given = _mesh.named(mesh, part.stored.m.sharding, shape)
     scale = of_scales(given, part.stored)
@@ -111,7 +111,7 @@ def _shardings(mesh: Any, part: Part) -> tuple[NamedSharding, Any]:
 
 
 def _rule(tree: Any, mesh: Any, operands: Any, results: Any) -> SdyShardingRule:
-    """For Shardy: leading axes are divided as they are, the axis along blocks between these."""
+    """The rule for Shardy: leading axes are divided freely, the axis of blocks between blocks."""
     del mesh, results
     shapes = [jax.ShapeDtypeStruct(x.shape, np.int8) for x in operands]
     part = jax.tree.unflatten(tree, shapes)

@@ -1,7 +1,7 @@
-"""A leaf as a kernel sees it: blocks in rows, rows in planes, and where each element stands.
+"""A leaf as a kernel sees it: blocks in rows, rows in planes, and the place of each element.
 
-The random bits of an element depend on its place in the whole leaf. Of a leaf that is divided over
-a mesh a kernel has a part, which is why the distances of rows and planes are those of the whole.
+The random bits of an element depend on its place in the whole leaf. If a mesh divides the leaf, a
+kernel has only a part of it, but the distances between rows and planes are those of the whole leaf.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from functional_adam._storage.leaf_state import LeafState
 
 
 class Part(NamedTuple):
-    """A leaf, or the part of it that a device has: the operands of its step."""
+    """The operands of the step of a leaf, or of the part of it that a device has."""
 
     scalars: Any  # (s, noise, key)
     g: Any
     stored: LeafState
     theta: Any
-    starts: Any = None  # where the part begins along each axis of the leaf, as uint32
+    starts: Any = None  # first index of the part along each axis of the leaf, as uint32
 
 
 class Tiles(NamedTuple):
@@ -36,8 +36,8 @@ class Tiles(NamedTuple):
     planes: int
     rows: int
     width: int  # elements of a row
-    blocks: int  # of a row
-    length: int  # of a block
+    blocks: int  # blocks of a row
+    length: int  # elements of a block
     row_distance: int  # in elements of the whole leaf
     plane_distance: int
 
@@ -48,39 +48,39 @@ class Tiles(NamedTuple):
 
     @property
     def vector(self) -> int:
-        """The power of two that a block is filled up to where a compiler has no other vectors."""
+        """The power of two to which a block is padded for compilers without other vectors."""
         return 1 << (self.length - 1).bit_length()
 
     @property
     def lanes(self) -> int:
-        """The lanes of a TPU that a block takes, which zeros fill up."""
+        """The lanes of a TPU that a block takes, padded with zeros."""
         return max(128, self.vector)
 
     @property
     def is_contiguous(self) -> bool:
-        """Whether the part is all that stands between its first and its last element."""
+        """Whether the elements of the part are contiguous in the leaf."""
         return (self.rows == 1 or self.row_distance == self.width) and (
             self.planes == 1 or self.plane_distance == self.rows * self.row_distance
         )
 
 
 def has_full_blocks(shape: tuple[int, ...], scales: tuple[int, ...]) -> bool:
-    """Whether the blocks of a leaf are all full, and there are any."""
+    """Whether a leaf has blocks and all of them are full."""
     width = math.prod(shape[len(scales) - 1 :])
     return math.prod(shape) > 0 and block_length(width, scales[-1]) * scales[-1] == width
 
 
 def fits_gpu(tiles: Tiles, dtypes: Sequence[np.dtype[Any]]) -> bool:
-    """Whether a GPU has a kernel for such a leaf: where 32 bits count its elements."""
+    """Whether a GPU has a kernel for such a leaf: if 32 bits can count its elements."""
     del dtypes
     return tiles.planes * tiles.rows * tiles.width < 2**31
 
 
 def fits_tpu(tiles: Tiles, dtypes: Sequence[np.dtype[Any]]) -> bool:
-    """Whether a TPU has a kernel for such a leaf: one block a row, or blocks of whole vectors.
+    """Whether a TPU has a kernel for such a leaf: one block per row, or blocks of whole vectors.
 
-    32 rows of a longer block would not fit into the chip's memory, with all that is made of them.
-    `dtypes` are those of the gradient and the parameter: Mosaic has no float16.
+    32 rows of longer blocks, with their intermediate results, would not fit into the chip's memory.
+    `dtypes` are those of the gradient and the parameter; Mosaic has no float16.
     """
     has_lanes = tiles.blocks == 1 or tiles.length == tiles.lanes
     fits = has_lanes and tiles.lanes <= 2**12 and 1 < tiles.width < 2**31
@@ -93,7 +93,7 @@ FITS = {"gpu": fits_gpu, "tpu": fits_tpu}
 def kernels(
     shape: tuple[int, ...], scales: tuple[int, ...], dtype: np.dtype[Any]
 ) -> tuple[str, ...]:
-    """The kinds of devices that have a kernel for codes of a leaf of this shape and dtype."""
+    """The kinds of devices with a kernel for a leaf of this shape and dtype with 8-bit moments."""
     found = tiles(shape, scales)
     if found is None:
         return ()
@@ -103,9 +103,9 @@ def kernels(
 def tiles(
     part: tuple[int, ...], scales: tuple[int, ...], whole: tuple[int, ...] | None = None
 ) -> Tiles | None:
-    """The tiles of a part of a leaf of shape `whole`; None where a kernel could not tell places.
+    """The tiles of a part of a leaf of shape `whole`; None if a kernel could not compute places.
 
-    That is a part of which more than two leading axes would have distances of their own.
+    That is a part where more than two leading axes would have distances of their own.
     """
     whole = part if whole is None else whole
     lead = len(scales) - 1
@@ -125,7 +125,7 @@ def tiles(
 
 
 def origin(leaf: tuple[int, ...], starts: Any) -> Any:
-    """Where the first element of a part stands in a leaf of that shape."""
+    """The place of a part's first element in a leaf of this shape."""
     if starts is None:
         return np.uint32(0)
     pairs = zip(starts, _distances(leaf), strict=True)
@@ -133,9 +133,9 @@ def origin(leaf: tuple[int, ...], starts: Any) -> Any:
 
 
 def shift(leaf: tuple[int, ...], part: tuple[int, ...], at: list[Any]) -> Any:
-    """How much farther from the first element of a part another is in the leaf than in the part.
+    """How much farther an element is from a part's first element in the leaf than in the part.
 
-    `at` is where the other element stands along each axis of the part, as uint32.
+    `at` is the index of the element along each axis of the part, as uint32.
     """
     ways = zip(_distances(leaf), _distances(part), at, strict=True)
     far = [x * np.uint32((int(in_leaf) - int(in_part)) % 2**32) for in_leaf, in_part, x in ways]
@@ -143,7 +143,7 @@ def shift(leaf: tuple[int, ...], part: tuple[int, ...], at: list[Any]) -> Any:
 
 
 def _distances(shape: tuple[int, ...]) -> list[np.uint32]:
-    """How many elements lie between neighbours along each axis, modulo 2**32."""
+    """The distance of neighbors along each axis in elements, modulo 2**32."""
     after = [int(np.prod(shape[axis + 1 :], dtype=object)) for axis in range(len(shape))]
     return [np.uint32(n % 2**32) for n in after]
 
@@ -152,7 +152,7 @@ def _distances(shape: tuple[int, ...]) -> list[np.uint32]:
 
 
 class Packed(NamedTuple):
-    """The scalars of a step as two vectors, which is how a kernel takes them."""
+    """The scalars of a step as two vectors, the form in which a kernel takes them."""
 
     floats: jax.Array
     words: jax.Array  # uint32
@@ -160,7 +160,7 @@ class Packed(NamedTuple):
     dtypes: tuple[Any, ...]
 
     def unpacked(self, floats: Any, words: Any) -> Any:
-        """The tree again, of scalars read from references to the vectors."""
+        """The tree of scalars, read back from references to the vectors."""
         places = {np.dtype(np.float32): iter(range(self.floats.size))}
         others = iter(range(self.words.size))
         leaves = []
@@ -174,7 +174,7 @@ class Packed(NamedTuple):
 
 
 def packed(scalars: Any) -> Packed:
-    """float32 scalars, and integers and booleans, side by side."""
+    """The scalars packed into vectors: float32 in one, integers and booleans in the other."""
     leaves, tree = jax.tree.flatten(scalars)
     leaves = [jnp.asarray(x) for x in leaves]
     floats = [x for x in leaves if x.dtype == jnp.float32]
@@ -187,7 +187,7 @@ def results(
 ) -> tuple[list[jax.ShapeDtypeStruct], dict[int, int]]:
     """The results of a kernel on two vectors and `arrays`, and which operands they overwrite.
 
-    What is stored takes the place of what was, and a parameter that of the old one.
+    Each stored array overwrites its old one, and a new parameter the old parameter.
     """
     count = len(jax.tree.leaves(stored))
     dtype = theta.dtype if config.applies else config.out

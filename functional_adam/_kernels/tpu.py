@@ -19,19 +19,20 @@ from functional_adam._storage.formats import Int8
 from functional_adam._storage.leaf_state import LeafState
 from functional_adam._storage.reductions import GROUPS, Reductions, groups_of
 
-_TILE = 2**16  # elements that are brought into the chip's memory at once, if 32 rows have no more
-_ROWS = 32  # of a tile of 8-bit numbers
-_BLOCKS = 128  # of a row whose scales are brought at once: these are a tile themselves
-_WIDTH = 2**12  # elements of a row in a tile of `_ROWS`, which with few rows more would not fit
+_TILE = 2**16  # elements loaded into the chip's memory at once, unless 32 rows have more
+_ROWS = 32  # rows of a tile of 8-bit numbers
+_BLOCKS = 128  # blocks of a row whose scales are loaded at once; they form a tile themselves
+_WIDTH = 2**12  # elements of a row in a tile of `_ROWS`; a few more rows would not fit
 
 # ---- Blocks along lanes ----
 
 # A TPU's vectors are 8 rows of 128 lanes. Along lanes it has maxima and sums of floats only, and no
-# reshape: the maximum of a group stands in each of its lanes. Bits of floats >= 0 are in order.
+# reshape. So each lane of a group holds the group's maximum. The bits of floats >= 0 are ordered
+# like the floats.
 
 
 def _on_lanes(groups: int) -> Reductions:
-    """Of blocks whose lanes are a power of two, filled up with zeros or not."""
+    """The reductions of blocks whose lanes are a power of two, padded with zeros or not."""
 
     def of_groups(x: jax.Array) -> jax.Array:
         x, distance = from_bits(x), x.shape[-1] // 2
@@ -52,13 +53,13 @@ def _on_lanes(groups: int) -> Reductions:
 
 @dataclasses.dataclass(frozen=True)
 class _OnLanes(Int8):
-    """`Int8`, its blocks along lanes: the same numbers."""
+    """`Int8` with blocks along lanes; it computes the same numbers."""
 
     groups: int = GROUPS
 
     @property
     def reductions(self) -> Reductions:
-        """Along lanes."""
+        """The reductions along lanes."""
         return _on_lanes(self.groups)
 
 
@@ -72,12 +73,12 @@ def _fills_lanes(tiles: Tiles) -> bool:
 def one_pass(
     config: LeafConfig, tiles: Tiles, origin: Any, part: Part, *, interpret: bool = False
 ) -> tuple[jax.Array, LeafState]:
-    """`update_leaf` of a part of a leaf whose first element stands at `origin` of the whole."""
+    """`update_leaf` of a part of a leaf that begins at element `origin` of the whole leaf."""
     scalars, g, stored, theta, _ = part
     config = config._replace(moments=_OnLanes(groups=groups_of(tiles.length)))
     tiles, lanes = _folded(tiles), tiles.lanes
     rows, blocks, across = _tile(tiles)
-    pieces = np.int32(pl.cdiv(across, blocks))  # of the blocks whose scales are there
+    pieces = np.int32(pl.cdiv(across, blocks))  # pieces of the blocks whose scales are loaded
     given = packed((scalars, origin))
     whole, tree = jax.tree.flatten((g, stored, theta))
     arrays = [x.reshape(tiles.planes, tiles.rows, -1) for x in whole]
@@ -116,7 +117,7 @@ def one_pass(
 
 
 def _tile(tiles: Tiles) -> tuple[int, int, int]:
-    """(rows and blocks of a tile, blocks of a row whose scales are brought at once)."""
+    """(rows and blocks of a tile, blocks of a row whose scales are loaded at once)."""
     across = tiles.blocks if tiles.blocks < 2 * _BLOCKS else _BLOCKS
     blocks = pl.cdiv(across, pl.cdiv(across * tiles.lanes, max(tiles.lanes, _WIDTH)))
     rows = max(_ROWS, _TILE // (blocks * tiles.lanes) // _ROWS * _ROWS)
@@ -124,7 +125,7 @@ def _tile(tiles: Tiles) -> tuple[int, int, int]:
 
 
 def _folded(tiles: Tiles) -> Tiles:
-    """A single row as several: a tile has 8 rows or more, whether they are filled or not."""
+    """A single row split into several, because a tile has at least 8 rows, filled or not."""
     if tiles.rows > 1 or not (tiles.is_contiguous and _fills_lanes(tiles)):
         return tiles
     blocks = max(k for k in range(1, min(tiles.blocks, _BLOCKS) + 1) if tiles.blocks % k == 0)
@@ -135,10 +136,10 @@ def _folded(tiles: Tiles) -> Tiles:
 def _block_by_block(
     step: Any, tiles: Tiles, place: tuple[Any, Any], key: Any, inputs: Any, outputs: Any
 ) -> None:
-    """Step for step the blocks of a tile: rows of one column at once.
+    """The blocks of a tile, column by column; all rows of a column at once.
 
-    The tile's scales begin at the `first` of those brought. Of the rows `left` elements are left
-    from this tile on; what lies beyond is read as 0.
+    The scales of the tile begin at number `first` of those that are loaded. From this tile on, each
+    row has `left` elements; anything beyond is read as 0.
     """
     (first, left), (g, stored, theta) = place, inputs
     out, stored_out = jax.tree.unflatten(jax.tree.structure((g, stored)), outputs)
@@ -146,7 +147,7 @@ def _block_by_block(
     scales = stored.scale[...].astype(jnp.int32)
     rows = scales.shape[0]
     column = jax.lax.broadcasted_iota(jnp.int32, scales.shape, 1)
-    # `update_leaf` counts the elements of what it gets; these are the distances of whole rows.
+    # `update_leaf` counts the elements that it is given; these are distances between whole rows.
     row = jax.lax.broadcasted_iota(jnp.uint32, (rows, 1), 0)
     row = row * np.uint32((tiles.row_distance - lanes) % 2**32)
     lane = jax.lax.broadcasted_iota(jnp.int32, (rows, lanes), 1)
@@ -170,12 +171,12 @@ def _block_by_block(
             target[:, at] = x
         return jnp.where(here, scale, new_scales)
 
-    new_scales = stored_out.scale[...].astype(jnp.int32)  # of the row's tiles before this one
+    new_scales = stored_out.scale[...].astype(jnp.int32)  # from the row's tiles before this one
     new_scales = jax.lax.fori_loop(0, g.shape[1] // lanes, one, new_scales)
     stored_out.scale[...] = new_scales.astype(jnp.uint16)
 
 
 def _or_zero(within: jax.Array, x: jax.Array) -> jax.Array:
-    """x, or 0: chosen in 32 bits, as a TPU compares and selects in them."""
+    """x or 0, selected in 32 bits, because a TPU compares and selects in 32 bits."""
     wide = jnp.float32 if jnp.issubdtype(x.dtype, jnp.floating) else jnp.int32
     return jnp.where(within, x.astype(wide), wide(0)).astype(x.dtype)

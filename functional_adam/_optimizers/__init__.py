@@ -1,1 +1,1 @@
-"""The members of the family, one a file: arguments and what they mean."""
+"""The optimizers of the family and the modifiers, one per file."""

@@ -1,4 +1,4 @@
-"""AdaBelief: steps by how far a gradient is from its mean (Zhuang et al. 2020)."""
+"""AdaBelief: steps shrink as gradients stray from their average (Zhuang et al. 2020)."""
 
 from __future__ import annotations
 
@@ -37,35 +37,44 @@ def adabelief(
     independent_weight_decay: bool = False,
     overrides: Overrides | None = None,
 ) -> GradientTransformation:
-    """Adam with the gradient's variance around m in place of its mean square.
+    """Adam with the variance of the gradient around m in place of its mean square.
+
+    m_hat and v_hat are corrected for the start at 0, as in `adam`:
 
         m <- b1 m + (1 - b1) g        v <- b2 v + (1 - b2) |g - m|**2 + eps_root
         u = -learning_rate * m_hat / (sqrt(v_hat) + eps)
 
     Args:
-        learning_rate: Step size >= 0, or a schedule `count -> step size`; the first count is 0.
-        b1: How much of m, the running average of gradients, is kept each step, in [0, 1).
-        b2: How much of v, the running average of |g - m|**2, is kept each step, in [0, 1).
-        eps: Added to the denominator, >= 0; `eps_root` alone keeps it from 0 by default.
-        eps_root: Added to v in every step, >= 0, so that v tends to at least eps_root / (1 - b2).
-            This is the paper's epsilon.
-        nesterov: True looks one step ahead (Nesterov momentum): m_hat is then that of `nadam`.
-        mu_dtype: Dtype of m in the state, such as "bfloat16". None (default): at least float32.
-        nu_dtype: Dtype of v in the state, always real. None (default): at least float32.
-        moments: How m and v are stored: "full" (default) or "bfloat16", which take 8 and 4 bytes
+        learning_rate: Step size, >= 0, or a schedule `count -> step size`; `count` is 0 at the
+            first step. Default 0.001.
+        b1: Decay rate of m, the running average of gradients, in [0, 1). m averages over about
+            `1 / (1 - b1)` steps. Default 0.9.
+        b2: Decay rate of v, the running average of |g - m|**2, in [0, 1). Default 0.999.
+        eps: Added to the denominator, >= 0. With the default `eps_root` the denominator is positive
+            even without it. Default 1e-16.
+        eps_root: Added to v in every step, >= 0. In the long run it keeps v at or above eps_root /
+            (1 - b2). The paper calls it epsilon. Default 1e-16.
+        nesterov: True uses Nesterov momentum: m_hat looks one step ahead, as in `nadam`.
+        mu_dtype: Dtype in which m is stored, such as "bfloat16". None (default): float32, or the
+            parameter's dtype if that is wider.
+        nu_dtype: Dtype in which v is stored; always real. None (default): float32, or float64 for
+            parameters of 64-bit precision.
+        moments: Storage format of m and v: "full" (default) or "bfloat16", which take 8 and 4 bytes
             per float32 parameter; or a `Full` or `BFloat16` object. "int8" is refused.
-        rounding: How a step of a 16-bit parameter is rounded: "nearest" (default), "stochastic",
-            "compensated" or "split". All but the first keep small steps; `update` then needs
-            `params`.
-        weight_decay: Decoupled weight decay >= 0, or a schedule. The learning rate multiplies it.
-            Unless it is 0, `update` needs `params`. None (default): no decay.
-        mask: Which parameters decay: a tree of booleans (or a prefix of one), or a function from
-            the parameters to such a tree. None (default): all of them.
-        independent_weight_decay: True: the learning rate does not multiply `weight_decay`.
-        overrides: Hyperparameters for some leaves: a list of (regular expression, dict of
-            arguments), of which the first one found in a leaf's path, such as "layers/0/bias",
-            wins; or a function (path, leaf) -> dict (see docs/per-layer.md). None (default): all
-            leaves have the same.
+        rounding: How a 16-bit parameter is rounded when it takes a step: "nearest" (default),
+            "stochastic", "compensated" or "split". "nearest" loses small steps. The other three
+            keep them, and `update` then needs `params`. Wider parameters are not affected.
+        weight_decay: Decoupled weight decay, >= 0, or a schedule `count -> weight decay`. Each step
+            shrinks theta by the fraction learning_rate * weight_decay. Unless it is 0, `update`
+            needs `params`. None (default): no decay.
+        mask: Which parameters decay: a tree of booleans, a prefix of one, or a function from the
+            parameters to such a tree. None (default): all parameters.
+        independent_weight_decay: True shrinks theta by the fraction `weight_decay` itself, without
+            the factor learning_rate.
+        overrides: Other hyperparameters for some leaves: a list of (regular expression, dict of
+            arguments) pairs, or a function (path, leaf) -> dict. A leaf gets the arguments of the
+            first pair whose expression is found in its path, such as "layers/0/bias". See
+            docs/per-layer.md. None (default): all leaves have the same hyperparameters.
 
     Returns:
         A `GradientTransformation` whose state is an `AdamState`; `nu` is the v above.
@@ -115,7 +124,7 @@ def scale_by_belief(
     moments: MomentFormat = "full",
     overrides: Overrides | None = None,
 ) -> GradientTransformation:
-    """AdaBelief's direction without learning rate and sign, for `optax.chain`.
+    """AdaBelief's direction, without learning rate and minus sign, for `optax.chain`.
 
     Follow it with `optax.scale_by_learning_rate`. The arguments are as in `adabelief`.
 

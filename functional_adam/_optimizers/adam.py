@@ -38,34 +38,44 @@ def adam(
 ) -> GradientTransformation:
     """Adam: the average gradient divided by the root of the average squared gradient.
 
+    With g the gradient and t the number of the step, counted from 1, the update u is
+
         m <- b1 m + (1 - b1) g              m_hat = m / (1 - b1**t)
         v <- b2 v + (1 - b2) |g|**2         v_hat = v / (1 - b2**t)
         u = -learning_rate * m_hat / (sqrt(v_hat + eps_root) + eps)
 
-    Argument order and defaults are Optax's. For weight decay see `adamw`.
+    The order and the defaults of the arguments are Optax's. For weight decay use `adamw`.
 
     Args:
-        learning_rate: Step size >= 0, or a schedule `count -> step size`; the first count is 0.
-        b1: How much of m, the running average of gradients, is kept each step, in [0, 1).
-        b2: How much of v, the running average of squared gradients, is kept each step, in [0, 1).
-        eps: Added to the denominator, >= 0. It shortens the steps where gradients are small.
-        eps_root: Added under the square root, >= 0. The paper has none.
-        mu_dtype: Dtype of m in the state, such as "bfloat16". None (default): at least float32.
-        nesterov: True looks one step ahead (Nesterov momentum): m_hat is then that of `nadam`.
-        nu_dtype: Dtype of v in the state, always real. None (default): at least float32.
-        moments: How m and v are stored: "full" (default), "bfloat16" or "int8", which take 8, 4 and
-            2 bytes per float32 parameter; or a `Full`, `BFloat16` or `Int8` object.
-        rounding: How a step of a 16-bit parameter is rounded: "nearest" (default), "stochastic",
-            "compensated" or "split". All but the first keep small steps; `update` then needs
-            `params`.
-        l2: L2 regularization >= 0, or a schedule: adds l2 * theta to the gradient; `update` then
-            needs `params`. None (default): no regularization.
-        eps_placement: Where eps is added: "after_correction" (default) to sqrt(v_hat), or
-            "before_correction" to sqrt(v), as in TensorFlow and Keras.
-        overrides: Hyperparameters for some leaves: a list of (regular expression, dict of
-            arguments), of which the first one found in a leaf's path, such as "layers/0/bias",
-            wins; or a function (path, leaf) -> dict (see docs/per-layer.md). None (default): all
-            leaves have the same.
+        learning_rate: Step size, >= 0, or a schedule `count -> step size`; `count` is 0 at the
+            first step. A parameter moves by about the step size, whatever the size of its gradient.
+            Default 0.001.
+        b1: Decay rate of m, the running average of gradients, in [0, 1). m averages over about
+            `1 / (1 - b1)` steps. Default 0.9.
+        b2: Decay rate of v, the running average of squared gradients, in [0, 1). v averages over
+            about `1 / (1 - b2)` steps. Default 0.999.
+        eps: Added to the denominator to avoid division by zero, >= 0. A larger value shortens the
+            steps where gradients are small. Default 1e-8.
+        eps_root: Added to the second moment under the square root, >= 0. The paper does not have
+            it. Default 0.
+        mu_dtype: Dtype in which m is stored, such as "bfloat16". None (default): float32, or the
+            parameter's dtype if that is wider. Setting it needs moments="full".
+        nesterov: True uses Nesterov momentum: m_hat looks one step ahead, as in `nadam`.
+        nu_dtype: Dtype in which v is stored; always real. None (default): float32, or float64 for
+            parameters of 64-bit precision. Setting it needs moments="full".
+        moments: Storage format of m and v: "full" (default), "bfloat16" or "int8", which take 8, 4
+            and 2 bytes per float32 parameter; or a `Full`, `BFloat16` or `Int8` object.
+        rounding: How a 16-bit parameter is rounded when it takes a step: "nearest" (default),
+            "stochastic", "compensated" or "split". "nearest" loses small steps. The other three
+            keep them, and `update` then needs `params`. Wider parameters are not affected.
+        l2: L2 regularization, >= 0, or a schedule `count -> l2`. It adds l2 * theta to the
+            gradient, so `update` needs `params`. None (default): no regularization.
+        eps_placement: Where eps is added: "after_correction" (default) adds it to sqrt(v_hat),
+            "before_correction" to sqrt(v), as TensorFlow and Keras do.
+        overrides: Other hyperparameters for some leaves: a list of (regular expression, dict of
+            arguments) pairs, or a function (path, leaf) -> dict. A leaf gets the arguments of the
+            first pair whose expression is found in its path, such as "layers/0/bias". See
+            docs/per-layer.md. None (default): all leaves have the same hyperparameters.
 
     Returns:
         A `GradientTransformation` whose state is an `AdamState`.
@@ -120,35 +130,50 @@ def adamw(
 ) -> GradientTransformation:
     """Adam with decoupled weight decay.
 
-    u = -learning_rate * (m_hat / (sqrt(v_hat + eps_root) + eps) + weight_decay * theta), with m_hat
-    and v_hat the averages of the gradient and of its square, corrected for their start at 0.
-    Argument order and defaults are Optax's (`torch.optim.AdamW` has `weight_decay=1e-2`).
+    With g the gradient, theta the parameter and t the number of the step, counted from 1, the
+    update u is
+
+        m <- b1 m + (1 - b1) g              m_hat = m / (1 - b1**t)
+        v <- b2 v + (1 - b2) |g|**2         v_hat = v / (1 - b2**t)
+        u = -learning_rate * (m_hat / (sqrt(v_hat + eps_root) + eps) + weight_decay * theta)
+
+    The order and the defaults of the arguments are Optax's. (`torch.optim.AdamW` decays by 1e-2.)
 
     Args:
-        learning_rate: Step size >= 0, or a schedule `count -> step size`; the first count is 0.
-        b1: How much of m, the running average of gradients, is kept each step, in [0, 1).
-        b2: How much of v, the running average of squared gradients, is kept each step, in [0, 1).
-        eps: Added to the denominator, >= 0. It shortens the steps where gradients are small.
-        eps_root: Added under the square root, >= 0. The paper has none.
-        mu_dtype: Dtype of m in the state, such as "bfloat16". None (default): at least float32.
-        weight_decay: Decoupled weight decay >= 0, or a schedule. The learning rate multiplies it.
-            Unless it is 0, `update` needs `params`.
-        mask: Which parameters decay: a tree of booleans (or a prefix of one), or a function from
-            the parameters to such a tree. None (default): all of them.
-        nesterov: True looks one step ahead (Nesterov momentum): m_hat is then that of `nadam`.
-        nu_dtype: Dtype of v in the state, always real. None (default): at least float32.
-        moments: How m and v are stored: "full" (default), "bfloat16" or "int8", which take 8, 4 and
-            2 bytes per float32 parameter; or a `Full`, `BFloat16` or `Int8` object.
-        rounding: How a step of a 16-bit parameter is rounded: "nearest" (default), "stochastic",
-            "compensated" or "split". All but the first keep small steps; `update` then needs
-            `params`.
-        independent_weight_decay: True: the learning rate does not multiply `weight_decay`.
-        eps_placement: Where eps is added: "after_correction" (default) to sqrt(v_hat), or
-            "before_correction" to sqrt(v), as in TensorFlow and Keras.
-        overrides: Hyperparameters for some leaves: a list of (regular expression, dict of
-            arguments), of which the first one found in a leaf's path, such as "layers/0/bias",
-            wins; or a function (path, leaf) -> dict (see docs/per-layer.md). None (default): all
-            leaves have the same.
+        learning_rate: Step size, >= 0, or a schedule `count -> step size`; `count` is 0 at the
+            first step. A parameter moves by about the step size, whatever the size of its gradient.
+            Default 0.001.
+        b1: Decay rate of m, the running average of gradients, in [0, 1). m averages over about
+            `1 / (1 - b1)` steps. Default 0.9.
+        b2: Decay rate of v, the running average of squared gradients, in [0, 1). v averages over
+            about `1 / (1 - b2)` steps. Default 0.999.
+        eps: Added to the denominator to avoid division by zero, >= 0. A larger value shortens the
+            steps where gradients are small. Default 1e-8.
+        eps_root: Added to the second moment under the square root, >= 0. The paper does not have
+            it. Default 0.
+        mu_dtype: Dtype in which m is stored, such as "bfloat16". None (default): float32, or the
+            parameter's dtype if that is wider. Setting it needs moments="full".
+        weight_decay: Decoupled weight decay, >= 0, or a schedule `count -> weight decay`. Each step
+            shrinks theta by the fraction learning_rate * weight_decay. Unless it is 0, `update`
+            needs `params`. Default 0.0001.
+        mask: Which parameters decay: a tree of booleans, a prefix of one, or a function from the
+            parameters to such a tree. None (default): all parameters.
+        nesterov: True uses Nesterov momentum: m_hat looks one step ahead, as in `nadam`.
+        nu_dtype: Dtype in which v is stored; always real. None (default): float32, or float64 for
+            parameters of 64-bit precision. Setting it needs moments="full".
+        moments: Storage format of m and v: "full" (default), "bfloat16" or "int8", which take 8, 4
+            and 2 bytes per float32 parameter; or a `Full`, `BFloat16` or `Int8` object.
+        rounding: How a 16-bit parameter is rounded when it takes a step: "nearest" (default),
+            "stochastic", "compensated" or "split". "nearest" loses small steps. The other three
+            keep them, and `update` then needs `params`. Wider parameters are not affected.
+        independent_weight_decay: True shrinks theta by the fraction `weight_decay` itself, without
+            the factor learning_rate.
+        eps_placement: Where eps is added: "after_correction" (default) adds it to sqrt(v_hat),
+            "before_correction" to sqrt(v), as TensorFlow and Keras do.
+        overrides: Other hyperparameters for some leaves: a list of (regular expression, dict of
+            arguments) pairs, or a function (path, leaf) -> dict. A leaf gets the arguments of the
+            first pair whose expression is found in its path, such as "layers/0/bias". See
+            docs/per-layer.md. None (default): all leaves have the same hyperparameters.
 
     Returns:
         A `GradientTransformation` whose state is an `AdamState`.
@@ -200,9 +225,9 @@ def scale_by_adam(
     eps_placement: Placement = "after_correction",
     overrides: Overrides | None = None,
 ) -> GradientTransformation:
-    """Adam's direction without learning rate and sign, for `optax.chain`.
+    """Adam's direction, without learning rate and minus sign, for `optax.chain`.
 
-    u = m_hat / (sqrt(v_hat + eps_root) + eps).
+    u = m_hat / (sqrt(v_hat + eps_root) + eps), with the m_hat and v_hat of `adam`.
 
     Follow it with `optax.scale_by_learning_rate`. The arguments are as in `adam`.
 

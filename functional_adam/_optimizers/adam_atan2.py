@@ -37,43 +37,50 @@ def adam_atan2(
     independent_weight_decay: bool = False,
     overrides: Overrides | None = None,
 ) -> GradientTransformation:
-    """Adam without eps: an arctangent in place of the division, which never divides by 0.
+    """Adam without eps: an arctangent replaces the division, so nothing is divided by 0.
 
         d = a * atan2(m_hat, b * sqrt(v_hat))
         u = -learning_rate * (d + weight_decay * theta)
 
-    Scaling the loss by any number changes nothing, as far as v holds the squares (down to gradients
-    of 1e-19 in float32). No element of d is larger than a * pi / 2. Where m_hat is much smaller
-    than b * sqrt(v_hat), d is a / b times Adam's direction. For complex gradients d has the size
-    a * atan2(|m_hat|, b * sqrt(v_hat)) and the phase of m_hat.
+    Scaling the loss by any number does not change the steps, as long as v can hold the squares (for
+    gradients down to 1e-19 in float32). No element of d is larger than a * pi / 2. Where m_hat is
+    much smaller than b * sqrt(v_hat), d is a / b times Adam's direction. For complex gradients d
+    has the size a * atan2(|m_hat|, b * sqrt(v_hat)) and the phase of m_hat.
 
     Args:
-        learning_rate: Step size >= 0, or a schedule `count -> step size`; the first count is 0.
-        b1: How much of m, the running average of gradients, is kept each step, in [0, 1).
-        b2: How much of v, the running average of squared gradients, is kept each step, in [0, 1).
-        a: Factor of the arctangent, >= 0. The default is 4 / pi, with which d = 1 for a gradient
-            that never changes, if b = 1.
-        b: Factor of sqrt(v_hat) in the arctangent, >= 0. A large one with an equally large `a` is
-            Adam; a small one makes steps that go by the sign of m_hat.
-        mu_dtype: Dtype of m in the state, such as "bfloat16". None (default): at least float32.
-        weight_decay: Decoupled weight decay >= 0, or a schedule. The learning rate multiplies it.
-            Unless it is 0, `update` needs `params`.
-        mask: Which parameters decay: a tree of booleans (or a prefix of one), or a function from
-            the parameters to such a tree. None (default): all of them.
-        nu_dtype: Dtype of v in the state, always real. None (default): at least float32.
-        moments: How m and v are stored: "full" (default), "bfloat16" or "int8", which take 8, 4 and
-            2 bytes per float32 parameter; or a `Full`, `BFloat16` or `Int8` object.
-        rounding: How a step of a 16-bit parameter is rounded: "nearest" (default), "stochastic",
-            "compensated" or "split". All but the first keep small steps; `update` then needs
-            `params`.
-        independent_weight_decay: True: the learning rate does not multiply `weight_decay`.
-        overrides: Hyperparameters for some leaves: a list of (regular expression, dict of
-            arguments), of which the first one found in a leaf's path, such as "layers/0/bias",
-            wins; or a function (path, leaf) -> dict (see docs/per-layer.md). None (default): all
-            leaves have the same.
+        learning_rate: Step size, >= 0, or a schedule `count -> step size`; `count` is 0 at the
+            first step. Default 0.001.
+        b1: Decay rate of m, the running average of gradients, in [0, 1). m averages over about
+            `1 / (1 - b1)` steps. Default 0.9.
+        b2: Decay rate of v, the running average of squared gradients, in [0, 1). v averages over
+            about `1 / (1 - b2)` steps. Default 0.999.
+        a: Factor in front of the arctangent, >= 0. With b = 1, a = 4 / pi (about 1.27) gives d = 1
+            for a gradient that never changes. Default 1.27.
+        b: Factor of sqrt(v_hat) inside the arctangent, >= 0. A large `b` with an equally large `a`
+            gives Adam. A small `b` gives steps that depend mostly on the sign of m_hat. Default 1.
+        mu_dtype: Dtype in which m is stored, such as "bfloat16". None (default): float32, or the
+            parameter's dtype if that is wider.
+        weight_decay: Decoupled weight decay, >= 0, or a schedule `count -> weight decay`. Each step
+            shrinks theta by the fraction learning_rate * weight_decay. Unless it is 0, `update`
+            needs `params`. Default 0.
+        mask: Which parameters decay: a tree of booleans, a prefix of one, or a function from the
+            parameters to such a tree. None (default): all parameters.
+        nu_dtype: Dtype in which v is stored; always real. None (default): float32, or float64 for
+            parameters of 64-bit precision.
+        moments: Storage format of m and v: "full" (default), "bfloat16" or "int8", which take 8, 4
+            and 2 bytes per float32 parameter; or a `Full`, `BFloat16` or `Int8` object.
+        rounding: How a 16-bit parameter is rounded when it takes a step: "nearest" (default),
+            "stochastic", "compensated" or "split". "nearest" loses small steps. The other three
+            keep them, and `update` then needs `params`. Wider parameters are not affected.
+        independent_weight_decay: True shrinks theta by the fraction `weight_decay` itself, without
+            the factor learning_rate.
+        overrides: Other hyperparameters for some leaves: a list of (regular expression, dict of
+            arguments) pairs, or a function (path, leaf) -> dict. A leaf gets the arguments of the
+            first pair whose expression is found in its path, such as "layers/0/bias". See
+            docs/per-layer.md. None (default): all leaves have the same hyperparameters.
 
     Returns:
-        A `GradientTransformation` whose state is an `AdamState`, the same as Adam's.
+        A `GradientTransformation` whose state is the same `AdamState` as that of `adam`.
 
     Example:
         >>> import functional_adam as fa, jax.numpy as jnp
@@ -83,8 +90,8 @@ def adam_atan2(
         Array([-0.15708, -0.     ], dtype=float32)
 
     References:
-        Everett et al. 2024, Scaling Exponents Across Parameterizations and Optimizers, section 3.3;
-        the default of `a` is that of lucidrains' adam-atan2-pytorch.
+        Everett et al. 2024, Scaling Exponents Across Parameterizations and Optimizers, section 3.3.
+        The default of `a` comes from lucidrains' adam-atan2-pytorch.
     """
     return transformation(
         make_settings(

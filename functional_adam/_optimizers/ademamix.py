@@ -39,39 +39,48 @@ def ademamix(
     independent_weight_decay: bool = False,
     overrides: Overrides | None = None,
 ) -> GradientTransformation:
-    """Adam with a second, slower average: over about 10,000 gradients, where m is over 10.
+    """Adam with a second, slower average of gradients: over about 10,000 of them, m over 10.
 
         m_slow <- b3 m_slow + (1 - b3) g        (not corrected for its start at 0)
         d = (m_hat + alpha * m_slow) / (sqrt(v_hat + eps_root) + eps)
         u = -learning_rate * (d + weight_decay * theta)
 
-    The paper raises `alpha` from 0 and `b3` from b1 over the run: pass schedules.
+    The paper raises `alpha` from 0 and `b3` from b1 during the run: pass schedules for that.
 
     Args:
-        learning_rate: Step size >= 0, or a schedule `count -> step size`; the first count is 0.
-        b1: How much of m, the running average of gradients, is kept each step, in [0, 1).
-        b2: How much of v, the running average of squared gradients, is kept each step, in [0, 1).
-        b3: How much of m_slow is kept each step, in [0, 1), or a schedule `count -> b3`.
-        alpha: Weight of m_slow in the step, >= 0, or a schedule `count -> alpha`.
-        eps: Added to the denominator, >= 0. It shortens the steps where gradients are small.
-        eps_root: Added under the square root, >= 0. The paper has none.
-        mu_dtype: Dtype of m and m_slow in the state, such as "bfloat16". None (default): at least
-            float32.
-        weight_decay: Decoupled weight decay >= 0, or a schedule. The learning rate multiplies it.
-            Unless it is 0, `update` needs `params`.
-        mask: Which parameters decay: a tree of booleans (or a prefix of one), or a function from
-            the parameters to such a tree. None (default): all of them.
-        nu_dtype: Dtype of v in the state, always real. None (default): at least float32.
-        moments: How the three moments are stored: "full" (default) or "bfloat16", which take 12 and
-            6 bytes per float32 parameter; or a `Full` or `BFloat16` object. "int8" is refused.
-        rounding: How a step of a 16-bit parameter is rounded: "nearest" (default), "stochastic",
-            "compensated" or "split". All but the first keep small steps; `update` then needs
-            `params`.
-        independent_weight_decay: True: the learning rate does not multiply `weight_decay`.
-        overrides: Hyperparameters for some leaves: a list of (regular expression, dict of
-            arguments), of which the first one found in a leaf's path, such as "layers/0/bias",
-            wins; or a function (path, leaf) -> dict (see docs/per-layer.md). None (default): all
-            leaves have the same.
+        learning_rate: Step size, >= 0, or a schedule `count -> step size`; `count` is 0 at the
+            first step. Default 0.001.
+        b1: Decay rate of m, the running average of gradients, in [0, 1). m averages over about
+            `1 / (1 - b1)` steps. Default 0.9.
+        b2: Decay rate of v, the running average of squared gradients, in [0, 1). v averages over
+            about `1 / (1 - b2)` steps. Default 0.999.
+        b3: Decay rate of m_slow, the slow average of gradients, in [0, 1), or a schedule
+            `count -> b3`. Default 0.9999.
+        alpha: Weight of m_slow in the step, >= 0, or a schedule `count -> alpha`. Default 5.
+        eps: Added to the denominator to avoid division by zero, >= 0. A larger value shortens the
+            steps where gradients are small. Default 1e-8.
+        eps_root: Added to the second moment under the square root, >= 0. The paper does not have
+            it. Default 0.
+        mu_dtype: Dtype in which m and m_slow are stored, such as "bfloat16". None (default):
+            float32, or the parameter's dtype if that is wider.
+        weight_decay: Decoupled weight decay, >= 0, or a schedule `count -> weight decay`. Each step
+            shrinks theta by the fraction learning_rate * weight_decay. Unless it is 0, `update`
+            needs `params`. Default 0.
+        mask: Which parameters decay: a tree of booleans, a prefix of one, or a function from the
+            parameters to such a tree. None (default): all parameters.
+        nu_dtype: Dtype in which v is stored; always real. None (default): float32, or float64 for
+            parameters of 64-bit precision.
+        moments: Storage format of the three moments: "full" (default) or "bfloat16", which take 12
+            and 6 bytes per float32 parameter; or a `Full` or `BFloat16` object. "int8" is refused.
+        rounding: How a 16-bit parameter is rounded when it takes a step: "nearest" (default),
+            "stochastic", "compensated" or "split". "nearest" loses small steps. The other three
+            keep them, and `update` then needs `params`. Wider parameters are not affected.
+        independent_weight_decay: True shrinks theta by the fraction `weight_decay` itself, without
+            the factor learning_rate.
+        overrides: Other hyperparameters for some leaves: a list of (regular expression, dict of
+            arguments) pairs, or a function (path, leaf) -> dict. A leaf gets the arguments of the
+            first pair whose expression is found in its path, such as "layers/0/bias". See
+            docs/per-layer.md. None (default): all leaves have the same hyperparameters.
 
     Returns:
         A `GradientTransformation` whose state is an `AdamState`; `extra["mu_slow"]` is m_slow.
@@ -125,9 +134,9 @@ def scale_by_ademamix(
     moments: MomentFormat = "full",
     overrides: Overrides | None = None,
 ) -> GradientTransformation:
-    """AdEMAMix's direction without learning rate and sign, for `optax.chain`.
+    """AdEMAMix's direction, without learning rate and minus sign, for `optax.chain`.
 
-    Follow it with `optax.scale_by_learning_rate`. The arguments are as in `ademamix`, but
+    Follow it with `optax.scale_by_learning_rate`. The arguments are as in `ademamix`, except that
     `alpha` is 6 by default, as in Optax.
 
     Returns:

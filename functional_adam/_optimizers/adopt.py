@@ -1,4 +1,4 @@
-"""ADOPT: Adam that divides before it averages (Taniguchi et al. 2024)."""
+"""ADOPT: Adam that divides each gradient before averaging (Taniguchi et al. 2024)."""
 
 from __future__ import annotations
 
@@ -53,44 +53,50 @@ def adopt(
     independent_weight_decay: bool = False,
     overrides: Overrides | None = None,
 ) -> GradientTransformation:
-    """Adam that divides each gradient by the root of the previous v, then averages.
+    """Adam that divides each gradient by the root of the previous v and then averages.
 
-    The first step only sets v = |g|**2. Later ones, with c = clip_value_fn(count):
+    The first step only sets v = |g|**2. Later steps, with c = clip_value_fn(count), are:
 
         x = clip(g / max(sqrt(v), eps), -c, c)        m <- b1 m + (1 - b1) x
         v <- b2 v + (1 - b2) |g|**2                   u = -learning_rate * m
 
     Args:
-        learning_rate: Step size >= 0, or a schedule `count -> step size`; the first count is 0.
-        b1: How much of m, the running average of x, is kept each step, in [0, 1).
-        b2: How much of v, the running average of squared gradients, is kept each step, in [0, 1).
-        eps: The least divisor of a gradient, >= 0.
-        mu_dtype: Dtype of m in the state, such as "bfloat16". None (default): at least float32.
-        nesterov: True puts b1 m + (1 - b1) x, with the new m, in place of m in u.
+        learning_rate: Step size, >= 0, or a schedule `count -> step size`; `count` is 0 at the
+            first step. Default 0.001.
+        b1: Decay rate of m, the running average of x, in [0, 1). Default 0.9.
+        b2: Decay rate of v, the running average of squared gradients, in [0, 1). v averages over
+            about `1 / (1 - b2)` steps. Default 0.9999.
+        eps: Lower bound of the number that divides the gradient, >= 0. Default 1e-6.
+        mu_dtype: Dtype in which m is stored, such as "bfloat16". None (default): float32, or the
+            parameter's dtype if that is wider.
+        nesterov: True replaces m in u by b1 m + (1 - b1) x, with the new m.
         use_clipping: True (default) clips x to [-c, c].
-        clip_value_fn: The bound c: a schedule `count -> c`, or one number >= 0. The default is
+        clip_value_fn: The bound c: a schedule `count -> c`, or a constant >= 0. The default is
             count**(1/4). Clipping keeps the phase of a complex x.
-        nu_dtype: Dtype of v in the state, always real. None (default): at least float32.
-        moments: How m and v are stored: "full" (default) or "bfloat16", which take 8 and 4 bytes
+        nu_dtype: Dtype in which v is stored; always real. None (default): float32, or float64 for
+            parameters of 64-bit precision.
+        moments: Storage format of m and v: "full" (default) or "bfloat16", which take 8 and 4 bytes
             per float32 parameter; or a `Full` or `BFloat16` object. "int8" is refused.
-        rounding: How a step of a 16-bit parameter is rounded: "nearest" (default), "stochastic",
-            "compensated" or "split". All but the first keep small steps; `update` then needs
-            `params`.
-        weight_decay: Decoupled weight decay >= 0, or a schedule. The learning rate multiplies it.
-            Unless it is 0, `update` needs `params`. None (default): no decay.
-        mask: Which parameters decay: a tree of booleans (or a prefix of one), or a function from
-            the parameters to such a tree. None (default): all of them.
-        independent_weight_decay: True: the learning rate does not multiply `weight_decay`.
-        overrides: Hyperparameters for some leaves: a list of (regular expression, dict of
-            arguments), of which the first one found in a leaf's path, such as "layers/0/bias",
-            wins; or a function (path, leaf) -> dict (see docs/per-layer.md). None (default): all
-            leaves have the same.
+        rounding: How a 16-bit parameter is rounded when it takes a step: "nearest" (default),
+            "stochastic", "compensated" or "split". "nearest" loses small steps. The other three
+            keep them, and `update` then needs `params`. Wider parameters are not affected.
+        weight_decay: Decoupled weight decay, >= 0, or a schedule `count -> weight decay`. Each step
+            shrinks theta by the fraction learning_rate * weight_decay. Unless it is 0, `update`
+            needs `params`. None (default): no decay.
+        mask: Which parameters decay: a tree of booleans, a prefix of one, or a function from the
+            parameters to such a tree. None (default): all parameters.
+        independent_weight_decay: True shrinks theta by the fraction `weight_decay` itself, without
+            the factor learning_rate.
+        overrides: Other hyperparameters for some leaves: a list of (regular expression, dict of
+            arguments) pairs, or a function (path, leaf) -> dict. A leaf gets the arguments of the
+            first pair whose expression is found in its path, such as "layers/0/bias". See
+            docs/per-layer.md. None (default): all leaves have the same hyperparameters.
 
     Returns:
         A `GradientTransformation` whose state is an `AdamState`.
 
     Raises:
-        ValueError: `clip_value_fn` beside `use_clipping=False`; `mask` or
+        ValueError: `clip_value_fn` is given with `use_clipping=False`, or `mask` or
             `independent_weight_decay` without `weight_decay`.
 
     Example:
@@ -137,7 +143,7 @@ def scale_by_adopt(
     moments: MomentFormat = "full",
     overrides: Overrides | None = None,
 ) -> GradientTransformation:
-    """ADOPT's direction without learning rate and sign, for `optax.chain`.
+    """ADOPT's direction, without learning rate and minus sign, for `optax.chain`.
 
     Follow it with `optax.scale_by_learning_rate`. The arguments are as in `adopt`.
 
@@ -172,9 +178,12 @@ def _variant(nesterov: Any, use_clipping: Any, clip_value_fn: Any) -> dict[str, 
     """The variant and its own hyperparameters."""
     clip = _check.scalar("clip_value_fn", clip_value_fn, schedule=True)
     clips = _check.flag("use_clipping", use_clipping)
-    # (optax.inject_hyperparams hands over an array, from the default too.)
+    # (optax.inject_hyperparams passes an array, even for the default.)
     if not clips and clip is not _fourth_root and not isinstance(clip, jax.Array):
-        raise ValueError("clip_value_fn says how to clip; it needs use_clipping=True.")
+        raise ValueError(
+            "clip_value_fn has no effect with use_clipping=False: leave it out, or pass "
+            "use_clipping=True."
+        )
     return {
         "variant": with_nesterov(ADOPT, nesterov, F.uncorrected_nesterov_weights),
         "hyperparams": {"clip_value_fn": clip if clips else _unbounded},

@@ -46,53 +46,63 @@ def amsgrad(
     independent_weight_decay: bool = False,
     overrides: Overrides | None = None,
 ) -> GradientTransformation:
-    """Adam divided by the root of the largest v so far.
+    """Adam that divides by the root of the largest v so far.
 
-    With Adam's m and v, c1 = 1 - b1**t and c2 = 1 - b2**t, by default as in Optax:
+    m and v are computed as in `adam`. With c1 = 1 - b1**t and c2 = 1 - b2**t, Optax's form is the
+    default:
 
         v_max <- max(v_max, v / c2)
         u = -learning_rate * (m / c1 / (sqrt(v_max + eps_root) + eps) + weight_decay * theta)
 
-    `maximum="before_correction"` is PyTorch's form: v_max <- max(v_max, v), and u has v_max / c2 in
-    place of v_max. The paper corrects nothing: set `bias_correction_mu` and `bias_correction_nu` to
-    False.
+    `maximum="before_correction"` is PyTorch's form: v_max <- max(v_max, v), and v_max / c2 replaces
+    v_max in u. The paper makes no bias corrections: for its form set `bias_correction_mu` and
+    `bias_correction_nu` to False.
 
     Args:
-        learning_rate: Step size >= 0, or a schedule `count -> step size`; the first count is 0.
-        b1: How much of m, the running average of gradients, is kept each step, in [0, 1).
-        b2: How much of v, the running average of squared gradients, is kept each step, in [0, 1).
-        eps: Added to the denominator, >= 0. It shortens the steps where gradients are small.
-        eps_root: Added under the square root, >= 0. The paper has none.
-        mu_dtype: Dtype of m in the state, such as "bfloat16". None (default): at least float32.
-        bias_correction_mu: False leaves m uncorrected: c1 = 1.
-        bias_correction_nu: False leaves v uncorrected: c2 = 1.
-        nu_dtype: Dtype of v and v_max in the state, always real. None (default): at least float32.
-        moments: How the three moments are stored: "full" (default) or "bfloat16", which take 12 and
-            6 bytes per float32 parameter; or a `Full` or `BFloat16` object. "int8" is refused.
-        rounding: How a step of a 16-bit parameter is rounded: "nearest" (default), "stochastic",
-            "compensated" or "split". All but the first keep small steps; `update` then needs
-            `params`.
-        maximum: What v_max is the maximum of: "after_correction" (default) of v / c2, or
-            "before_correction" of v.
+        learning_rate: Step size, >= 0, or a schedule `count -> step size`; `count` is 0 at the
+            first step. Default 0.001.
+        b1: Decay rate of m, the running average of gradients, in [0, 1). m averages over about
+            `1 / (1 - b1)` steps. Default 0.9.
+        b2: Decay rate of v, the running average of squared gradients, in [0, 1). v averages over
+            about `1 / (1 - b2)` steps. Default 0.999.
+        eps: Added to the denominator to avoid division by zero, >= 0. A larger value shortens the
+            steps where gradients are small. Default 1e-8.
+        eps_root: Added to the second moment under the square root, >= 0. The paper does not have
+            it. Default 0.
+        mu_dtype: Dtype in which m is stored, such as "bfloat16". None (default): float32, or the
+            parameter's dtype if that is wider.
+        bias_correction_mu: False turns the bias correction of m off: c1 = 1.
+        bias_correction_nu: False turns the bias correction of v off: c2 = 1.
+        nu_dtype: Dtype in which v and v_max are stored; always real. None (default): float32, or
+            float64 for parameters of 64-bit precision.
+        moments: Storage format of the three moments: "full" (default) or "bfloat16", which take 12
+            and 6 bytes per float32 parameter; or a `Full` or `BFloat16` object. "int8" is refused.
+        rounding: How a 16-bit parameter is rounded when it takes a step: "nearest" (default),
+            "stochastic", "compensated" or "split". "nearest" loses small steps. The other three
+            keep them, and `update` then needs `params`. Wider parameters are not affected.
+        maximum: What v_max is the running maximum of: "after_correction" (default) takes v / c2,
+            "before_correction" takes v.
         eps_placement: Where eps is added: "after_correction" (default), or (only with
-            `maximum="before_correction"`) "before_correction", as in Keras.
-        l2: L2 regularization >= 0, or a schedule: adds l2 * theta to the gradient; `update` then
-            needs `params`. None (default): no regularization.
-        weight_decay: Decoupled weight decay >= 0, or a schedule. The learning rate multiplies it.
-            Unless it is 0, `update` needs `params`. None (default): no decay.
-        mask: Which parameters decay: a tree of booleans (or a prefix of one), or a function from
-            the parameters to such a tree. None (default): all of them.
-        independent_weight_decay: True: the learning rate does not multiply `weight_decay`.
-        overrides: Hyperparameters for some leaves: a list of (regular expression, dict of
-            arguments), of which the first one found in a leaf's path, such as "layers/0/bias",
-            wins; or a function (path, leaf) -> dict (see docs/per-layer.md). None (default): all
-            leaves have the same.
+            `maximum="before_correction"`) "before_correction", as Keras does.
+        l2: L2 regularization, >= 0, or a schedule `count -> l2`. It adds l2 * theta to the
+            gradient, so `update` needs `params`. None (default): no regularization.
+        weight_decay: Decoupled weight decay, >= 0, or a schedule `count -> weight decay`. Each step
+            shrinks theta by the fraction learning_rate * weight_decay. Unless it is 0, `update`
+            needs `params`. None (default): no decay.
+        mask: Which parameters decay: a tree of booleans, a prefix of one, or a function from the
+            parameters to such a tree. None (default): all parameters.
+        independent_weight_decay: True shrinks theta by the fraction `weight_decay` itself, without
+            the factor learning_rate.
+        overrides: Other hyperparameters for some leaves: a list of (regular expression, dict of
+            arguments) pairs, or a function (path, leaf) -> dict. A leaf gets the arguments of the
+            first pair whose expression is found in its path, such as "layers/0/bias". See
+            docs/per-layer.md. None (default): all leaves have the same hyperparameters.
 
     Returns:
         A `GradientTransformation` whose state is an `AdamState`; `extra["nu_max"]` is v_max.
 
     Raises:
-        ValueError: `eps_placement="before_correction"` without `maximum="before_correction"`;
+        ValueError: `eps_placement="before_correction"` without `maximum="before_correction"`, or
             `mask` or `independent_weight_decay` without `weight_decay`.
 
     Example:
@@ -142,7 +152,7 @@ def scale_by_amsgrad(
     eps_placement: Placement = "after_correction",
     overrides: Overrides | None = None,
 ) -> GradientTransformation:
-    """AMSGrad's direction without learning rate and sign, for `optax.chain`.
+    """AMSGrad's direction, without learning rate and minus sign, for `optax.chain`.
 
     Follow it with `optax.scale_by_learning_rate`. The arguments are as in `amsgrad`.
 
@@ -183,8 +193,8 @@ def _variant(correct_mu: Any, correct_nu: Any, maximum: Any, eps_placement: Any)
         variant = with_that_eps
     elif eps_placement != "after_correction":
         raise ValueError(
-            f'eps_placement={eps_placement!r} needs maximum="before_correction": a maximum of '
-            "corrected moments is not corrected again."
+            f'eps_placement={eps_placement!r} needs maximum="before_correction": with '
+            'maximum="after_correction", v_max holds corrected moments and is not corrected again.'
         )
     if not _check.flag("bias_correction_mu", correct_mu):
         variant = variant.prepare_first(F.without_first_correction)

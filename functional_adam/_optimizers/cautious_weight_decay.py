@@ -11,27 +11,28 @@ from functional_adam._types import GradientTransformation
 
 @factory
 def cautious_weight_decay(tx: GradientTransformation) -> GradientTransformation:
-    """`tx`, whose weight decay spares the weights that its step makes larger.
+    """`tx` without weight decay on the weights that its own step makes larger.
 
-    With d the direction of `tx`, of which the step is -learning_rate * d:
+    With d the direction of `tx`, whose step is -learning_rate * d:
 
         u = -learning_rate * (d + weight_decay * [d theta >= 0] * theta)
 
-    Where d and theta have the same sign, the step itself makes theta smaller, and decay helps it
-    on. Where their signs differ, the gradients want theta larger, and there is no decay. Where
-    d = 0, theta decays. For complex parameters d theta is Re(d conj(theta)). The moments are not
-    changed, and each element is judged by itself.
+    Where d and theta have the same sign, the step makes theta smaller, and theta decays as well.
+    Where their signs differ, the step makes theta larger, and theta does not decay. Where d = 0,
+    theta decays. Each element is treated on its own, and the moments do not change. For complex
+    parameters d theta means Re(d conj(theta)).
 
     Args:
         tx: A transformation of this package that takes a `weight_decay`: `adamw`, `nadamw`,
-            `amsgrad`, `lamb` and others, its mask, schedule or `independent_weight_decay` included.
+            `amsgrad`, `lamb` and others. Its `mask`, schedule and `independent_weight_decay` stay
+            in force.
 
     Returns:
         A `GradientTransformation` with the state of `tx`.
 
     Raises:
         TypeError: `tx` is not from this package.
-        ValueError: `tx` takes no `weight_decay`, or is wrapped so already.
+        ValueError: `tx` takes no `weight_decay`, or already has this modifier.
 
     Example:
         >>> import functional_adam as fa, jax.numpy as jnp
@@ -47,7 +48,8 @@ def cautious_weight_decay(tx: GradientTransformation) -> GradientTransformation:
     settings = modifiable(tx, "cautious_weight_decay")
     if not takes(settings, "weight_decay"):
         raise ValueError(
-            "cautious_weight_decay says where weight_decay acts, and tx takes none: "
-            f"{settings.origin!r}. Wrap adamw(weight_decay=...) or another factory that has it."
+            "cautious_weight_decay needs a tx with weight decay, but "
+            f"{settings.origin!r} takes no weight_decay. Wrap adamw(weight_decay=...) instead, or "
+            "another optimizer that takes it."
         )
     return modify(tx, Modifier("cautious_weight_decay", decaying=modifiers.where_it_shrinks))

@@ -1,4 +1,4 @@
-"""`clip_update_rms`: slower where the second moment is out of date (Wortsman et al. 2023)."""
+"""`clip_update_rms`: smaller steps where the second moment lags (Wortsman et al. 2023)."""
 
 from __future__ import annotations
 
@@ -17,33 +17,34 @@ from functional_adam._types import GradientTransformation, PyTree, ScalarOrSched
 def clip_update_rms(
     tx: GradientTransformation, threshold: ScalarOrSchedule = 1.0, *, stacked: PyTree = 0
 ) -> GradientTransformation:
-    """`tx`, slower in each leaf whose gradient is large for its second moment: StableAdamW.
+    """`tx` with a lower rate in each leaf whose gradient is too large for v: StableAdamW.
 
         rate = learning_rate / max(1, rms(g / max(sqrt(v_hat), eps)) / threshold)
 
-    The root mean square is over the leaf, and v_hat has this step's g in it. The rate is that of
-    all that `learning_rate` multiplies, and so of the decay, unless that is independent of it. The
-    moments are not changed: they see the whole gradient, where clipping its norm hides the spike
-    from them too.
+    The root mean square is taken over the leaf, and v_hat already includes the current g. The lower
+    rate applies to everything that `learning_rate` multiplies. That includes the decay, unless
+    `independent_weight_decay` is set. The moments do not change: they see the whole gradient,
+    whereas clipping the gradient's norm hides a spike from them too.
 
-    `adamax` has v in place of sqrt(v_hat), `adopt` and `laprop` the gradient that they divided
-    themselves. A v_hat of 0 counts as 1.
+    With `adamax`, v replaces sqrt(v_hat). With `adopt` and `laprop`, the quotient is the gradient
+    that they have divided themselves. A v_hat of 0 counts as 1.
 
     Args:
         tx: A transformation of this package (`adamw`, `lamb`, `scale_by_adam`, ...). In a chain,
             wrap the member.
-        threshold: The largest root mean square that goes unclipped, > 0, or a schedule
-            `count -> threshold`.
-        stacked: How many leading axes of a leaf stack layers or experts, which then have a mean
-            each: an integer for all leaves, a tree (or prefix of one) of integers, or a function
-            from the parameters to such a tree.
+        threshold: Largest root mean square that leaves the rate unchanged, > 0, or a schedule
+            `count -> threshold`. Default 1.
+        stacked: How many leading axes of a leaf stack layers or experts. Each of these then has a
+            mean of its own. An integer for all leaves, a tree of integers (or a prefix of one), or
+            a function from the parameters to such a tree. Default 0.
 
     Returns:
         A `GradientTransformation` with the state of `tx`.
 
     Raises:
-        TypeError: `tx` is not from this package; a `threshold` or `stacked` of another type.
-        ValueError: `tx` is clipped so already; a threshold <= 0; more stacked axes than a leaf has.
+        TypeError: `tx` is not from this package, or `threshold` or `stacked` has another type.
+        ValueError: `tx` already has this modifier, `threshold` is not positive, or `stacked` is
+            larger than the number of axes of a leaf.
 
     Example:
         >>> import functional_adam as fa, jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""The decorator of the factories: a transformation knows the call that made it."""
+"""The decorator of the factories, which records the call that made each transformation."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ P = ParamSpec("P")
 
 
 def factory(make: Callable[P, GradientTransformation]) -> Callable[P, GradientTransformation]:
-    """`make`, with its signature and types.
+    """`make` with the same signature and types, and two additions.
 
-    The call goes into the settings of what it returns, where `repr`, equality and messages find it;
-    arguments that `make` does not have are refused with the way out.
+    It stores the call in the settings of the transformation, where `repr`, equality and messages
+    find it. It refuses arguments that `make` does not have, with a hint at what to write instead.
     """
     signature = signature_of(make)
 
@@ -45,7 +45,7 @@ def factory(make: Callable[P, GradientTransformation]) -> Callable[P, GradientTr
 def _again(
     call: Callable[..., Any], arguments: Mapping[str, Any], changes: Mapping[str, Any]
 ) -> Settings:
-    """The settings of a call with some arguments changed; of a modifier, those of its tx."""
+    """The settings of a call with some arguments changed; for a modifier, changed in its tx."""
     if "tx" in arguments:
         given = {"tx": _changed(arguments["tx"], changes)}
     else:
@@ -56,6 +56,6 @@ def _again(
 
 
 def _changed(tx: GradientTransformation, changes: Mapping[str, Any]) -> GradientTransformation:
-    """A transformation that has overrides, for leaves that have these."""
+    """`tx`, which has overrides, with these arguments changed."""
     settings: Any = settings_of(tx)
     return transformation(settings.overrides.make(changes))

@@ -1,4 +1,4 @@
-"""`hyperball`: steps on the sphere of each matrix's norm (Wen et al. 2026)."""
+"""`hyperball`: steps that keep the norm of every matrix (Wen et al. 2026)."""
 
 from __future__ import annotations
 
@@ -16,36 +16,37 @@ from functional_adam._types import GradientTransformation, Mask, PyTree
 def hyperball(
     tx: GradientTransformation, mask: Mask | None = None, *, stacked: PyTree = 0
 ) -> GradientTransformation:
-    """`tx`, turning each matrix by a given angle and never changing its norm: AdamH around `adam`.
+    """`tx` with steps that turn each matrix and keep its norm; around `adam` this is AdamH.
 
-    With d the direction of `tx`, n(x) = x / |x|, the Euclidean (Frobenius) norm over a leaf, and
-    R = |theta| that of the parameter as it is now:
+    With d the direction of `tx`, R = |theta| the present Euclidean (Frobenius) norm of the leaf and
+    n(x) = x / |x|:
 
         theta <- R n(theta - learning_rate R n(d))
 
-    `learning_rate` is so the relative size of each step, the same for all matrices, and weight
-    decay has nothing to do. The norm is that of the first step to within rounding: nothing is
-    stored, and the update is computed without cancellation (docs/variants.md measures the drift).
+    `learning_rate` is therefore the relative size of each step, the same for all matrices, and
+    weight decay would have no effect. The norm stays the same to within rounding: it is not stored,
+    and the update is computed without cancellation (docs/variants.md measures the drift).
 
-    A leaf of zeros stays 0 and a scalar does not move: leave such leaves out by `mask`. `update`
+    A leaf of zeros stays 0, and a scalar does not move: exclude such leaves with `mask`. `update`
     always needs `params`. A NaN makes its whole leaf NaN.
 
     Args:
         tx: A transformation of this package with a learning rate, such as `adam(3e-3)`.
-        mask: Which leaves are on the sphere: a tree of booleans (or a prefix of one), or a function
-            from the parameters to such a tree. None (default): all of them. The others take the
-            steps of `tx`, with its decay.
-        stacked: How many leading axes of a leaf stack matrices of layers or experts, which then
-            have a norm each: an integer for all leaves, a tree (or prefix of one) of integers, or a
-            function from the parameters to such a tree.
+        mask: Which leaves keep their norm: a tree of booleans, a prefix of one, or a function from
+            the parameters to such a tree. None (default): all leaves. The other leaves take the
+            steps of `tx`, including its decay.
+        stacked: How many leading axes of a leaf stack the matrices of layers or experts. Each of
+            these matrices then has a norm of its own. An integer for all leaves, a tree of integers
+            (or a prefix of one), or a function from the parameters to such a tree. Default 0.
 
     Returns:
         A `GradientTransformation` with the state of `tx`.
 
     Raises:
-        TypeError: `tx` is not from this package; a `mask` or `stacked` of another type.
-        ValueError: `tx` decays all leaves or has no learning rate, or is on the sphere already;
-            more stacked axes than a leaf has; `update` without `params`.
+        TypeError: `tx` is not from this package, or `mask` or `stacked` has another type.
+        ValueError: `tx` decays all leaves, has no learning rate or already has this modifier;
+            `stacked` is larger than the number of axes of a leaf; or `update` is called without
+            `params`.
 
     Example:
         >>> import functional_adam as fa, jax.numpy as jnp
@@ -55,19 +56,21 @@ def hyperball(
         Array(True, dtype=bool)
 
     References:
-        Wen et al. 2026, Hyperball optimization, arXiv 2606.16899; R as Levanter's AdamH has it.
+        Wen et al. 2026, Hyperball optimization, arXiv 2606.16899. R is defined as in Levanter's
+        AdamH.
     """
     settings = modifiable(tx, "hyperball")
     if not takes(settings, "learning_rate"):
         raise ValueError(
-            f"hyperball needs the learning rate, which {settings.origin!r} leaves to others: the "
-            "step is projected after it. Wrap adam(learning_rate) or another optimizer."
+            f"hyperball needs a tx with a learning rate, but {settings.origin!r} has none. Wrap "
+            "adam(learning_rate) or another optimizer: hyperball projects the finished step."
         )
     if mask is None and not is_zero(settings.weight_decay):
         raise ValueError(
-            "hyperball keeps every norm as it is, so that weight_decay would do nothing; got "
-            f"weight_decay={short(settings.weight_decay)} of {settings.origin!r}. Pass "
-            "weight_decay=0.0, or say by mask= which leaves are on the sphere: the others decay."
+            "hyperball keeps every norm, so weight_decay would have no effect; got "
+            f"weight_decay={short(settings.weight_decay)} in {settings.origin!r}. Pass "
+            "weight_decay=0.0, or choose with mask= the leaves that keep their norm: the others "
+            "decay."
         )
     modifier = Modifier(
         "hyperball",

@@ -40,38 +40,45 @@ def lamb(
         d = m_hat / (sqrt(v_hat + eps_root) + eps) + weight_decay * theta
         u = -learning_rate * |theta| / |d| * d
 
-    The norms are Euclidean, each over a whole leaf; where either is 0, u = -learning_rate * d.
-    A leaf that stacks layers has one norm for all of them: `jax.vmap` over `update` gives each
-    layer its own (see docs/variants.md). `update` always needs `params`.
+    The norms are Euclidean, each over a whole leaf. Where one of them is 0, u is
+    -learning_rate * d. A leaf that stacks layers has one norm for all of them; `jax.vmap` over
+    `update` gives each layer its own (see docs/variants.md). `update` always needs `params`.
 
     Args:
-        learning_rate: Relative step size >= 0, or a schedule `count -> step size`: each leaf moves
-            by learning_rate * |theta|.
-        b1: How much of m, the running average of gradients, is kept each step, in [0, 1).
-        b2: How much of v, the running average of squared gradients, is kept each step, in [0, 1).
-        eps: Added to the denominator in d, >= 0. It shortens d where gradients are small.
-        eps_root: Added under the square root, >= 0. The paper has none.
-        weight_decay: Weight decay >= 0, or a schedule. It is a part of d, which the norms scale.
-        mask: Which parameters decay: a tree of booleans (or a prefix of one), or a function from
-            the parameters to such a tree. None (default): all of them. The norms scale every leaf,
-            decayed or not.
-        mu_dtype: Dtype of m in the state, such as "bfloat16". None (default): at least float32.
-        nu_dtype: Dtype of v in the state, always real. None (default): at least float32.
-        moments: How m and v are stored: "full" (default), "bfloat16" or "int8", which take 8, 4 and
-            2 bytes per float32 parameter; or a `Full`, `BFloat16` or `Int8` object.
-        rounding: How a step of a 16-bit parameter is rounded: "nearest" (default), "stochastic",
-            "compensated" or "split". All but the first keep small steps; `update` then needs
-            `params`.
-        overrides: Hyperparameters for some leaves: a list of (regular expression, dict of
-            arguments), of which the first one found in a leaf's path, such as "layers/0/bias",
-            wins; or a function (path, leaf) -> dict (see docs/per-layer.md). None (default): all
-            leaves have the same.
+        learning_rate: Relative step size, >= 0, or a schedule `count -> step size`. Each leaf moves
+            by learning_rate * |theta|. Default 0.001.
+        b1: Decay rate of m, the running average of gradients, in [0, 1). m averages over about
+            `1 / (1 - b1)` steps. Default 0.9.
+        b2: Decay rate of v, the running average of squared gradients, in [0, 1). v averages over
+            about `1 / (1 - b2)` steps. Default 0.999.
+        eps: Added to the denominator in d, >= 0. A larger value shortens d where gradients are
+            small. Default 1e-6.
+        eps_root: Added to the second moment under the square root, >= 0. The paper does not have
+            it. Default 0.
+        weight_decay: Weight decay, >= 0, or a schedule `count -> weight decay`. It is part of d, so
+            the norms scale it too. Default 0.
+        mask: Which parameters decay: a tree of booleans, a prefix of one, or a function from the
+            parameters to such a tree. None (default): all parameters. The norms scale every leaf,
+            whether it decays or not.
+        mu_dtype: Dtype in which m is stored, such as "bfloat16". None (default): float32, or the
+            parameter's dtype if that is wider.
+        nu_dtype: Dtype in which v is stored; always real. None (default): float32, or float64 for
+            parameters of 64-bit precision.
+        moments: Storage format of m and v: "full" (default), "bfloat16" or "int8", which take 8, 4
+            and 2 bytes per float32 parameter; or a `Full`, `BFloat16` or `Int8` object.
+        rounding: How a 16-bit parameter is rounded when it takes a step: "nearest" (default),
+            "stochastic", "compensated" or "split". "nearest" loses small steps. The other three
+            keep them, and `update` then needs `params`. Wider parameters are not affected.
+        overrides: Other hyperparameters for some leaves: a list of (regular expression, dict of
+            arguments) pairs, or a function (path, leaf) -> dict. A leaf gets the arguments of the
+            first pair whose expression is found in its path, such as "layers/0/bias". See
+            docs/per-layer.md. None (default): all leaves have the same hyperparameters.
 
     Returns:
         A `GradientTransformation` whose state is an `AdamState`.
 
     Raises:
-        ValueError: `update` without `params`.
+        ValueError: `update` is called without `params`.
 
     Example:
         >>> import functional_adam as fa, jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""What all modifiers share: a transformation of this package, with a step that is changed."""
+"""What all modifiers share: they take a transformation of this package and change its step."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ NONE: Mapping[str, Any] = MappingProxyType({})
 def modify(
     tx: Any, modifier: Modifier, hyperparams: Mapping[str, Any] = NONE
 ) -> GradientTransformation:
-    """`tx` with `modifier` around it; `hyperparams` are further ones, which `scalars` can read."""
+    """`tx` with `modifier` around it; `hyperparams` adds hyperparameters for `scalars` to read."""
     settings = modifiable(tx, modifier.name)
     variant = settings.variant
     if modifier.name in [other.name for other in variant.modifiers]:
         raise ValueError(
-            f"tx is {modifier.name} already: {modifier.name}({variant.name}(...)) will do."
+            f"tx already has {modifier.name} applied: apply it only once, as in "
+            f"{modifier.name}({variant.name}(...))."
         )
     variant = variant._replace(modifiers=(*variant.modifiers, modifier))
     check_format(settings.moments, variant, settings.b1, settings.b2)
@@ -32,18 +33,18 @@ def modify(
 
 
 def modifiable(tx: Any, name: str) -> Settings:
-    """The settings of what the modifier `name` was given."""
+    """The settings of the transformation that was given to the modifier `name`."""
     settings = settings_of(tx)
     if settings is None:
         raise TypeError(
             f"{name} needs a transformation made by functional_adam, such as {name}(adamw()); "
-            f"got {_describe(tx)}. Within optax.chain or another wrapper, wrap the member."
+            f"got {_describe(tx)}. In optax.chain or another wrapper, apply {name} to the member."
         )
     return settings
 
 
 def takes(settings: Settings, argument: str) -> bool:
-    """Whether the factory of a member has this argument; a variant without a factory may have."""
+    """Whether the factory of `settings` has this argument; True if no factory made them."""
     return settings.origin is None or argument in settings.origin.arguments
 
 

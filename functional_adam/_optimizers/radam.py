@@ -44,46 +44,56 @@ def radam(
     independent_weight_decay: bool = False,
     overrides: Overrides | None = None,
 ) -> GradientTransformation:
-    """Adam that warms up by itself: momentum at first, then steps scaled by how sure v is.
+    """Adam that warms up by itself: momentum at first, then steps scaled by how reliable v is.
 
-    With rho_inf = 2 / (1 - b2) - 1, and rho = rho_inf - 2 t b2**t / (1 - b2**t) the number of
-    gradients that v averages over,
+    rho is the number of gradients that v averages over. With rho_inf = 2 / (1 - b2) - 1 and
+    rho = rho_inf - 2 t b2**t / (1 - b2**t),
 
         u = -learning_rate * r * m_hat / (sqrt(v_hat + eps_root) + eps)  where rho >= threshold,
         u = -learning_rate * m_hat                                       before,
         r = sqrt((rho - 4) (rho - 2) rho_inf / ((rho_inf - 4) (rho_inf - 2) rho)).
 
-    At the defaults v is used from t = 6 on. It is never used where rho_inf is below the threshold,
-    which for a threshold of 5 means b2 < 2/3.
+    With the defaults, v is used from t = 6 on. It is never used if rho_inf is below the threshold:
+    for a threshold of 5 that means b2 < 2/3.
 
     Args:
-        learning_rate: Step size >= 0, or a schedule `count -> step size`; the first count is 0.
-        b1: How much of m, the running average of gradients, is kept each step, in [0, 1).
-        b2: How much of v, the running average of squared gradients, is kept each step, in [0, 1).
-        eps: Added to the denominator, >= 0. It shortens the steps where gradients are small.
-        eps_root: Added under the square root, >= 0. The paper has none.
-        threshold: Least rho to use v at, >= 4; 5 (default) in Optax and PyTorch, 4 in the paper.
-        nesterov: True looks one step ahead (Nesterov momentum): m_hat is then that of `nadam`.
-        mu_dtype: Dtype of m in the state, such as "bfloat16". None (default): at least float32.
-        nu_dtype: Dtype of v in the state, always real. None (default): at least float32.
-        moments: How m and v are stored: "full" (default), "bfloat16" or "int8", which take 8, 4 and
-            2 bytes per float32 parameter; or a `Full`, `BFloat16` or `Int8` object.
-        rounding: How a step of a 16-bit parameter is rounded: "nearest" (default), "stochastic",
-            "compensated" or "split". All but the first keep small steps; `update` then needs
-            `params`.
-        l2: L2 regularization >= 0, or a schedule: adds l2 * theta to the gradient; `update` then
-            needs `params`. None (default): no regularization.
-        eps_placement: Where eps is added: "after_correction" (default) to sqrt(v_hat), or
-            "before_correction" to sqrt(v), as in `torch.optim.RAdam`.
-        weight_decay: Decoupled weight decay >= 0, or a schedule. The learning rate multiplies it.
-            Unless it is 0, `update` needs `params`. None (default): no decay.
-        mask: Which parameters decay: a tree of booleans (or a prefix of one), or a function from
-            the parameters to such a tree. None (default): all of them.
-        independent_weight_decay: True: the learning rate does not multiply `weight_decay`.
-        overrides: Hyperparameters for some leaves: a list of (regular expression, dict of
-            arguments), of which the first one found in a leaf's path, such as "layers/0/bias",
-            wins; or a function (path, leaf) -> dict (see docs/per-layer.md). None (default): all
-            leaves have the same.
+        learning_rate: Step size, >= 0, or a schedule `count -> step size`; `count` is 0 at the
+            first step. Default 0.001.
+        b1: Decay rate of m, the running average of gradients, in [0, 1). m averages over about
+            `1 / (1 - b1)` steps. Default 0.9.
+        b2: Decay rate of v, the running average of squared gradients, in [0, 1). v averages over
+            about `1 / (1 - b2)` steps. Default 0.999.
+        eps: Added to the denominator to avoid division by zero, >= 0. A larger value shortens the
+            steps where gradients are small. Default 1e-8.
+        eps_root: Added to the second moment under the square root, >= 0. The paper does not have
+            it. Default 0.
+        threshold: Smallest rho at which v is used, >= 4. Optax and PyTorch use 5, the paper 4.
+            Default 5.
+        nesterov: True uses Nesterov momentum: m_hat looks one step ahead, as in `nadam`.
+        mu_dtype: Dtype in which m is stored, such as "bfloat16". None (default): float32, or the
+            parameter's dtype if that is wider.
+        nu_dtype: Dtype in which v is stored; always real. None (default): float32, or float64 for
+            parameters of 64-bit precision.
+        moments: Storage format of m and v: "full" (default), "bfloat16" or "int8", which take 8, 4
+            and 2 bytes per float32 parameter; or a `Full`, `BFloat16` or `Int8` object.
+        rounding: How a 16-bit parameter is rounded when it takes a step: "nearest" (default),
+            "stochastic", "compensated" or "split". "nearest" loses small steps. The other three
+            keep them, and `update` then needs `params`. Wider parameters are not affected.
+        l2: L2 regularization, >= 0, or a schedule `count -> l2`. It adds l2 * theta to the
+            gradient, so `update` needs `params`. None (default): no regularization.
+        eps_placement: Where eps is added: "after_correction" (default) adds it to sqrt(v_hat),
+            "before_correction" to sqrt(v), as `torch.optim.RAdam` does.
+        weight_decay: Decoupled weight decay, >= 0, or a schedule `count -> weight decay`. Each step
+            shrinks theta by the fraction learning_rate * weight_decay. Unless it is 0, `update`
+            needs `params`. None (default): no decay.
+        mask: Which parameters decay: a tree of booleans, a prefix of one, or a function from the
+            parameters to such a tree. None (default): all parameters.
+        independent_weight_decay: True shrinks theta by the fraction `weight_decay` itself, without
+            the factor learning_rate.
+        overrides: Other hyperparameters for some leaves: a list of (regular expression, dict of
+            arguments) pairs, or a function (path, leaf) -> dict. A leaf gets the arguments of the
+            first pair whose expression is found in its path, such as "layers/0/bias". See
+            docs/per-layer.md. None (default): all leaves have the same hyperparameters.
 
     Returns:
         A `GradientTransformation` whose state is an `AdamState`.
@@ -135,7 +145,7 @@ def scale_by_radam(
     eps_placement: Placement = "after_correction",
     overrides: Overrides | None = None,
 ) -> GradientTransformation:
-    """RAdam's direction without learning rate and sign, for `optax.chain`.
+    """RAdam's direction, without learning rate and minus sign, for `optax.chain`.
 
     Follow it with `optax.scale_by_learning_rate`. The arguments are as in `radam`.
 

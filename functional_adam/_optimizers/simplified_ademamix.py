@@ -1,4 +1,4 @@
-"""Simplified AdEMAMix: one slow sum and the gradient itself (Morwani et al. 2025)."""
+"""Simplified AdEMAMix: one slow sum of gradients, plus the current one (Morwani et al. 2025)."""
 
 from __future__ import annotations
 
@@ -38,38 +38,47 @@ def simplified_ademamix(
     independent_weight_decay: bool = False,
     overrides: Overrides | None = None,
 ) -> GradientTransformation:
-    """AdEMAMix with one moment: a slow sum of gradients, and this step's gradient beside it.
+    """AdEMAMix with a single first moment: a slow sum of gradients, plus the current gradient.
 
-        m <- b1 m + g        (a sum: m is up to 1 / (1 - b1) times an average, and not corrected)
+        m <- b1 m + g        (a sum, up to 1 / (1 - b1) times an average; not bias-corrected)
         d = (m + alpha * g) / (sqrt(v_hat + eps_root) + eps)
         u = -learning_rate * (d + weight_decay * theta)
 
-    Steps are some 1 / (1 - b1) times as long as Adam's at the same learning rate: begin with a
-    hundredth of Adam's at the default b1.
+    Steps are about 1 / (1 - b1) times as long as Adam's at the same learning rate. With the default
+    b1, start with a hundredth of Adam's learning rate.
 
     Args:
-        learning_rate: Step size >= 0, or a schedule `count -> step size`; the first count is 0.
-        b1: How much of m, the sum of gradients, is kept each step, in [0, 1).
-        b2: How much of v, the running average of squared gradients, is kept each step, in [0, 1).
-        alpha: Weight of this step's gradient beside m, >= 0, or a schedule `count -> alpha`.
-        eps: Added to the denominator, >= 0. It shortens the steps where gradients are small.
-        eps_root: Added under the square root, >= 0. The paper has none.
-        weight_decay: Decoupled weight decay >= 0, or a schedule. The learning rate multiplies it.
-            Unless it is 0, `update` needs `params`.
-        mask: Which parameters decay: a tree of booleans (or a prefix of one), or a function from
-            the parameters to such a tree. None (default): all of them.
-        mu_dtype: Dtype of m in the state, such as "bfloat16". None (default): at least float32.
-        nu_dtype: Dtype of v in the state, always real. None (default): at least float32.
-        moments: How m and v are stored: "full" (default) or "bfloat16", which take 8 and 4 bytes
+        learning_rate: Step size, >= 0, or a schedule `count -> step size`; `count` is 0 at the
+            first step. Default 0.001.
+        b1: Decay rate of m, the sum of gradients, in [0, 1). Default 0.99.
+        b2: Decay rate of v, the running average of squared gradients, in [0, 1). v averages over
+            about `1 / (1 - b2)` steps. Default 0.95.
+        alpha: Weight of the current gradient, added to m, >= 0, or a schedule `count -> alpha`.
+            Default 0.
+        eps: Added to the denominator to avoid division by zero, >= 0. A larger value shortens the
+            steps where gradients are small. Default 1e-8.
+        eps_root: Added to the second moment under the square root, >= 0. The paper does not have
+            it. Default 0.
+        weight_decay: Decoupled weight decay, >= 0, or a schedule `count -> weight decay`. Each step
+            shrinks theta by the fraction learning_rate * weight_decay. Unless it is 0, `update`
+            needs `params`. Default 0.
+        mask: Which parameters decay: a tree of booleans, a prefix of one, or a function from the
+            parameters to such a tree. None (default): all parameters.
+        mu_dtype: Dtype in which m is stored, such as "bfloat16". None (default): float32, or the
+            parameter's dtype if that is wider.
+        nu_dtype: Dtype in which v is stored; always real. None (default): float32, or float64 for
+            parameters of 64-bit precision.
+        moments: Storage format of m and v: "full" (default) or "bfloat16", which take 8 and 4 bytes
             per float32 parameter; or a `Full` or `BFloat16` object. "int8" is refused.
-        rounding: How a step of a 16-bit parameter is rounded: "nearest" (default), "stochastic",
-            "compensated" or "split". All but the first keep small steps; `update` then needs
-            `params`.
-        independent_weight_decay: True: the learning rate does not multiply `weight_decay`.
-        overrides: Hyperparameters for some leaves: a list of (regular expression, dict of
-            arguments), of which the first one found in a leaf's path, such as "layers/0/bias",
-            wins; or a function (path, leaf) -> dict (see docs/per-layer.md). None (default): all
-            leaves have the same.
+        rounding: How a 16-bit parameter is rounded when it takes a step: "nearest" (default),
+            "stochastic", "compensated" or "split". "nearest" loses small steps. The other three
+            keep them, and `update` then needs `params`. Wider parameters are not affected.
+        independent_weight_decay: True shrinks theta by the fraction `weight_decay` itself, without
+            the factor learning_rate.
+        overrides: Other hyperparameters for some leaves: a list of (regular expression, dict of
+            arguments) pairs, or a function (path, leaf) -> dict. A leaf gets the arguments of the
+            first pair whose expression is found in its path, such as "layers/0/bias". See
+            docs/per-layer.md. None (default): all leaves have the same hyperparameters.
 
     Returns:
         A `GradientTransformation` whose state is an `AdamState`; `mu` is the sum m.
@@ -85,7 +94,7 @@ def simplified_ademamix(
 
     References:
         Morwani et al. 2025, Connections between Schedule-Free Optimizers, AdEMAMix, and Accelerated
-        SGD Variants; arguments and defaults are Optax's.
+        SGD Variants. Arguments and defaults are Optax's.
     """
     return transformation(
         make_settings(
@@ -121,7 +130,7 @@ def scale_by_simplified_ademamix(
     moments: MomentFormat = "full",
     overrides: Overrides | None = None,
 ) -> GradientTransformation:
-    """Simplified AdEMAMix's direction without learning rate and sign, for `optax.chain`.
+    """Simplified AdEMAMix's direction, without learning rate and minus sign, for `optax.chain`.
 
     Follow it with `optax.scale_by_learning_rate`. The arguments are as in `simplified_ademamix`.
 

@@ -38,37 +38,46 @@ def yogi(
     independent_weight_decay: bool = False,
     overrides: Overrides | None = None,
 ) -> GradientTransformation:
-    """Adam whose v moves towards |g|**2 by (1 - b2) |g|**2, however far away it is.
+    """Adam whose v moves towards |g|**2 in steps of (1 - b2) |g|**2, however far away it is.
 
         m <- b1 m + (1 - b1) g        v <- v - (1 - b2) sign(v - |g|**2) |g|**2
         u = -learning_rate * m_hat / (sqrt(v_hat + eps_root) + eps)
 
-    As in Optax, m and v start at `initial_accumulator_value`, and both are corrected. (The paper
-    corrects neither.)
+    As in Optax, m and v start at `initial_accumulator_value` and both are bias-corrected. (The
+    paper corrects neither.)
 
     Args:
-        learning_rate: Step size >= 0, or a schedule `count -> step size`; the first count is 0.
-        b1: How much of m, the running average of gradients, is kept each step, in [0, 1).
-        b2: 1 - b2 is the size of v's steps in units of |g|**2; b2 is in [0, 1).
-        eps: Added to the denominator, >= 0. It shortens the steps where gradients are small.
-        eps_root: Added under the square root, >= 0. The paper has none.
-        initial_accumulator_value: What every element of m and v starts at, >= 0.
-        mu_dtype: Dtype of m in the state, such as "bfloat16". None (default): at least float32.
-        nu_dtype: Dtype of v in the state, always real. None (default): at least float32.
-        moments: How m and v are stored: "full" (default) or "bfloat16", which take 8 and 4 bytes
+        learning_rate: Step size, >= 0, or a schedule `count -> step size`; `count` is 0 at the
+            first step. Default 0.001.
+        b1: Decay rate of m, the running average of gradients, in [0, 1). m averages over about
+            `1 / (1 - b1)` steps. Default 0.9.
+        b2: A number in [0, 1) that sets how fast v changes: v moves by (1 - b2) |g|**2 per step.
+            Default 0.999.
+        eps: Added to the denominator to avoid division by zero, >= 0. A larger value shortens the
+            steps where gradients are small. Default 0.001.
+        eps_root: Added to the second moment under the square root, >= 0. The paper does not have
+            it. Default 0.
+        initial_accumulator_value: Initial value of every element of m and v, >= 0. Default 1e-6.
+        mu_dtype: Dtype in which m is stored, such as "bfloat16". None (default): float32, or the
+            parameter's dtype if that is wider.
+        nu_dtype: Dtype in which v is stored; always real. None (default): float32, or float64 for
+            parameters of 64-bit precision.
+        moments: Storage format of m and v: "full" (default) or "bfloat16", which take 8 and 4 bytes
             per float32 parameter; or a `Full` or `BFloat16` object. "int8" is refused.
-        rounding: How a step of a 16-bit parameter is rounded: "nearest" (default), "stochastic",
-            "compensated" or "split". All but the first keep small steps; `update` then needs
-            `params`.
-        weight_decay: Decoupled weight decay >= 0, or a schedule. The learning rate multiplies it.
-            Unless it is 0, `update` needs `params`. None (default): no decay.
-        mask: Which parameters decay: a tree of booleans (or a prefix of one), or a function from
-            the parameters to such a tree. None (default): all of them.
-        independent_weight_decay: True: the learning rate does not multiply `weight_decay`.
-        overrides: Hyperparameters for some leaves: a list of (regular expression, dict of
-            arguments), of which the first one found in a leaf's path, such as "layers/0/bias",
-            wins; or a function (path, leaf) -> dict (see docs/per-layer.md). None (default): all
-            leaves have the same.
+        rounding: How a 16-bit parameter is rounded when it takes a step: "nearest" (default),
+            "stochastic", "compensated" or "split". "nearest" loses small steps. The other three
+            keep them, and `update` then needs `params`. Wider parameters are not affected.
+        weight_decay: Decoupled weight decay, >= 0, or a schedule `count -> weight decay`. Each step
+            shrinks theta by the fraction learning_rate * weight_decay. Unless it is 0, `update`
+            needs `params`. None (default): no decay.
+        mask: Which parameters decay: a tree of booleans, a prefix of one, or a function from the
+            parameters to such a tree. None (default): all parameters.
+        independent_weight_decay: True shrinks theta by the fraction `weight_decay` itself, without
+            the factor learning_rate.
+        overrides: Other hyperparameters for some leaves: a list of (regular expression, dict of
+            arguments) pairs, or a function (path, leaf) -> dict. A leaf gets the arguments of the
+            first pair whose expression is found in its path, such as "layers/0/bias". See
+            docs/per-layer.md. None (default): all leaves have the same hyperparameters.
 
     Returns:
         A `GradientTransformation` whose state is an `AdamState`.
@@ -119,7 +128,7 @@ def scale_by_yogi(
     moments: MomentFormat = "full",
     overrides: Overrides | None = None,
 ) -> GradientTransformation:
-    """Yogi's direction without learning rate and sign, for `optax.chain`.
+    """Yogi's direction, without learning rate and minus sign, for `optax.chain`.
 
     Follow it with `optax.scale_by_learning_rate`. The arguments are as in `yogi`.
 

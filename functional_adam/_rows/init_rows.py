@@ -31,11 +31,12 @@ def init_rows(
 
     Args:
         table: The table: one array, with rows along its first axis.
-        moments: How m and v are stored: "full" (default), "bfloat16" or "int8", which take 8, 4 and
-            2 bytes per float32 parameter; or a `Full`, `BFloat16` or `Int8` object. "int8" needs
-            rows of at least 32 elements.
-        rounding: How a step of a 16-bit parameter is rounded: "nearest" (default), "stochastic",
-            "compensated" or "split". All but the first keep small steps.
+        moments: Storage format of m and v: "full" (default), "bfloat16" or "int8", which take 8, 4
+            and 2 bytes per float32 parameter; or a `Full`, `BFloat16` or `Int8` object. "int8"
+            needs rows of at least 32 elements.
+        rounding: How a 16-bit parameter is rounded when it takes a step: "nearest" (default),
+            "stochastic", "compensated" or "split". "nearest" loses small steps. The other three
+            keep them.
 
     Returns:
         An `AdamState` of one array. `extra["last"]`, int32 of shape (rows,), holds the count at

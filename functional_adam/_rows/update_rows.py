@@ -60,19 +60,25 @@ def update_rows(
             step, which cannot see it, dropped.
         state: What `init_rows` or the last `update_rows` returned.
         table: The table.
-        learning_rate: Step size >= 0, or a schedule `count -> step size`; the first count is 0.
-        b1: How much of m, the running average of gradients, is kept each step, in [0, 1).
-        b2: How much of v, the running average of squared gradients, is kept each step, in [0, 1).
-        eps: Added to the denominator, >= 0. It shortens the steps where gradients are small.
-        eps_root: Added under the square root, >= 0. The paper has none.
-        weight_decay: Decoupled weight decay >= 0, or a schedule. The learning rate multiplies it.
-        moments: How m and v are stored: "full" (default), "bfloat16" or "int8", which take 8, 4 and
-            2 bytes per float32 parameter; or a `Full`, `BFloat16` or `Int8` object. It is what was
-            given to `init_rows`.
-        rounding: How a step of a 16-bit parameter is rounded, as it was given to `init_rows`:
-            "nearest" (default), "stochastic", "compensated" or "split".
-        eps_placement: Where eps is added: "after_correction" (default) to sqrt(v_hat), or
-            "before_correction" to sqrt(v), as in TensorFlow and Keras.
+        learning_rate: Step size, >= 0, or a schedule `count -> step size`; `count` is 0 at the
+            first step. Default 0.001.
+        b1: Decay rate of m, the running average of gradients, in [0, 1). m averages over about
+            `1 / (1 - b1)` steps. Default 0.9.
+        b2: Decay rate of v, the running average of squared gradients, in [0, 1). v averages over
+            about `1 / (1 - b2)` steps. Default 0.999.
+        eps: Added to the denominator to avoid division by zero, >= 0. A larger value shortens the
+            steps where gradients are small. Default 1e-8.
+        eps_root: Added to the second moment under the square root, >= 0. The paper does not have
+            it. Default 0.
+        weight_decay: Decoupled weight decay, >= 0, or a schedule `count -> weight decay`. Each step
+            shrinks theta by the fraction learning_rate * weight_decay. Default 0.
+        moments: Storage format of m and v: "full" (default), "bfloat16" or "int8", which take 8, 4
+            and 2 bytes per float32 parameter; or a `Full`, `BFloat16` or `Int8` object. Pass what
+            was given to `init_rows`.
+        rounding: How a 16-bit parameter is rounded when it takes a step, as it was given to
+            `init_rows`: "nearest" (default), "stochastic", "compensated" or "split".
+        eps_placement: Where eps is added: "after_correction" (default) adds it to sqrt(v_hat),
+            "before_correction" to sqrt(v), as TensorFlow and Keras do.
         catch_up: "lazy" (default), with eps_placement="before_correction" the same as
             `torch.optim.SparseAdam`; "moments"; or "dense", for which b1**2 < b2. Before an
             evaluation call `flush_rows` with the last two.
@@ -143,19 +149,25 @@ def flush_rows(
         state: What `init_rows` or the last `update_rows` returned.
         table: The table.
         catch_up: "moments" or "dense", as it is given to `update_rows`.
-        learning_rate: Step size >= 0, or a schedule `count -> step size`; the first count is 0.
-        b1: How much of m, the running average of gradients, is kept each step, in [0, 1).
-        b2: How much of v, the running average of squared gradients, is kept each step, in [0, 1).
-        eps: Added to the denominator, >= 0. It shortens the steps where gradients are small.
-        eps_root: Added under the square root, >= 0. The paper has none.
-        weight_decay: Decoupled weight decay >= 0, or a schedule. The learning rate multiplies it.
-        moments: How m and v are stored: "full" (default), "bfloat16" or "int8", which take 8, 4 and
-            2 bytes per float32 parameter; or a `Full`, `BFloat16` or `Int8` object. It is what was
-            given to `init_rows`.
-        rounding: How a step of a 16-bit parameter is rounded, as it was given to `init_rows`:
-            "nearest" (default), "stochastic", "compensated" or "split".
-        eps_placement: Where eps is added: "after_correction" (default) to sqrt(v_hat), or
-            "before_correction" to sqrt(v), as in TensorFlow and Keras.
+        learning_rate: Step size, >= 0, or a schedule `count -> step size`; `count` is 0 at the
+            first step. Default 0.001.
+        b1: Decay rate of m, the running average of gradients, in [0, 1). m averages over about
+            `1 / (1 - b1)` steps. Default 0.9.
+        b2: Decay rate of v, the running average of squared gradients, in [0, 1). v averages over
+            about `1 / (1 - b2)` steps. Default 0.999.
+        eps: Added to the denominator to avoid division by zero, >= 0. A larger value shortens the
+            steps where gradients are small. Default 1e-8.
+        eps_root: Added to the second moment under the square root, >= 0. The paper does not have
+            it. Default 0.
+        weight_decay: Decoupled weight decay, >= 0, or a schedule `count -> weight decay`. Each step
+            shrinks theta by the fraction learning_rate * weight_decay. Default 0.
+        moments: Storage format of m and v: "full" (default), "bfloat16" or "int8", which take 8, 4
+            and 2 bytes per float32 parameter; or a `Full`, `BFloat16` or `Int8` object. Pass what
+            was given to `init_rows`.
+        rounding: How a 16-bit parameter is rounded when it takes a step, as it was given to
+            `init_rows`: "nearest" (default), "stochastic", "compensated" or "split".
+        eps_placement: Where eps is added: "after_correction" (default) adds it to sqrt(v_hat),
+            "before_correction" to sqrt(v), as TensorFlow and Keras do.
 
     Returns:
         `(table, state)`, with state.extra["last"] equal to `state.count` everywhere. No step is

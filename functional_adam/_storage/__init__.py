@@ -1,1 +1,1 @@
-"""How moments and 16-bit parameters are kept between steps."""
+"""How moments and 16-bit parameters are stored between steps."""

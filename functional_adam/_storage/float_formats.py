@@ -22,17 +22,20 @@ from functional_adam._types import arithmetic_dtype, real_dtype
 
 @dataclasses.dataclass(frozen=True)
 class Full:
-    """Moments in the dtype of the arithmetic, or in those chosen: what `moments="full"` means.
+    """Full-precision moments: the format of `moments="full"`, 8 bytes per float32 parameter.
 
-    8 bytes a float32 parameter. See `init` for both dtypes; below float32 they round to nearest.
+    `mu_dtype` and `nu_dtype` choose other dtypes. Moments narrower than float32 are rounded to
+    nearest, which can lose their small changes: see `init`.
 
     Args:
-        mu_dtype: None (default) or a float dtype of at least 16 bits.
-        nu_dtype: None (default) or such a dtype, real.
+        mu_dtype: Dtype of m: a float or complex dtype of at least 16 bits. None (default): float32,
+            or the parameter's dtype if that is wider.
+        nu_dtype: Dtype of v: a float dtype of at least 16 bits. None (default): float32, or float64
+            for parameters of 64-bit precision.
 
     Raises:
-        TypeError: not such a dtype.
-        ValueError: a 64-bit dtype without JAX's 64-bit mode.
+        TypeError: An argument is not such a dtype.
+        ValueError: A 64-bit dtype is given without JAX's 64-bit mode.
 
     Example:
         >>> import functional_adam as fa, jax.numpy as jnp
@@ -47,17 +50,17 @@ class Full:
     nu_dtype: DTypeLike | None = None
 
     def __post_init__(self) -> None:
-        """Dtypes as NumPy has them, so that equal formats are equal."""
+        """Turn both into NumPy dtypes, so that equal formats compare equal."""
         for name, real in (("mu_dtype", False), ("nu_dtype", True)):
             dtype = moment_dtypes.asked_for(name, getattr(self, name), real=real)
             object.__setattr__(self, name, dtype)
 
     def incompatibility(self, variant: Variant, b1: Any, b2: Any) -> str | None:
-        """Why these moments cannot be kept so."""
+        """None: this format can store any moments."""
         del variant, b1, b2
 
     def of(self, stored: LeafState) -> Full:
-        """The same for every leaf."""
+        """The same format for every leaf."""
         del stored
         return self
 
@@ -68,16 +71,16 @@ class Full:
         return LeafState(mu, jnp.zeros_like(leaf, dtype=self.nu_dtype or real_dtype(dtype)), {})
 
     def check(self, path: str, stored: LeafState) -> np.dtype[Any]:
-        """The dtype of the arithmetic, if the leaf fits."""
+        """The dtype of the arithmetic; raises if the leaf does not fit."""
         refuse_other_format(self, path, stored)
         return moment_dtypes.fitting(path, stored.m, stored.v, self.mu_dtype, self.nu_dtype)
 
     def load(self, stored: LeafState) -> Moments:
-        """As they are."""
+        """The moments as they are stored."""
         return Moments(stored.m, stored.v, stored.extra)
 
     def store(self, new: Moments, old: LeafState, bits: Any, s: Scalars | None) -> LeafState:
-        """To nearest."""
+        """The new moments, rounded to nearest."""
         del s, bits
         cast = jax.tree.map(lambda a, b: a.astype(b.dtype), new, self.load(old))
         return old._replace(**cast._asdict())
@@ -85,12 +88,12 @@ class Full:
 
 @dataclasses.dataclass(frozen=True)
 class BFloat16:
-    """Moments in bfloat16, 4 bytes a parameter: what `moments="bfloat16"` means.
+    """Moments in bfloat16: the format of `moments="bfloat16"`, 4 bytes per parameter.
 
-    Everything is rounded stochastically. The steps of `nu`, 1 - b2 of the way, are smaller than
-    half a unit of bfloat16 and would be lost; those of `mu` are lost towards the end of their way,
-    and a constant gradient would leave it 2 % short. The bits are a function of the count, the
-    leaf's path and the element's place.
+    Everything is rounded stochastically. In a step, `nu` moves by the fraction 1 - b2 of the way to
+    the squared gradient. This is usually less than half the distance to the next bfloat16 number,
+    so rounding to nearest would lose it. It would also stop `mu` early: with a constant gradient,
+    2 % short. The random bits are a function of the count, the leaf's path and the element's place.
 
     Example:
         >>> import functional_adam as fa, jax.numpy as jnp
@@ -104,11 +107,11 @@ class BFloat16:
     has_scale: ClassVar[bool] = False
 
     def incompatibility(self, variant: Variant, b1: Any, b2: Any) -> str | None:
-        """None: any moment can be kept so."""
+        """None: this format can store any moments."""
         del variant, b1, b2
 
     def of(self, stored: LeafState) -> BFloat16:
-        """The same for every leaf."""
+        """The same format for every leaf."""
         del stored
         return self
 
@@ -119,17 +122,17 @@ class BFloat16:
         return LeafState(mu, nu, {})
 
     def check(self, path: str, stored: LeafState) -> np.dtype[Any]:
-        """The dtype of the arithmetic, if the leaf fits."""
+        """The dtype of the arithmetic; raises if the leaf does not fit."""
         refuse_other_format(self, path, stored)
         _check.same_shape("state.nu" + path, stored.v, stored.m, "state.mu" + path)
         return np.dtype(np.float32)
 
     def load(self, stored: LeafState) -> Moments:
-        """As they are."""
+        """The moments as they are stored."""
         return Moments(stored.m, stored.v, stored.extra)
 
     def store(self, new: Moments, old: LeafState, bits: RandomBits, s: Scalars | None) -> LeafState:
-        """All on average; a maximum, which has no bits, downwards: it keeps what it rises by."""
+        """The new moments, rounded stochastically; a running maximum is rounded down."""
         del s
         new = jax.tree.map(undifferentiable, new)  # one by one: each depends on itself alone
 

@@ -1,4 +1,4 @@
-"""Floats as their bits."""
+"""Floats handled by their bits."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def from_bits(n: jax.Array) -> jax.Array:
     return jax.lax.bitcast_convert_type(n, jnp.float32)
 
 
-# By bits, as XLA's fast mathematics takes for granted that every number is finite.
-INFINITE = np.int32(0x7F800000)  # NaN's bits are larger
+# Tested by bits, because XLA's fast math assumes that every number is finite.
+INFINITE = np.int32(0x7F800000)  # the bits of NaN are larger
 
 
 def is_finite(x: jax.Array) -> jax.Array:
@@ -34,11 +34,11 @@ def is_nan(x: jax.Array) -> jax.Array:
 
 
 def with_sign(size: jax.Array, of: jax.Array) -> jax.Array:
-    """|size| with the sign of `of`, also that of a zero or NaN: copysign, in integers alone."""
+    """|size| with the sign of `of`, even if that is 0 or NaN: copysign with integers only."""
     sign = np.int32(-(2**31))
     return from_bits((bits_of(size) & ~sign) | (bits_of(of) & sign))
 
 
 def is_16bit(dtype: Any) -> bool:
-    """Whether parameters of this dtype are rounded at all."""
+    """Whether `rounding` applies to parameters of this dtype."""
     return dtype in (jnp.bfloat16, jnp.float16)

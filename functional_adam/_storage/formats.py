@@ -1,7 +1,7 @@
-"""How moments are kept between steps: the formats, and of them that in 8 bits.
+"""The storage formats of moments, and the 8-bit format among them.
 
-A format is a value that knows what a fresh state is, what fits it, how to read a leaf's moments
-into the arithmetic and how to write them back. The formulas know of none of this.
+A format is an object that makes a leaf's fresh state, checks a state, reads the moments for the
+arithmetic and writes them back. The formulas know nothing about formats.
 """
 
 from __future__ import annotations
@@ -31,29 +31,34 @@ from functional_adam._storage.rounding import undifferentiable
 
 @dataclasses.dataclass(frozen=True)
 class Int8:
-    """Both moments in 8 bits, 2.02 bytes a parameter: what `moments="int8"` means.
+    """Both moments in 8 bits: the format of `moments="int8"`, 2.02 bytes per parameter.
 
-    Leaves of fewer than `min_size` elements get float32 moments and no scales: in most models norms
-    and biases, 0.1 % of all parameters. `init` and `convert_moments` decide by the size of the leaf
-    that they see; `update` takes each leaf as the state holds it.
+    Leaves with fewer than `min_size` elements get float32 moments and no scales. In most models
+    these are norms and biases, 0.1 % of all parameters. `init` and `convert_moments` decide by the
+    size of the leaf that they see; `update` takes each leaf as the state holds it.
 
-    `nu` holds codes (uint8) of sqrt(v) on a piecewise linear logarithm over 27.5 octaves of v below
-    the end of the octave of the block's largest v. `mu` holds codes (int8) of m / sqrt(v), which by
-    Cauchy and Schwarz is at most (1 - b1) / sqrt((1 - b2) (1 - b1**2 / b2)) (7.3 at the defaults),
-    in a unit just above the block's largest; -128 is NaN. `nu_scale` holds both, octave and unit,
-    as biased exponents in the lower and the upper byte of a uint16, one for each block along the
-    last axis: its shape is (*leading axes, blocks); short trailing axes are merged first. Codes are
-    rounded stochastically. A spike in up to three elements of a block saturates, and its neighbours
-    keep their precision; columns of different sizes are followed. See docs/memory.md.
+    A leaf is divided into blocks along its last axis; short trailing axes are merged first.
+
+    - `nu` holds uint8 codes of sqrt(v) on a piecewise linear logarithm. They cover 27.5 octaves of
+      v, below the end of the octave of the largest v in the block.
+    - `mu` holds int8 codes of m / sqrt(v), in a unit just above the largest in the block; -128 is
+      NaN. By the Cauchy-Schwarz inequality this ratio is at most
+      (1 - b1) / sqrt((1 - b2) (1 - b1**2 / b2)), which is 7.3 at the defaults.
+    - `nu_scale` holds a uint16 per block, of shape (*leading axes, blocks). Its lower byte is the
+      exponent of the octave, its upper byte that of the unit.
+
+    Codes are rounded stochastically. A spike in up to three elements of a block saturates, so its
+    neighbors keep their precision. The scales adapt to columns of different sizes. See
+    docs/memory.md.
 
     Args:
-        block_size: elements that share a scale, a multiple of 16; default 128.
-        min_size: a leaf of fewer elements has float32 moments, an integer >= 0; default 4096. 0 has
-            all leaves in 8 bits.
+        block_size: Number of elements that share a scale, a multiple of 16. Default 128.
+        min_size: Number of elements from which on a leaf is stored in 8 bits, an integer >= 0. With
+            0, all leaves are. Default 4096.
 
     Raises:
-        TypeError: a size that is not an integer.
-        ValueError: a size out of range.
+        TypeError: A size is not an integer.
+        ValueError: A size is out of range.
 
     Example:
         >>> import functional_adam as fa, jax.numpy as jnp
@@ -78,28 +83,30 @@ class Int8:
 
     @property
     def reductions(self) -> Reductions:
-        """What the code makes of a block as a whole; kernels have forms of their own."""
+        """The reductions over a block; kernels replace them by forms of their own."""
         return PLAIN
 
     def incompatibility(self, variant: Variant, b1: Any, b2: Any) -> str | None:
-        """Why these moments cannot be kept so."""
+        """Why this format cannot store the moments of a variant, or None."""
         if not variant.ratio_is_bounded:
             return (
-                f'moments="int8" keeps m relative to sqrt(v) and nothing else, and {variant.name} '
-                'bounds no such ratio or keeps further trees; use moments="bfloat16" or "full".'
+                f'moments="int8" does not work with {variant.name}: it stores only m / sqrt(v) and '
+                "sqrt(v), which needs a bound on that ratio and a state without further trees. Use "
+                'moments="bfloat16" or "full".'
             )
         known = isinstance(b1, float) and isinstance(b2, float)
         if (isinstance(b2, float) and not b2) or (known and b1 * b1 >= b2):
             return (
-                'moments="int8" keeps m / sqrt(v), which is bounded only for b1**2 < b2; got '
+                'moments="int8" stores m / sqrt(v), which is bounded only if b1**2 < b2; got '
                 f'b1={b1!r}, b2={b2!r}. Use a larger b2, or moments="bfloat16".'
             )
         return None
 
     def of(self, stored: LeafState) -> Full | Int8:
-        """Float32 for a small leaf that has that; else this one, also for few codes.
+        """Full for a small leaf with float32 moments, otherwise this format.
 
-        Under `jax.shard_map` and `jax.vmap` an update may see a small part of a leaf with codes.
+        A small leaf may have codes: under `jax.shard_map` and `jax.vmap` an update may see a small
+        part of a large leaf.
         """
         dtypes = getattr(stored.m, "dtype", None), getattr(stored.v, "dtype", None)
         if dtypes != (np.float32, np.float32) or stored.scale is not None:
@@ -110,7 +117,7 @@ class Int8:
         return math.prod(np.shape(leaf)) < self.min_size
 
     def fresh(self, path: str, leaf: Any) -> LeafState:
-        """Codes of zeros, sharded like the leaf; zeros for a small one."""
+        """Codes of zeros, sharded like the leaf; float32 zeros for a small leaf."""
         refuse_wide(self, path, leaf)
         if self._is_small(leaf):
             return _SMALL.fresh(path, leaf)
@@ -118,9 +125,9 @@ class Int8:
         return LeafState(mu, nu, {}, jnp.zeros(int8.blocks(mu.shape, self.block_size), jnp.uint16))
 
     def check(self, path: str, stored: LeafState) -> np.dtype[Any]:
-        """The dtype of the arithmetic, if the leaf fits."""
+        """The dtype of the arithmetic; raises if the leaf does not fit."""
         size = math.prod(np.shape(stored.m))
-        because = f" (this leaf has {size} elements, no fewer than min_size={self.min_size})"
+        because = f" (this leaf has {size} elements and min_size is {self.min_size})"
         refuse_other_format(self, path, stored, because if size >= self.min_size else "")
         _check.same_shape("state.nu" + path, stored.v, stored.m, "state.mu" + path)
         wanted = int8.blocks(np.shape(stored.m), self.block_size)
@@ -138,12 +145,12 @@ class Int8:
         return Moments(int8.join(m, blocks, shape), int8.join(w * w, blocks, shape), {})
 
     def store(self, new: Moments, old: LeafState, bits: RandomBits, s: Scalars | None) -> LeafState:
-        """w and m / w, each on average; without the scalars of a step, a state being converted."""
+        """Codes of w = sqrt(v) and of m / w; `s` is None when a state is converted."""
         new = undifferentiable(new)
         shape, blocks = old.v.shape, old.scale.shape
         split = functools.partial(int8.split, scales=blocks)
         m, v = (split(x.astype(jnp.float32)) for x in (new.m, new.v))
-        if s is None:  # an infinite v stops its coordinate, and its code is finite: NaN says so
+        if s is None:  # an infinite v has a finite code; NaN keeps its coordinate from moving
             m = jnp.where(jnp.isinf(m) | jnp.isinf(v), jnp.nan, m)
         scales = int8.scale(
             v, int8.unpacked(old.scale)[0], lasting=s is None, reduce=self.reductions
@@ -155,14 +162,14 @@ class Int8:
         bound = jnp.inf if s is None else largest_ratio(s.b1, s.b2, s.t).astype(jnp.float32)
         m = int8.join(int8.ratio_code(r, units, bound, split(bits.mu)), blocks, shape)
         v = int8.join(int8.root_code(w, scales, split(bits.nu)), blocks, shape)
-        # Both are so already. But an operation of the leaf's own shape ties codes to moments: XLA
-        # lays them out alike on a mesh, also where a device holds no whole number of blocks.
+        # Both have these shapes already. But an operation with the leaf's shape makes XLA shard
+        # codes like moments, even where a device does not hold a whole number of blocks.
         m = jnp.where(is_nan(new.m.astype(jnp.float32)), jnp.int8(int8.NAN), m)
         v = jnp.where(bits_of(new.v.astype(jnp.float32)) == 0, jnp.uint8(0), v)
         return old._replace(m=m, v=v, scale=int8.packed(scales, units, blocks))
 
 
-_SMALL = Full("float32", "float32")  # of leaves that `Int8.min_size` leaves out
+_SMALL = Full("float32", "float32")  # for leaves smaller than `Int8.min_size`
 
 Format: TypeAlias = Full | BFloat16 | Int8
 MomentFormat: TypeAlias = Literal["full", "bfloat16", "int8"] | Format  # as users write it
@@ -177,7 +184,9 @@ def make_format(moments: Any, mu_dtype: Any = None, nu_dtype: Any = None) -> For
     given = {"mu_dtype": mu_dtype, "nu_dtype": nu_dtype}
     for name, dtype in given.items():
         if dtype is not None and getattr(format, name, dtype) is not None:
-            raise ValueError(f'{name} goes with moments="full" alone; got moments={moments!r}.')
+            raise ValueError(
+                f'{name} needs moments="full"; got moments={moments!r}, which sets its own dtypes.'
+            )
     if isinstance(format, Full):
         return Full(format.mu_dtype or mu_dtype, format.nu_dtype or nu_dtype)
     if isinstance(format, BFloat16 | Int8):

@@ -1,9 +1,9 @@
-"""The 8-bit code of both moments: blocks, the root's logarithm, the ratio to the root.
+"""The 8-bit code of both moments: blocks, a logarithmic code of sqrt(v), a code of m / sqrt(v).
 
-A second moment v is one byte, the position of w = sqrt(v) on a piecewise linear logarithm below a
-power of two for each block of some 128 elements. A first moment m is one byte too, which holds
-r = m / w, Adam's own direction and therefore bounded, and is read back times w as decoded. As the
-two cannot come apart, no update can explode. `docs/memory.md` derives and measures.
+A second moment v takes one byte: the position of w = sqrt(v) on a piecewise linear logarithm, below
+a power of two per block of about 128 elements. A first moment m takes one byte, which codes
+r = m / w. This is Adam's own direction and therefore bounded. Decoding multiplies r by the decoded
+w, so the two cannot disagree and no update can explode. See `docs/memory.md`.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ _LANES = 16
 def blocks(shape: tuple[int, ...], block_size: int) -> tuple[int, ...]:
     """The shape of a leaf's scales: its leading axes, then the number of blocks in the rest.
 
-    Blocks lie along the last axis. Where that is short, as in a 3 x 3 kernel or a single column,
-    it is merged with those before it, until there are at least 32 elements or a block's worth.
+    Blocks divide the last axis. If that is short, as in a 3 x 3 kernel or a single column, it is
+    first merged with the axes before it until it has at least 32 elements or those of a block.
     """
     enough, lead, width = min(block_size, 32), len(shape), 1
     while lead and (width < enough or lead == len(shape)):
@@ -44,9 +44,9 @@ def block_length(width: int, count: int) -> int:
 def split(x: jax.Array, scales: tuple[int, ...]) -> jax.Array:
     """x as (*scales, length): equal blocks, the last one filled up with zeros.
 
-    A single block takes no axis of its own: (*leading axes, length).
+    A single block has no axis of its own: (*leading axes, length).
 
-    How long the blocks are follows from their number, so that a state says all about itself.
+    The length of a block follows from the number of blocks, so a state describes itself fully.
     """
     lead, count = scales[:-1], scales[-1]
     width = math.prod(x.shape[len(lead) :])
@@ -58,7 +58,7 @@ def split(x: jax.Array, scales: tuple[int, ...]) -> jax.Array:
 
 
 def join(x: jax.Array, scales: tuple[int, ...], shape: tuple[int, ...]) -> jax.Array:
-    """The leaf that `split` made x of."""
+    """The leaf from which `split` made x."""
     lead = len(scales) - 1
     width, filled = math.prod(shape[lead:]), scales[-1] * x.shape[-1]
     if scales[-1] != 1:
@@ -68,27 +68,27 @@ def join(x: jax.Array, scales: tuple[int, ...], shape: tuple[int, ...]) -> jax.A
 
 # ---- Scales and units ----
 
-# What a block keeps besides codes is two biased exponents, in the bytes of one uint16: below, the
-# scale of its roots, that of the largest v; above, the unit of its ratios. 0 is for zeros. A unit
-# is the power of two beyond the largest |r|, which is some 0.5 as a rule, but 6 in a run's first
-# steps and next to nothing where gradients have died away.
+# Besides its codes a block stores two biased exponents in one uint16. The lower byte is the scale
+# of its roots, the exponent of the largest v. The upper byte is the unit of its ratios. 0 means all
+# zeros. A unit is the power of two above the largest |r|. That is usually about 0.5, but 6 in the
+# first steps of a run and close to 0 where gradients have died away.
 #
-# A scale's largest code means the end of that octave. (The headroom matters: were the largest code
-# the largest v, stochastic rounding could not lift it.)
-_LARGEST_SCALE = 253  # one octave below float32's end
+# The largest code stands for the end of the scale's octave. (The headroom matters: if the largest
+# code stood for the largest v, stochastic rounding could not raise it.)
+_LARGEST_SCALE = 253  # one octave below the largest float32
 _RISE = 4  # octaves of v by which a spike may raise its block's scale
 _MIDDLE = 12  # octaves of v below the scale where codes lie 1/16 octave of sqrt(v) apart
 _COARSE = 20  # octaves of v below the scale where they begin to lie 1/8 apart
-_FEW = 16  # fewer groups than these do not show what is usual
+_FEW = 16  # fewer groups do not show what is usual
 
 
 def packed(scales: jax.Array, units: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Both exponents of each block, as a state holds them."""
+    """Both exponents of each block in the form that a state stores."""
     return (scales | (units << 8)).astype(jnp.uint16).reshape(shape)
 
 
 def unpacked(both: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(scales, units) of each block, beside blocks (..., length) as `split` makes them."""
+    """(scales, units) of each block, shaped for blocks (..., length) from `split`."""
     both = both.astype(jnp.int32)
     both = both if both.shape[-1] == 1 else both[..., None]
     return both & 255, both >> 8
@@ -97,22 +97,24 @@ def unpacked(both: jax.Array) -> tuple[jax.Array, jax.Array]:
 def scale(
     v: jax.Array, old: jax.Array, *, lasting: bool = False, reduce: Reductions = PLAIN
 ) -> jax.Array:
-    """The scales of the blocks (..., length) of v, given those of the step before.
+    """The scales of the blocks (..., length) of v, given the scales of the previous step.
 
-    A scale follows its block's largest v, but not a spike: that would push the spike's neighbours
-    below the smallest code, where they would be clamped up and stand still for thousands of steps.
-    The spike's own code saturates instead. How many of the block's 32 groups rose tells a spike:
+    A scale follows the largest v of its block, but not a spike. Following a spike would push its
+    neighbors below the smallest code: they would be clamped up and not move for thousands of steps.
+    The code of the spike saturates instead. The number of the block's 32 groups that rose by more
+    than 4 octaves identifies a spike:
 
-    - Up to three rose by more than 4 octaves: spikes. The scale rises by 4.
-    - Up to eight: spikes, or a column of every fourth or eighth element. It rises by 12, which the
-      neighbours survive and which soon reaches a column.
-    - More, as in any block without history: the old scale says nothing about this one. The scale
+    - Up to three: spikes. The scale rises by 4 octaves.
+    - Up to eight: spikes, or a column of every fourth or eighth element. The scale rises by 12,
+      which the neighbors survive and which soon reaches a column.
+    - More, as in any block without history: the old scale says nothing about the new one. The scale
       rises to 12 octaves above the fourth largest group.
 
-    Thirteen elements of 128 lie in four groups at least, so no arrangement of columns hides them.
-    A block with fewer than 16 groups that are not 0 rises to 20 octaves above the second largest as
-    soon as an eighth of them rose, and by 4 beyond that. `lasting` says that v comes from a long
-    run in another format and holds no spike of today: 20 octaves above the fourth largest then.
+    Any 13 elements of 128 lie in at least four groups, so no arrangement of columns hides them. In
+    a block with fewer than 16 nonzero groups, the scale rises to 20 octaves above the second
+    largest as soon as an eighth of the groups rose, and by 4 beyond that. With `lasting`, v comes
+    from a long run in another format and holds no new spike: the scale then rises to 20 octaves
+    above the fourth largest.
     """
     groups = _exponents(reduce, bits_of(v))
     alive = reduce.number(groups > 0)
@@ -128,10 +130,11 @@ def scale(
 
 
 def unit(m: jax.Array, v: jax.Array, scales: jax.Array, reduce: Reductions = PLAIN) -> jax.Array:
-    """The units of the blocks (..., length) of m / `divisor(sqrt(v))`: just beyond the largest.
+    """The units of the blocks (..., length) of m / `divisor(sqrt(v))`: just above the largest.
 
-    Bits are a logarithm: half those of v are the root's, and m's less these the quotient's, up to
-    1/8 too large or 1/17 too small. Hence 1/8 of an octave is added.
+    The bits of a float are roughly its logarithm. Half the bits of v give those of the root, and
+    the bits of m minus these give those of the quotient, up to 1/8 too large or 1/17 too small.
+    Hence 1/8 of an octave is added.
     """
     size, square = bits_of(jnp.abs(m)), bits_of(v)
     known = (size > 0) & (size < INFINITE) & (square > 0) & (square < INFINITE)
@@ -147,9 +150,9 @@ def _exponents(reduce: Reductions, bits: jax.Array) -> jax.Array:
 
 
 def _ranked(reduce: Reductions, exponents: jax.Array, count: int) -> list[jax.Array]:
-    """The largest of (..., groups), the second largest, and so on; equal ones count one by one."""
+    """The largest of (..., groups), the second largest, and so on; ties count separately."""
     group = jax.lax.broadcasted_iota(jnp.int32, exponents.shape, exponents.ndim - 1)
-    group &= reduce.period - 1  # not %, which is more than a compiler for TPUs takes
+    group &= reduce.period - 1  # not %, which a compiler for TPUs does not take
     keys = (exponents << GROUP_BITS) | group
     ranks = [reduce.largest(keys)]
     while len(ranks) < count:
@@ -162,21 +165,22 @@ def _ranked(reduce: Reductions, exponents: jax.Array, count: int) -> list[jax.Ar
 #   code   255 ................. 127 ................. 31 ................. 1          0
 #   sqrt v top ... 32 an octave ... top/2**4 ... 16 ... top/2**10 ... 8 ... 2**-13.75   0
 #
-# What is coded is w = sqrt(v): it is what divides, and reading it needs no root. Within an octave
-# codes are equally spaced and all spacings fit into one: rounding that is right on average in the
-# bits of w is so in w, and where a scale moves, the codes' values stay in place.
+# The code is that of w = sqrt(v), because w is the divisor and decoding it then needs no root.
+# Within an octave codes are equally spaced, and every spacing is a multiple of the smallest.
+# Rounding that is right on average in the bits of w is therefore right in w, and codes keep their
+# values when a scale moves.
 _STEP = 18  # log2 of the smallest distance of codes, in bits of float32
 _BENDS = (128 << _STEP, (3 * 128 + 2 * 96) << _STEP)
 _DEEPEST = (254 << _STEP + 2) - _BENDS[1]  # of code 1
 
 
 def root_code(w: jax.Array, scales: jax.Array, random: jax.Array) -> jax.Array:
-    """The code of w >= 0 in blocks (..., length): up or down so that the mean is w.
+    """The code of w >= 0 in blocks (..., length), rounded up or down so that the mean is w.
 
-    0 for w = 0 alone; a positive w below the smallest code takes that one, which makes its steps
-    smaller; a w above the largest code takes that, and so does NaN.
+    Only w = 0 gets code 0. A positive w below the smallest code gets that code, which makes its
+    steps smaller. A w above the largest code gets the largest, and so does NaN.
     """
-    bits = bits_of(jnp.abs(w))  # a NaN may have any sign
+    bits = bits_of(jnp.abs(w))  # a NaN may have either sign
     depth = _top(scales) - bits
     steps = jnp.minimum(depth, (depth + _BENDS[0]) >> 1)
     steps = jnp.minimum(steps, (depth + _BENDS[1]) >> 2)
@@ -194,19 +198,19 @@ def root(code: jax.Array, scales: jax.Array) -> jax.Array:
 
 
 def divisor(w: jax.Array, scales: jax.Array) -> jax.Array:
-    """What m is kept relative to: w, or the smallest code if w is below it and will be that."""
+    """The divisor of m: w, or the value of the smallest code if w is smaller."""
     return jnp.maximum(w, from_bits(_top(scales) - _DEEPEST))
 
 
 def _top(scales: jax.Array) -> jax.Array:
-    """The bits of the largest code: of sqrt(2**(e + 1 - 127)), or 1.5 for its sqrt(2) = 1.41."""
+    """The bits of the largest code: of sqrt(2**(e + 1 - 127)), with 1.5 in place of sqrt(2)."""
     return (scales + 128) << 22
 
 
 # ---- Ratios ----
 
-# |r| in its block's unit is the largest of these lines, slope * (size - start) + value, of the
-# code's size: 48 codes up to 3/16, 54 to 39/64 and 25 to 1. All of it is exact in float32.
+# |r| in its block's unit is the maximum of several lines, slope * (size - start) + value, where
+# size is the size of the code: 48 codes up to 3/16, 54 to 39/64, 25 to 1. All is exact in float32.
 _SLOPES = ((1 / 256, 48), (1 / 128, 54), (1 / 64, 25))
 _CODES = 127
 NAN = -128
@@ -230,30 +234,30 @@ _LINES = _lines()
 def ratio_code(
     r: jax.Array, units: jax.Array, bound: jax.Array | float, random: jax.Array
 ) -> jax.Array:
-    """The codes of the blocks (..., length) of r: up or down so that the mean is r.
+    """The codes of the blocks (..., length) of r, rounded up or down so that the mean is r.
 
-    No code stands for more than `bound`, and r beyond the last that does not has that one.
+    No code stands for more than `bound`; a larger r gets the last code within it.
     """
     inverse = _power(254 - units)  # 2**127 for blocks of zeros
     within = jnp.minimum(bound, _power(jnp.maximum(units, 1)))  # or the product would overflow
     last = jnp.minimum(jnp.floor(_position(within * inverse)), _CODES)
     code = jnp.minimum(_position(jnp.abs(r) * inverse), last)
-    # Beside `_FIXED` there is room for `_POINT` bits after the point; of the result's bits, only
-    # the last ones are not `_FIXED`'s. (A conversion would have to check for what cannot be
-    # converted, and a sum of more than two is not safe from XLA's fast mathematics.)
+    # Adding `_FIXED` leaves room for `_POINT` bits after the point; only the last bits of the sum
+    # differ from those of `_FIXED`. (A conversion would have to check for values that it cannot
+    # convert, and XLA's fast math may reorder a sum of more than two terms.)
     fixed = bits_of(with_sign(code, r) + _FIXED) - _FIXED_BITS
     code = (fixed + (random >> np.uint32(32 - _POINT)).astype(jnp.int32)) >> _POINT
     return jnp.where(is_nan(r), NAN, code).astype(jnp.int8)
 
 
 def _position(size: jax.Array) -> jax.Array:
-    """Where |r| in its unit lies among the codes."""
+    """The position of |r|, in its unit, among the codes."""
     lines = [size * (1 / slope) + (start - value / slope) for slope, start, value in _LINES]
     return functools.reduce(jnp.minimum, lines)
 
 
 def ratio(code: jax.Array, units: jax.Array) -> jax.Array:
-    """The r in blocks (..., length) that codes stand for."""
+    """The values r of codes in blocks (..., length)."""
     signed = code.astype(jnp.float32)
     size = jnp.abs(signed)
     lines = [size * slope + (value - start * slope) for slope, start, value in _LINES]
@@ -267,9 +271,9 @@ def _power(exponents: jax.Array) -> jax.Array:
 
 
 def at_end(mu: jax.Array, nu: jax.Array) -> jax.Array:
-    """How many codes, of both moments, have nothing beyond them: ratios of `_CODES`, roots of 255.
+    """The number of codes of both moments at the end of their range, NaN included.
 
-    NaN, whose code is beyond, is one of them. A float32, as an int32 ends at 2**31.
+    These are ratios of `_CODES` and roots of 255. The sum is a float32, as an int32 ends at 2**31.
     """
     ends = jnp.abs(mu.astype(jnp.int32)) >= _CODES, nu == 255
     return sum((jnp.sum(x, dtype=jnp.float32) for x in ends), jnp.float32(0))

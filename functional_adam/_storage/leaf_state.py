@@ -1,6 +1,6 @@
-"""What a state holds of a leaf, and errors about what it holds.
+"""The part of a state that belongs to one leaf, and errors about its format.
 
-A state does not name its format: its dtypes do.
+A state does not name its format; the dtypes of its leaves show it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from functional_adam._types import arithmetic_dtype
 
 
 class LeafState(NamedTuple):
-    """What a state holds of a leaf."""
+    """The part of a state that belongs to one leaf."""
 
     m: Any
     v: Any
@@ -27,18 +27,18 @@ class LeafState(NamedTuple):
 
 
 class Named(Protocol):
-    """A format, as far as errors go: the word that `moments=` takes."""
+    """The part of a format that errors need: its name in `moments=`."""
 
     name: ClassVar[str]
 
 
 def holds_codes(nu_scale: Any) -> bool:
-    """Whether any leaf has 8-bit moments, in a state whose scales these are."""
+    """Whether any leaf of the state with these scales has 8-bit moments."""
     return bool(jax.tree.leaves(nu_scale))
 
 
 def format_of(mu: Any, nu: Any) -> str:
-    """The name of the format that two leaves of a state have."""
+    """The name of the format of two leaves of `mu` and `nu`."""
     dtypes = getattr(mu, "dtype", None), getattr(nu, "dtype", None)
     if dtypes == (np.int8, np.uint8):
         return "int8"
@@ -46,7 +46,7 @@ def format_of(mu: Any, nu: Any) -> str:
 
 
 def refuse_other_format(format: Named, path: str, stored: LeafState, because: str = "") -> None:
-    """Raise for moments that another format keeps, or none."""
+    """Raise for moments in another format, or in none."""
     found = format_of(stored.m, stored.v)
     both_given = None not in (getattr(format, name, None) for name in ("mu_dtype", "nu_dtype"))
     if found == format.name or (found == "bfloat16" and both_given):
@@ -54,13 +54,13 @@ def refuse_other_format(format: Named, path: str, stored: LeafState, because: st
     held = f"state.mu{path} is {stored.m.dtype} and state.nu{path} {stored.v.dtype}"
     if stored.scale is not None:
         raise ValueError(
-            f"{held}, but beside state.nu_scale they are codes, int8 and uint8.{restored.CAST}"
+            f"{held}, but state.nu_scale needs codes there, int8 and uint8.{restored.CAST}"
         )
     hint = ""
     if found == "bfloat16" and format.name == "full":
         hint = ', or mu_dtype="bfloat16", nu_dtype="bfloat16" to round both to nearest'
     raise ValueError(
-        f'{held}, that is moments="{found}", but moments="{format.name}" was asked for{because}. '
+        f'{held}, the format moments="{found}", but moments="{format.name}" was given{because}. '
         f'Pass moments="{found}"{hint}, or change the state with convert_moments.{restored.CAST}'
     )
 
@@ -70,6 +70,6 @@ def refuse_wide(format: Named, path: str, leaf: Any) -> None:
     dtype = _check.leaf_dtype(path, leaf)
     if arithmetic_dtype(dtype) != np.float32:
         raise TypeError(
-            f'{path} is {dtype}, but moments="{format.name}" is for real parameters of up to 32 '
-            'bits; use moments="full".'
+            f'{path} is {dtype}, but moments="{format.name}" works only for real parameters of up '
+            'to 32 bits. Use moments="full".'
         )

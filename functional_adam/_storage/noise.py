@@ -1,7 +1,7 @@
-"""Random bits for whatever is rounded stochastically, without a key.
+"""Random bits for stochastic rounding, without a PRNG key.
 
-The bits of an element are a pure function of the step's count, of its leaf's path and of its place
-in the leaf: the same step rounds alike on any mesh and after any resume.
+The bits of an element are a pure function of the step count, the path of its leaf and its place in
+the leaf. So the same step rounds the same way on any mesh and after any resume.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from functional_adam._storage.floats import from_bits
 
 
 class StepNoise(NamedTuple):
-    """What one step brings to the bits of every element, for each thing that it may round."""
+    """The part of the random bits that depends on the step, for each thing that is rounded."""
 
     nu: jax.Array
     mu: jax.Array
-    code: jax.Array  # of what a compensated weight lacks
+    code: jax.Array  # for the residual of a compensated weight
     theta: jax.Array
     extra: dict[str, jax.Array]  # by the names of the trees in `AdamState.extra`
 
 
 class RandomBits(NamedTuple):
-    """32 random bits for each element of a leaf, a stream of its own for each thing rounded."""
+    """32 random bits per element of a leaf, in an independent stream for each thing rounded."""
 
     nu: jax.Array
     mu: jax.Array
@@ -38,19 +38,19 @@ class RandomBits(NamedTuple):
 
 
 def step_noise(count: jax.Array, extra: tuple[str, ...] = ()) -> StepNoise:
-    """The noise of the step that `count`, counted from 1, numbers; `extra` names further averages.
+    """The noise of step number `count`, counted from 1; `extra` names further averages.
 
-    A moment moves by a small part of its code's step each time, so that rounding up happens at one
-    time in many, and it matters that these times come evenly: independent bits would give a random
-    walk. Every window of 2**k steps therefore takes each of the 2**k equal parts of the unit
-    interval once, in an order shuffled anew for each window. (An order that does not change, such
-    as multiples of the golden ratio, resonates with gradients that come in a period.) The window
-    fits what is rounded: `mu` forgets within some ten steps, the others within many more.
+    A moment moves by a small part of the distance between codes, so it is rounded up only once in
+    many steps. These steps should be spread evenly: independent bits would give a random walk.
+    Every window of 2**k steps therefore uses each of the 2**k equal parts of the unit interval
+    once, in an order that is shuffled for each window. (A fixed order, such as multiples of the
+    golden ratio, resonates with periodic gradients.) The length of the window fits what is rounded:
+    `mu` forgets within about ten steps, the others within many more.
 
-    `theta` alone is independent from step to step. Bits of a window know of each other: what the
-    first have done to a weight tells what the next will be. As the grid is twice as fine below a
-    power of two, weights that cross it to and fro would drift towards 0, by 1.6 % in 10,000 steps
-    of a quarter of a unit. (Codes are 256 times as fine: they drift by less than 1e-5.)
+    Only the bits for `theta` are independent from step to step. Within a window bits depend on each
+    other: what the first ones did to a weight predicts the next ones. The grid is twice as fine
+    below a power of two, so weights that cross it back and forth would drift towards 0, by 1.6 % in
+    10,000 steps of a quarter of a unit. (Codes are 256 times as fine and drift by less than 1e-5.)
     """
     t = count.astype(jnp.uint32)
     return StepNoise(
@@ -63,7 +63,7 @@ def step_noise(count: jax.Array, extra: tuple[str, ...] = ()) -> StepNoise:
 
 
 def _shuffled(t: jax.Array, bits: int, salt: int) -> jax.Array:
-    """Window t >> bits, slot t mod 2**bits: a permuted slot, and an offset of the window."""
+    """The permuted slot of step t in its window (t >> bits, t mod 2**bits), plus an offset."""
     u32 = np.uint32
     window = (t >> u32(bits)) * u32(8) + u32(salt)
     key, offset = mixed(window), mixed(window + u32(4))
@@ -89,16 +89,16 @@ def _mixed_above(x: jax.Array) -> jax.Array:
 
 
 def leaf_key(path: str) -> np.uint32:
-    """What tells a leaf's bits from those of the others, and a further tree's stream."""
+    """The key of a leaf, or of a further tree's stream, which makes its bits its own."""
     return np.uint32(zlib.crc32(path.encode()))
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def opaque_leaf_keys(paths: tuple[str, ...], count: jax.Array) -> tuple[jax.Array, ...]:
-    """The keys of these leaves, as numbers that XLA for the CPU does not know when it compiles.
+    """The keys of these leaves, hidden from XLA for the CPU at compile time.
 
-    Those it knows it writes into each leaf's loops, which then differ, and compiles all of them:
-    the 148 leaves of GPT-2 took twice as long. `count` is positive, but XLA cannot know that.
+    XLA would write known keys into the loops of each leaf. The loops would then differ and all be
+    compiled: the 148 leaves of GPT-2 took twice as long. XLA cannot know that `count` is positive.
     """
     keys = tuple(leaf_key(path) for path in paths)
 
@@ -119,15 +119,15 @@ def random_bits(noise: StepNoise, key: jax.Array, shape: tuple[int, ...]) -> Ran
         along = jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
         index = index + along * u32(stride % 2**32)
         stride *= shape[axis]
-    # A scrambling of which the upper bits are wanted, and several of them: what one step rounds up
-    # in `nu` it may round down in `mu`.
+    # Only the upper bits are needed, but several independent ones: an element may be rounded up in
+    # `nu` and down in `mu`.
     index = index * u32(0x9E3779B1)
     index = (index ^ (index >> u32(15))) * u32(0x85EBCA77)
     return RandomBits(
         nu=index + noise.nu,
         mu=(index ^ (index >> u32(15))) * u32(0xC2B2AE3D) + noise.mu,
         code=(index ^ (index >> u32(17))) * u32(0x27D4EB2F) + noise.code,
-        # Scrambled with the step's part: a sum would keep the distances of elements as they are.
+        # Scrambled together with the step's part; a plain sum would keep distances of elements.
         theta=_mixed_above(index ^ noise.theta),
         extra={name: _mixed_above(index ^ leaf_key(name)) + x for name, x in noise.extra.items()},
     )
@@ -136,8 +136,8 @@ def random_bits(noise: StepNoise, key: jax.Array, shape: tuple[int, ...]) -> Ran
 def fraction(random: jax.Array) -> jax.Array:
     """The upper 14 bits as a number strictly inside (0, 1).
 
-    Its distance from 0 and 1, 2**-15, is more than what rounding can do to a number below 256, so
-    that floor(k + fraction) is k where k is a whole number but for such an error.
+    Its distance from 0 and 1, 2**-15, exceeds the rounding error of a number below 256. So
+    floor(k + fraction) is k if k is a whole number up to such an error.
     """
     middle = ((random >> np.uint32(9)) & np.uint32(0x7FFE00)) | np.uint32(0x3F800100)
     return from_bits(middle.astype(jnp.int32)) - 1  # from [1, 2): no conversion

@@ -1,4 +1,4 @@
-"""What the 8-bit code makes of a block as a whole, in the forms that compilers take."""
+"""The reductions over a block that the 8-bit code needs, in forms that compilers accept."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ GROUPS = 1 << GROUP_BITS
 
 
 class Reductions(NamedTuple):
-    """What is made of a block as a whole, in the form that a compiler takes."""
+    """The reductions over a block, in the form that a compiler accepts."""
 
-    # Of (..., length) >= 0 the largest of each group: every 32nd element, in blocks that 32 does
-    # not divide every 16th. Vectors' maxima, where one along a block would be of numbers.
+    # The largest of each group of (..., length) >= 0. A group is every 32nd element, or every 16th
+    # if 32 does not divide the length. These are maxima of vectors, not of single numbers.
     groups: Callable[[jax.Array], jax.Array]
     largest: Callable[[jax.Array], jax.Array]  # of (..., groups): (..., 1)
     number: Callable[[jax.Array], jax.Array]  # of groups where something holds: (..., 1)
-    period: int = GROUPS  # after so many places the same groups come again, if at all
+    period: int = GROUPS  # number of places after which the groups repeat, if they do
 
 
 def groups_of(length: int) -> int:
-    """How many groups a block has."""
+    """The number of groups of a block."""
     return math.gcd(length, GROUPS)
 
 
 def plain(groups: int | None = None) -> Reductions:
-    """As XLA and Triton take them; `groups` where a block has been filled up to a longer one."""
+    """The form for XLA and Triton; `groups` is for blocks that were padded to a longer one."""
 
     def of_groups(x: jax.Array) -> jax.Array:
         count = groups or groups_of(x.shape[-1])

@@ -1,4 +1,4 @@
-"""Rounding to fewer bits, right on average, and how parameters of 16 bits take their steps."""
+"""Stochastic rounding, and the rounding of 16-bit parameters when they take a step."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 @jax.custom_jvp
 def undifferentiable(x: T) -> T:
-    """x; a derivative taken through it raises, where it would silently be 0."""
+    """x; a derivative through it raises instead of silently being 0."""
     return x
 
 
@@ -41,58 +41,59 @@ def _undifferentiable_jvp(  # registered, never called by name
     del primals, tangents
     raise TypeError(
         'Cannot differentiate through moments="int8", moments="bfloat16" or a rounding other than '
-        '"nearest": what they keep between steps is rounded to codes, which have no derivative. '
+        '"nearest": the state is rounded between steps, and rounding has no derivative. '
         'Use moments="full" and rounding="nearest" for that, or jax.lax.stop_gradient on the '
         "gradients."
     )
 
 
-# ---- Floats of 16 bits ----
+# ---- 16-bit floats ----
 
 
 def stochastic(x: jax.Array, dtype: np.dtype[Any], random: jax.Array) -> jax.Array:
-    """The float32 x in `dtype`, up or down so that the mean is x; what `dtype` has stays itself.
+    """x in `dtype`, rounded up or down so that the mean is x; numbers of `dtype` stay the same.
 
         float32     s eeeeeeee mmmmmmmmmmmmmmmmmmmmmmm
         bfloat16    s eeeeeeee mmmmmmm                   drops 16 bits, float16 13
         random                        rrrrrrrrrrrrrrrr   added to them; the carry rounds up
 
-    Finite numbers stay finite; infinities and NaN pass.
+    Finite numbers stay finite. Infinities and NaN pass through.
     """
     return _to_grid(x, dtype, 0, random).astype(dtype)
 
 
 def _to_grid(x: jax.Array, dtype: np.dtype[Any], further_bits: int, random: jax.Array) -> jax.Array:
-    """`stochastic`, to the numbers that `dtype` would have with that many more bits."""
+    """`stochastic`, to the numbers that `dtype` would have with `further_bits` more bits."""
     info = jnp.finfo(dtype)
     dropped, least = 23 - info.nmant - further_bits, np.float32(info.tiny)
     size = jnp.abs(x)
-    # float16's subnormals keep the spacing of its smallest normals: lifted by that, so do these.
+    # Subnormals of float16 have the spacing of its smallest normals. Adding that number to x gives
+    # x the same spacing.
     lift = jnp.where(size < least, least if dtype == jnp.float16 else 0, np.float32(0))
     carried = bits_of(size + lift) + (random >> np.uint32(32 - dropped)).astype(jnp.int32)
     rounded = from_bits(carried & np.int32(-(2**dropped))) - lift
     if not further_bits:
-        # A weight with a code may leave the range, as to nearest; not by a carry alone.
+        # A weight with a code may overflow as in rounding to nearest, but not by a carry alone.
         rounded = jnp.minimum(rounded, np.float32(info.max))
     return jnp.where(is_finite(x), with_sign(rounded, x), x)
 
 
-# ---- Parameters of 16 bits ----
+# ---- 16-bit parameters ----
 
 
 class Rounding(NamedTuple):
-    """How a parameter of 16 bits takes its step; parameters of other dtypes are not rounded."""
+    """How a 16-bit parameter is rounded when it takes a step; wider ones are not rounded."""
 
     name: str
     to_dtype: Callable[[jax.Array, np.dtype[Any], RandomBits], jax.Array]
-    rounds_update: bool = True  # chosen with the update, and not when it is applied
-    is_random: bool = True  # needs the bits of a step
-    residual: Residual | None = None  # of the kind that is kept beside the parameter
-    further_bits: int | None = None  # of a weight that is itself rounded, on average
+    rounds_update: bool = True  # whether the update already lands on the parameter's grid
+    is_random: bool = True  # whether it needs the random bits of a step
+    residual: Residual | None = None  # the kind of residual that the state stores
+    further_bits: int | None = None  # bits that a code adds to the weight, which is rounded too
 
     @property
     def has_residual(self) -> bool:
-        """Whether anything is kept beside each number of a parameter."""
+        """Whether the state stores a residual for each element of a parameter."""
         return self.residual is not None
 
 
@@ -106,12 +107,12 @@ def _on_average(x: jax.Array, dtype: np.dtype[Any], random: RandomBits) -> jax.A
 
 
 def _up_from_half_way(x: jax.Array, dtype: np.dtype[Any], random: RandomBits) -> jax.Array:
-    """To nearest; from half-way upwards, as there 128 codes would be missing and an int8 has 127.
+    """Round to nearest, ties up: at a tie 128 codes are missing, but an int8 holds only 127.
 
-    Clipped to these, a weight that rises by less than a code a step would stand still there.
+    Clipped to 127, a weight that rises by less than a code per step would stop there.
     """
     del random
-    size = jnp.minimum(power(x), np.float32(2.0**127))  # -inf + inf were NaN
+    size = jnp.minimum(power(x), np.float32(2.0**127))  # -inf + inf would be NaN
     return (x + size * np.float32(2.0 ** -(jnp.finfo(dtype).nmant + 12))).astype(dtype)
 
 
@@ -134,17 +135,17 @@ ROUNDINGS = {
 def round_update(
     rounding: Rounding, x: jax.Array, theta: jax.Array, random: RandomBits
 ) -> tuple[jax.Array, jax.Array | None]:
-    """From theta to x: the float32 update that lands on the grid, and the code of what is missing.
+    """The float32 update from theta to a number of its dtype near x, and the code of the error.
 
-    u = goal - theta in float32 is exact unless one of them is thousands of times the other;
-    there theta + u, which is what applying it comes to, is still the number the code refers to.
+    u = goal - theta is exact in float32 unless one of them is thousands of times the other. Even
+    then, theta + u rounds to the number that the code refers to.
     """
     x = undifferentiable(x)
-    if rounding.further_bits:  # first to what theta and a code can stand for, then to theta
+    if rounding.further_bits:  # first to what parameter and code can represent together
         x = _to_grid(x, theta.dtype, rounding.further_bits, random.code)
     wide = theta.astype(jnp.float32)
     goal = rounding.to_dtype(x, theta.dtype, random).astype(jnp.float32)
-    # What stays as it is adds -0, which keeps infinities and the sign of a zero.
+    # An unchanged parameter adds -0, which keeps infinities and the sign of a zero.
     u = jnp.where(goal == wide, -0.0, goal - wide)
     if rounding.residual is None:
         return u, None
@@ -153,12 +154,12 @@ def round_update(
 
 
 def added(theta: jax.Array, u: jax.Array) -> jax.Array:
-    """theta + u in the wider of both dtypes, rounded once to that of theta."""
+    """theta + u, computed in the wider of the two dtypes and rounded once to that of theta."""
     wide = arithmetic_dtype(theta.dtype, u.dtype)
     return (theta.astype(wide) + u.astype(wide)).astype(theta.dtype)
 
 
 def as_weak_as(theta: jax.Array, total: jax.Array) -> jax.Array:
-    """`total`, of the weak type of theta."""
-    # Only `full_like` hands a weak type on, and only with a scalar: hence one call an element.
+    """`total` with the weak type of theta."""
+    # Only `full_like` passes a weak type on, and only with a scalar: hence one call per element.
     return jnp.vectorize(jax.lax.full_like)(theta, total) if theta.weak_type else total

@@ -1,1 +1,1 @@
-"""To see what a run does: its scalars, its memory, and whether this machine computes right."""
+"""Tools to watch a run: its scalars, its memory, and a check of this machine's arithmetic."""

@@ -1,4 +1,4 @@
-"""What to watch of a run: a few scalars of an update, its state and the parameters."""
+"""Scalars to watch during a run, from an update, its state and the parameters."""
 
 from __future__ import annotations
 
@@ -41,52 +41,55 @@ def diagnostics(
     eps: Scalar | None = None,
     eps_root: Scalar | None = None,
 ) -> dict[str, jax.Array]:
-    """A flat dict of scalars to plot: how long the step is, and what Adam makes of the gradient.
+    """Scalars to plot during training: the length of the step and the state of the moments.
 
-    With the moments after the step, m_hat = m / (1 - b1**t) and v_hat = v / (1 - b2**t), as in
-    `adam` and `adamw`. (A state does not say which variant it is of. `adamax`, `adopt`,
-    `adabelief`, `amsgrad` and others divide by something else, and `direction_rms` and `below_eps`
-    say nothing of their steps; all else holds for any variant. Nor does it know of `overrides`:
-    all leaves are looked at with the hyperparameters that are given here.)
+    The function is pure and works under `jax.jit`. With m_hat = m / (1 - b1**t) and
+    v_hat = v / (1 - b2**t), from the moments after the step, it returns:
 
-    - `count`: t, the steps taken (int32; all others are float32).
-    - `update_norm`, `param_norm`: Euclidean norms over all leaves that the state is for.
-    - `update_to_param`: the first over the second, 0 where the parameters are all 0. Some 1e-3 is
-      usual; a value that grows towards 1 says that the learning rate is too high.
-    - `direction_rms`: root mean square of m_hat / (sqrt(v_hat + eps_root) + eps), as in Adam:
-      1 where all gradients point the same way, some sqrt((1 - b1) / (1 + b1)) where they are noise.
-    - `below_eps`: the share of coordinates with sqrt(v_hat + eps_root) < eps, where eps holds the
-      step back: 1 is a run that does not move, and what is 0 for ever counts here too.
-    - `clipped`, if any leaf has 8-bit moments: the share of their codes that are at the end of the
-      range, where anything larger is clipped; NaN counts.
-    - `learning_rate`, if known: that of the step which made `updates`.
+    - `count`: t, the number of steps taken (int32; all others are float32).
+    - `update_norm`, `param_norm`: Euclidean norms over all leaves that belong to the state.
+    - `update_to_param`: the ratio of these norms, 0 if all parameters are 0. About 1e-3 is usual. A
+      value that grows towards 1 means that the learning rate is too high.
+    - `direction_rms`: root mean square of Adam's direction m_hat / (sqrt(v_hat + eps_root) + eps).
+      It is 1 if all gradients point the same way, and about sqrt((1 - b1) / (1 + b1)) if they are
+      noise.
+    - `below_eps`: the share of coordinates with sqrt(v_hat + eps_root) < eps, where eps shortens
+      the step. At 1 the run does not move. Coordinates that are always 0 count too.
+    - `clipped`, if any leaf has 8-bit moments: the share of their codes at the end of the range,
+      where larger values are clipped. NaN counts too.
+    - `learning_rate`, if known: that of the step that made `updates`.
 
-    Pure, and made for `jax.jit`: nothing is printed or kept.
+    A state does not show its variant. `adamax`, `adopt`, `adabelief`, `amsgrad` and others divide
+    by something else, so `direction_rms` and `below_eps` mean nothing for them; the other scalars
+    hold for any variant. A state does not show `overrides` either: all leaves are judged by the
+    hyperparameters given here.
 
     Args:
-        updates: what `tx.update` gave for `params`, an array for each of them (None where there is
-            none).
-        state: the state that came with it: an `AdamState`, or any state that holds one, wherever
-            in it: that of `optax.chain`, `masked`, `MultiSteps`, `inject_hyperparams`, or the
-            `opt_state` of a Flax `nnx.Optimizer`. Of an `optax.partition` pass one group's,
-            `state.inner_states["group"]`, with all updates and parameters: its numbers are those
-            of its own leaves.
-        params: the parameters, before or after the step.
-        learning_rate: as given to the factory, a number or a schedule; None (default) takes it from
-            the hyperparameters of `optax.inject_hyperparams`, if they are in `state`.
-        b1: decay rate in [0, 1) as given to the factory. None (default): that in `state`, under
-            `inject_hyperparams`, or else 0.9.
-        b2: likewise; else 0.999.
-        eps: likewise, >= 0; else 1e-8.
-        eps_root: likewise, >= 0; else 0.
+        updates: The updates that `tx.update` returned for `params`: an array for each parameter, or
+            None where a parameter is None.
+        state: The state that `tx.update` returned with them: an `AdamState`, or any state that
+            holds one: that of `optax.chain`, `masked`, `MultiSteps`, `inject_hyperparams`, or the
+            `opt_state` of a Flax `nnx.Optimizer`. From `optax.partition` pass the state of one
+            group, `state.inner_states["group"]`, with all updates and parameters. The result then
+            covers the leaves of this group.
+        params: The parameters, before or after the step.
+        learning_rate: The learning rate of the factory, a number or a schedule. None (default): the
+            one that `optax.inject_hyperparams` keeps in `state`, if any.
+        b1: The decay rate b1 of the factory, in [0, 1). None (default): the one that
+            `inject_hyperparams` keeps in `state`, or else 0.9.
+        b2: The decay rate b2 of the factory, in [0, 1). None (default): the one in `state`, or else
+            0.999.
+        eps: The `eps` of the factory, >= 0. None (default): the one in `state`, or else 1e-8.
+        eps_root: The `eps_root` of the factory, >= 0. None (default): the one in `state`, or else
+            0.
 
     Returns:
-        A dict from the names above to scalars.
+        A dict with the names above as keys and scalars as values.
 
     Raises:
         ValueError: `state` holds no `AdamState` or several, a number is out of range, or `updates`
             and `params` differ in structure.
-        TypeError: an argument or a leaf of the wrong type.
+        TypeError: An argument or a leaf has the wrong type.
 
     Example:
         >>> import functional_adam as fa, jax.numpy as jnp
@@ -109,13 +112,13 @@ def diagnostics(
     has_rate = "learning_rate" in known
     bound: dict[str, Any] = {"learning_rate": 1.0} | known
     settings = make_settings(ADAM, **bound)
-    t = jnp.maximum(jnp.asarray(adam_state.count), 1)  # before the first step: as of zeros
+    t = jnp.maximum(jnp.asarray(adam_state.count), 1)  # before the first step the moments are 0
     settings = evaluate_schedules(settings, t - 1)
     rate, settings = settings.learning_rate, settings._replace(learning_rate=1.0)
     of_dtype = functools.cache(functools.partial(scalars, settings, t))
     sums = _summed(adam_state, of_dtype)
     _trees.leaves_like("updates", updates, params, "params")
-    # Leaves that masked or partition gave to others are no part of this state's step.
+    # Leaves that masked or partition gave to other transformations are not part of this step.
     is_elsewhere = _nested.left_out(adam_state.mu)
     update_norm, param_norm = (
         _norm(name, tree, is_elsewhere) for name, tree in (("updates", updates), ("params", params))
@@ -136,19 +139,19 @@ def diagnostics(
 
 
 def _the_state(state: PyTree) -> AdamState:
-    """The one of ours in a state."""
+    """The only `AdamState` in a state."""
     found = _nested.states("state", state, "one AdamState")
     if len(found) > 1:
         paths = ", ".join(where for where, _ in found)
         raise ValueError(
-            f"state must hold one AdamState; got {len(found)}: {paths}. Pass one of them, with all"
-            " updates and params: leaves that it does not have count nowhere."
+            f"state must hold one AdamState; found {len(found)}: {paths}. Pass one of them, with "
+            "all updates and params: leaves that it does not have are ignored."
         )
     return found[0][1]
 
 
 def _injected(state: PyTree) -> dict[str, Any]:
-    """What `optax.inject_hyperparams` keeps of the hyperparameters used here."""
+    """The hyperparameters used here that `optax.inject_hyperparams` keeps in a state."""
     holds: Callable[[Any], bool] = lambda x: isinstance(getattr(x, "hyperparams", None), Mapping)  # noqa: E731
     names = ("learning_rate", *_DEFAULTS)
     nodes = [x for x in jax.tree.leaves(state, is_leaf=holds) if holds(x)]
@@ -156,7 +159,7 @@ def _injected(state: PyTree) -> dict[str, Any]:
 
 
 def _norm(name: str, tree: PyTree, is_elsewhere: Callable[[_nested.Path], bool]) -> jax.Array:
-    """The Euclidean norm over all leaves but those that belong elsewhere."""
+    """The Euclidean norm over all leaves except those that belong elsewhere."""
     leaves = [(name + keystr(p), x) for p, x in tree_leaves_with_path(tree) if not is_elsewhere(p)]
     return euclidean_norm([jnp.asarray(x, _check.leaf_dtype(path, x)) for path, x in leaves])
 
@@ -166,13 +169,13 @@ def _total(parts: Sequence[Any]) -> jax.Array:
 
 
 def _ratio(part: jax.Array, whole: jax.Array) -> jax.Array:
-    """part / whole, 0 of nothing; NaN and infinite parts stay NaN."""
+    """part / whole, and 0 if whole is 0; a NaN or infinite part gives NaN there."""
     nothing = whole == 0
     return jnp.where(nothing, 0 * part, part / jnp.where(nothing, 1, whole))
 
 
 def _summed(state: AdamState, of_dtype: Callable[[Any], Scalars]) -> dict[str, jax.Array]:
-    """Over all coordinates: their number, squares of the direction, those held back by eps."""
+    """Sums over all coordinates: their number, squared directions, those below eps."""
     mus, nus, scales = (
         _nested.by_parameter(f"state.{name}", getattr(state, name), state).values()
         for name in ("mu", "nu", "nu_scale")

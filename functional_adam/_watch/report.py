@@ -1,4 +1,4 @@
-"""What an optimizer's state costs, before any of it is allocated."""
+"""The memory of an optimizer's state, computed before any of it is allocated."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ from functional_adam._watch.sizes import (
     on_each_device,
 )
 
-_WORDS = ("leaf", "shape", "dtype", "moments")  # the last where leaves differ
+_WORDS = ("leaf", "shape", "dtype", "moments")  # the last if leaves differ
 _PARTS = ("mu", "nu", "nu_scale", "residual", "extra")
 _PLACES = ("per_device", "on_host")
 
 
 class LeafMemory(NamedTuple):
-    """The bytes of one parameter and of what is kept for it, by part of the state.
+    """The bytes of one parameter and of each part of its state.
 
     Attributes:
-        path: as in error messages.
-        shape: the parameter's.
-        dtype: the parameter's.
-        parameter: bytes of the parameter itself, over all devices, as those below.
-        mu: of the first moment.
-        nu: of the second.
-        nu_scale: of its scales.
-        residual: of what rounding="compensated" or "split" keeps.
-        extra: of a variant's own trees.
-        per_device: of all parts of the state, in the memory of each device; None where no shardings
-            were given.
-        on_host: of all parts of the state, in the host's memory for each device; None where none
-            of the shardings has anything there (see `offload`).
-        moments: the format of both moments, "full", "bfloat16" or "int8"; "" where there are none.
-        kernels: with "int8" the kinds of devices, "gpu" and "tpu", that have a kernel for the step
-            of this leaf; others pass several times over memory. See docs/performance.md.
+        path: Path of the parameter, as in error messages.
+        shape: Shape of the parameter.
+        dtype: Dtype of the parameter.
+        parameter: Bytes of the parameter, over all devices, like the sizes below.
+        mu: Bytes of the first moment.
+        nu: Bytes of the second moment.
+        nu_scale: Bytes of the scales of 8-bit moments.
+        residual: Bytes of the residual of rounding="compensated" or "split".
+        extra: Bytes of a variant's own trees.
+        per_device: Bytes of the whole state in the memory of each device; None if no shardings were
+            given.
+        on_host: Bytes of the whole state in the host's memory for each device; None if no sharding
+            places anything there (see `offload`).
+        moments: Format of both moments: "full", "bfloat16" or "int8"; "" if there are none.
+        kernels: With "int8", the kinds of devices ("gpu", "tpu") that have a kernel for this leaf.
+            Other devices take several passes over memory. See docs/performance.md.
     """
 
     path: str
@@ -65,21 +65,22 @@ class LeafMemory(NamedTuple):
 
     @property
     def state(self) -> int:
-        """The parts of the state together."""
+        """Bytes of all parts of the state."""
         return self.mu + self.nu + self.nu_scale + self.residual + self.extra
 
 
 class MemoryReport(NamedTuple):
-    """Bytes by leaf and in all; as text a table of 88 columns.
+    """The bytes of each leaf and of everything; as text, a table of 88 columns.
 
-    Where whole numbers or the parts of the state do not fit, the text rounds or omits them; the
-    fields have all.
+    If sizes or the parts of the state do not fit into the table, it rounds or omits them. The
+    fields have all of them.
 
     Attributes:
-        leaves: one `LeafMemory` a parameter.
-        other: bytes of the state that belong to no parameter: counters, other transformations.
-        other_per_device: those of them on each device; None where no shardings were given.
-        other_on_host: those of them in the host's memory for each device; None where nothing is.
+        leaves: One `LeafMemory` per parameter.
+        other: Bytes that belong to no parameter: counters, and state of other transformations.
+        other_per_device: Part of `other` on each device; None if no shardings were given.
+        other_on_host: Part of `other` in the host's memory for each device; None if the host has
+            nothing of the state.
     """
 
     leaves: tuple[LeafMemory, ...]
@@ -89,22 +90,22 @@ class MemoryReport(NamedTuple):
 
     @property
     def parameters(self) -> int:
-        """How many numbers the parameters are."""
+        """Number of elements of all parameters."""
         return sum(math.prod(leaf.shape) for leaf in self.leaves)
 
     @property
     def parameter_bytes(self) -> int:
-        """The parameters themselves."""
+        """Bytes of the parameters themselves."""
         return sum(leaf.parameter for leaf in self.leaves)
 
     @property
     def state_bytes(self) -> int:
-        """The whole state."""
+        """Bytes of the whole state."""
         return sum(leaf.state for leaf in self.leaves) + self.other
 
     @property
     def state_bytes_per_device(self) -> int | None:
-        """What each device has of the state; None where no shardings were given."""
+        """Bytes of the state on each device; None if no shardings were given."""
         if self.other_per_device is None:
             return None
         return sum(leaf.per_device or 0 for leaf in self.leaves) + self.other_per_device
@@ -118,12 +119,12 @@ class MemoryReport(NamedTuple):
 
     @property
     def float32_adam_bytes(self) -> int:
-        """What the state of Adam with float32 moments would be: 8 a number, and the counter."""
+        """Bytes of Adam's state with float32 moments: 8 per element, and the counter."""
         return 8 * self.parameters + 4
 
     def __str__(self) -> str:
-        """The table, in 88 columns: a part that is 0 everywhere is left out; where that is not
-        enough, sizes are rounded, then all parts are left out.
+        """The table, in 88 columns: a part that is 0 everywhere is left out. If the table is still
+        too wide, sizes are rounded, and then all parts are left out.
         """
         sums = [sum(column) for column in zip(*map(_sizes, self.leaves), strict=True)] or [0] * 6
         on_each, on_host = self.state_bytes_per_device, self.state_bytes_on_host
@@ -139,7 +140,7 @@ class MemoryReport(NamedTuple):
         tables = [(_rows(leaves, *form, words), gap) for form in forms for gap in (2, 1)]
         rows, gap = next((t for t in tables if table.fits(*t)), tables[-1])
         end = (
-            f"{self.other:,} bytes besides; {self.state_bytes:,} in all, "
+            f"{self.other:,} bytes of other state; {self.state_bytes:,} in total, "
             f"{self.state_bytes / self.float32_adam_bytes:.1%} of float32 Adam's "
             f"{self.float32_adam_bytes:,}"
         )
@@ -160,7 +161,7 @@ def _without_kernels(leaves: Sequence[LeafMemory]) -> list[str]:
         ]
         if missing:
             more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-            texts.append(f"Several passes over memory on {name}: {', '.join(missing[:3])}{more}.")
+            texts.append(f"No one-pass kernel on {name}: {', '.join(missing[:3])}{more}.")
     return texts
 
 
@@ -171,7 +172,7 @@ def _sizes(leaf: LeafMemory) -> tuple[int, ...]:
 def _rows(
     leaves: Sequence[LeafMemory], parts: Sequence[str], of: Callable[[int], str], words: int
 ) -> list[list[str]]:
-    """The head, and for each leaf (the total last) its sizes as `of` writes them."""
+    """The head, and for each leaf (the total last) its sizes as `of` formats them."""
     head = [*_WORDS[:words], "parameter", *parts, "state", "B/param"]
     head += [] if leaves[-1].per_device is None else ["per device"]
     head += [] if leaves[-1].on_host is None else ["on host"]
@@ -193,25 +194,26 @@ def _row(leaf: LeafMemory, parts: Sequence[str], of: Callable[[int], str], words
 def memory_report(
     tx: GradientTransformation, params: PyTree, shardings: PyTree = None
 ) -> MemoryReport:
-    """The bytes that the state of `tx` takes for these parameters, leaf by leaf.
+    """The bytes of the state of `tx` for these parameters, leaf by leaf.
 
-    Nothing is allocated: `tx.init` is evaluated in shapes alone.
+    Nothing is allocated: only the shapes that `tx.init` would make are computed.
 
     Args:
-        tx: a transformation of this package, alone or anywhere in one of Optax's (a chain,
+        tx: A transformation of this package, alone or anywhere inside Optax's wrappers (a chain,
             `masked`, `partition`, `inject_hyperparams`).
-        params: a tree of arrays, or of `jax.ShapeDtypeStruct`s.
-        shardings: None (default), or what `state_shardings` returned for them: the report then says
-            what each device has, too; with the shardings of `offload`, also what its host has.
+        params: A tree of arrays or of `jax.ShapeDtypeStruct`s.
+        shardings: None (default), or the result of `state_shardings(tx, params)`. The report then
+            also has the bytes on each device, and with the shardings of `offload` those on its
+            host.
 
     Returns:
-        A `MemoryReport`: print it for a table, or read its fields. Float32 Adam is 8 bytes of state
-        a number.
+        A `MemoryReport`. Print it for a table, or read its fields. For comparison, float32 Adam
+        takes 8 bytes of state per parameter.
 
     Raises:
-        TypeError: `tx` has no `init`, a leaf is not an array that it can train, or one of
-            `shardings` is no sharding.
-        ValueError: `shardings` is not built like the state.
+        TypeError: `tx` has no `init`, a leaf is not an array that it can train, or a leaf of
+            `shardings` is not a sharding.
+        ValueError: `shardings` does not have the structure of the state.
 
     Example:
         >>> import functional_adam as fa, jax, jax.numpy as jnp

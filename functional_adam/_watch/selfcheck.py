@@ -1,6 +1,6 @@
 """The measurements of `python -m functional_adam`: errors, compilation, donation, bytes, times.
 
-All of it runs on JAX's default device. Optax and PyTorch are measured where they are installed.
+Everything runs on JAX's default device. Optax and PyTorch are measured too if they are installed.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ from functional_adam._watch.report import memory_report
 RATE = 3e-4
 RATES = ((0.9, 0.999), (0.9, 0.9999))
 FORMATS = ("full", "bfloat16", "int8")
-# Bytes that a step must move for each float32 parameter: gradient and parameter read, parameter
-# written, and the moments read and written.
+# Bytes that a step must move per float32 parameter: gradient and parameter are read, the parameter
+# is written, and the moments are read and written.
 MOVED = {"full": 12 + 16, "bfloat16": 12 + 8, "int8": 12 + 4}
 
 
-# How far updates may be off by the format of moments: rms over rms, in 40 steps.
+# Largest error of updates by moment format: rms error over rms update, in 40 steps.
 COARSENESS = {"full": 1e-6, "bfloat16": 0.01, "int8": 0.04}
 
 
 class Precision(NamedTuple):
-    """A dtype of gradients, and how far its updates may be off."""
+    """A dtype of gradients, and the largest error of its updates."""
 
     dtype: str
     bits: int  # of its significand
     steps: int
     size: int
-    rms: float  # in units of 2**-bits of the step
+    rms: float  # in units of 2**-bits times the step
     worst: float
 
 
-# A 16-bit update cannot be nearer than its own rounding: half a unit, of a step that may be a power
-# of two longer than the unit's. float64 is compared with decimal arithmetic, hence for few numbers.
+# A 16-bit update has at least its own rounding error: half a unit, for a step that may be up to
+# twice as long as the unit's. float64 is compared with decimal arithmetic, so with few numbers.
 PRECISIONS = (
     Precision("float32", 24, 10_000, 1024, 4.0, 40.0),
     Precision("bfloat16", 8, 1_000, 1024, 1.0, 1.0),
@@ -57,7 +57,7 @@ PRECISIONS = (
 
 
 class Error(NamedTuple):
-    """How far updates are from Algorithm 1: rms over coordinates at the worst step; largest."""
+    """The distance of updates from Algorithm 1: rms over coordinates at the worst step; maximum."""
 
     library: str
     dtype: str
@@ -71,13 +71,13 @@ class Error(NamedTuple):
 
 
 def gradients(of: Precision) -> np.ndarray[Any, Any]:
-    """N(0, 1), rounded to the dtype."""
+    """Gradients from N(0, 1), rounded to the dtype."""
     drawn = np.random.default_rng(0).standard_normal((of.steps, of.size))
     return drawn.astype(np.float32).astype(jnp.dtype(of.dtype))
 
 
 def algorithm_1(grads: np.ndarray[Any, Any], b1: float, b2: float) -> np.ndarray[Any, Any]:
-    """The paper's updates, as it writes them, in float64."""
+    """The updates by the paper's formulas, in float64."""
     m = v = np.zeros(grads.shape[1])
     updates = np.empty(grads.shape)
     for t, g in enumerate(grads.astype(np.float64), 1):
@@ -90,7 +90,7 @@ def algorithm_1(grads: np.ndarray[Any, Any], b1: float, b2: float) -> np.ndarray
 def algorithm_1_in_decimal(
     grads: np.ndarray[Any, Any], b1: float, b2: float
 ) -> np.ndarray[Any, Any]:
-    """The same to 40 digits, then rounded to float64, as 80 bits are not to be had everywhere."""
+    """The same to 40 digits, rounded to float64, because not every platform has 80-bit floats."""
     with localcontext() as context:
         context.prec = 40
         d1, d2, rate, eps = (Decimal(x) for x in (b1, b2, RATE, 1e-8))
@@ -118,7 +118,7 @@ def scanned(tx: GradientTransformation, grads: np.ndarray[Any, Any]) -> np.ndarr
 
 
 def in_torch(grads: np.ndarray[Any, Any], b1: float, b2: float) -> np.ndarray[Any, Any]:
-    """PyTorch's updates: parameters held at 0, so that they are read without another rounding."""
+    """PyTorch's updates; parameters are reset to 0, so that updates are read without rounding."""
     torch: Any = importlib.import_module("torch")
     dtype = getattr(torch, grads.dtype.name)
     p = torch.zeros(grads.shape[1], dtype=dtype)
@@ -133,7 +133,7 @@ def in_torch(grads: np.ndarray[Any, Any], b1: float, b2: float) -> np.ndarray[An
 
 
 def libraries() -> dict[str, Callable[..., np.ndarray[Any, Any]]]:
-    """Whose updates are measured here: ours, and those that are installed."""
+    """The libraries whose updates are measured: this one, and the others that are installed."""
     found: dict[str, Any] = {"functional_adam": lambda g, b1, b2: scanned(adam(RATE, b1, b2), g)}
     if importlib.util.find_spec("optax"):
         optax: Any = importlib.import_module("optax")
@@ -144,7 +144,7 @@ def libraries() -> dict[str, Callable[..., np.ndarray[Any, Any]]]:
 
 
 def errors(of: Precision) -> Iterator[Error]:
-    """Every library's, for both pairs of rates."""
+    """The errors of every library, for both pairs of rates."""
     grads = gradients(of)
     for b1, b2 in RATES:
         truth = (algorithm_1_in_decimal if of.bits == 53 else algorithm_1)(grads, b1, b2)
@@ -158,7 +158,7 @@ def errors(of: Precision) -> Iterator[Error]:
 
 @contextlib.contextmanager
 def wide(on: bool) -> Generator[None]:
-    """64-bit mode for a while."""
+    """Turn 64-bit mode on for a while."""
     before = bool(jax.config.read("jax_enable_x64"))
     jax.config.update("jax_enable_x64", on or before)
     try:
@@ -168,8 +168,8 @@ def wide(on: bool) -> Generator[None]:
 
 
 def coarseness(moments: Any) -> tuple[float, bool]:
-    """How far a format's updates are off, and whether a NaN stays: fast math may lose it."""
-    grads = gradients(PRECISIONS[0]._replace(steps=40, size=4096))  # no small leaf
+    """A format's error, and whether a NaN stays NaN, which fast math may break."""
+    grads = gradients(PRECISIONS[0]._replace(steps=40, size=4096))  # too large for a small leaf
     truth = algorithm_1(grads, *RATES[0])
     off = scanned(adam(RATE, *RATES[0], moments=moments), grads) - truth
     grads[10, 7] = np.nan
@@ -181,7 +181,7 @@ def coarseness(moments: Any) -> tuple[float, bool]:
 
 
 def training_step(tx: Any) -> Callable[..., tuple[PyTree, PyTree]]:
-    """One step, jitted, which gives its memory for the result."""
+    """One jitted step with donated parameters and state."""
 
     def step(params: PyTree, state: PyTree, grads: PyTree) -> tuple[PyTree, PyTree]:
         updates, state = tx.update(grads, state, params)
@@ -191,7 +191,7 @@ def training_step(tx: Any) -> Callable[..., tuple[PyTree, PyTree]]:
 
 
 def compilations_and_donation(moments: Any) -> tuple[int, float]:
-    """How many programs ten steps of a schedule need, and what share of the bytes is reused."""
+    """How many programs ten steps with a schedule compile, and the share of bytes reused."""
     tx = adamw(lambda count: 1e-3 / (1 + count), moments=moments)
     params = {"w": jnp.ones((64, 256)), "b": jnp.ones(256)}
     state, step = tx.init(params), training_step(tx)
@@ -205,7 +205,7 @@ def compilations_and_donation(moments: Any) -> tuple[int, float]:
 
 
 def state_bytes(moments: Any) -> tuple[float, float]:
-    """Bytes of state a parameter, as found in the arrays and as `memory_report` has it."""
+    """Bytes of state per parameter, measured on the arrays and from `memory_report`."""
     params, tx = jnp.zeros((1024, 1024)), adam(moments=moments)
     found = sum(x.nbytes for x in jax.tree.leaves(tx.init(params)))
     return found / params.size, memory_report(tx, params).state_bytes / params.size
@@ -215,7 +215,7 @@ def state_bytes(moments: Any) -> tuple[float, float]:
 
 
 class Timing(NamedTuple):
-    """A format's step: its seconds as a ratio to Optax's, and its bytes a second to a copy's."""
+    """A format's time relative to Optax's step, and its bytes per second relative to a copy's."""
 
     moments: str
     to_optax: float | None
@@ -226,8 +226,8 @@ def timings(size: int = 2**22, seconds: float = 6.0) -> Iterator[Timing]:
     """Medians over interleaved rounds, all in one process."""
     grads = jax.random.normal(jax.random.key(0), (size,))
     acts = {"copy": _copying(4 * size)}  # as much memory as a step takes
-    # Of equal programs that which was given its memory last is some 4 % faster: Optax's stands on
-    # both sides of ours.
+    # Of two equal programs, the one that allocated its memory last is about 4 % faster. So Optax's
+    # step is measured both before and after the others.
     optax = importlib.util.find_spec("optax") and importlib.import_module("optax").adam(RATE)
     if optax:
         acts["optax before"] = _stepping(optax, grads)
@@ -237,7 +237,7 @@ def timings(size: int = 2**22, seconds: float = 6.0) -> Iterator[Timing]:
     taken: dict[str, list[float]] = {name: [] for name in acts}
     end, order = time.perf_counter() + seconds, list(acts)
     while time.perf_counter() < end or len(taken["copy"]) < 5:
-        order.reverse()  # what ran just before leaves its traces in the caches
+        order.reverse()  # the previous program affects the caches
         for name in order:
             start = time.perf_counter()
             acts[name]()
@@ -265,7 +265,7 @@ def _stepping(tx: Any, grads: jax.Array) -> Callable[[], None]:
 
 
 def _copying(size: int) -> Callable[[], None]:
-    # Onto itself: on a CPU a copy to elsewhere would read its target too before it writes there.
+    # In place: on a CPU a copy to another array would read its target too before writing.
     kept = [jnp.ones(size)]
     copy = jax.jit(lambda x: x * 1.5, donate_argnums=0)
 

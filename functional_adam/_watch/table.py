@@ -6,16 +6,16 @@ from collections.abc import Sequence
 
 WIDTH = 88
 UNITS = "K, M, G, T: powers of 1024 bytes"
-_PATH = 16  # columns that the first has at least: longer words get a line of their own
+_PATH = 16  # least width of the first column; longer words get a line of their own
 
 
 def whole(size: int) -> str:
-    """All digits of a size in bytes."""
+    """A size in bytes with all digits."""
     return f"{size:,}"
 
 
 def short(size: int) -> str:
-    """Three digits of a size in bytes, and its unit."""
+    """A size in bytes with three digits and a unit."""
     value, units = float(size), iter("KMGTPE")
     unit = ""
     while value >= 999.5:
@@ -24,13 +24,13 @@ def short(size: int) -> str:
 
 
 def fits(rows: Sequence[Sequence[str]], gap: int) -> bool:
-    """Whether these rows fit, with words of the first column on lines of their own if need be."""
+    """Whether these rows fit, if necessary with words of the first column on separate lines."""
     first, *rest = _widths(rows)
     return min(first, _PATH) + sum(gap + width for width in rest) <= WIDTH
 
 
 def lines(rows: Sequence[Sequence[str]], gap: int, words: int) -> list[str]:
-    """The rows aligned, `words` columns of words left and the others, of numbers, right.
+    """The aligned rows: the first `words` columns to the left, the others, numbers, to the right.
 
     The first row is the head, the last the total.
     """

@@ -1,4 +1,4 @@
-"""The CPU's own kernel for functional_adam's step, which finds and calls it by itself."""
+"""A native CPU kernel for functional_adam's step. functional_adam finds and calls it by itself."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 __version__ = "0.1.0"
 
-# What a call is given and gives; functional_adam takes a kernel of the number that it knows.
+# Version of the kernel's operands and results; functional_adam accepts only the one it knows.
 CONTRACT = 1
 
 # The names of the functions that XLA calls.
@@ -15,6 +15,6 @@ TARGETS = ("functional_adam_step",)
 
 
 def library() -> ctypes.CDLL:
-    """The shared library, loaded."""
+    """Load the shared library."""
     (path,) = Path(__file__).parent.glob("kernel.*")
     return ctypes.CDLL(str(path))

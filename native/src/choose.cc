@@ -1,4 +1,4 @@
-// Which of the kernels that were built this processor can run.
+// Chooses among the kernels that were built the one for this processor.
 #include "step.h"
 
 #if defined(FA_X86)
@@ -16,8 +16,8 @@ FA_DECLARE(step_v4);
 
 namespace {
 
-// All that compilers may use for x86-64-v3, and the operating system's share in it. Not every
-// compiler's builtin function knows F16C, MOVBE and LZCNT.
+// Tests everything that compilers may use for x86-64-v3, including the operating system's support.
+// Not every compiler's builtin function knows F16C, MOVBE and LZCNT.
 bool has_v3() {
   unsigned a, b, c, d;
   const unsigned halves = bit_F16C | bit_MOVBE;

@@ -1,4 +1,4 @@
-// The 8-bit code of both moments of a block: functional_adam/_storage/int8.py has the reasons.
+// The 8-bit code of both moments of a block. functional_adam/_storage/int8.py gives the reasons.
 #ifndef FUNCTIONAL_ADAM_CODES_H_
 #define FUNCTIONAL_ADAM_CODES_H_
 
@@ -14,14 +14,14 @@ constexpr int32_t kRise = 4;
 constexpr int32_t kMiddle = 12;
 constexpr int32_t kCoarse = 20;
 constexpr int32_t kFew = 16;
-constexpr int kGroups = 32;  // 16 where 32 does not divide a block
+constexpr int kGroups = 32;  // 16 if 32 does not divide a block
 constexpr int kGroupBits = 5;
 
 FA_INLINE int32_t positive_and_finite(int32_t bits) {
   return ((bits > 0) & (bits < kInfinite)) ? bits : 0;
 }
 
-// The largest biased exponent of each group: every `groups`th element. Beyond `groups` zeros.
+// The largest biased exponent of each group (every `groups`th element), then zeros.
 FA_INLINE void exponents(const float* v, int n, int groups, int32_t* out) {
   for (int k = 0; k < kGroups; ++k) out[k] = 0;
   int i = 0;
@@ -36,14 +36,14 @@ FA_INLINE void exponents(const float* v, int n, int groups, int32_t* out) {
   for (int k = 0; k < kGroups; ++k) out[k] >>= 23;
 }
 
-// The largest of 32.
+// The largest of 32 numbers.
 FA_INLINE int32_t largest(const int32_t* x) {
   int32_t most = x[0];
   for (int k = 1; k < kGroups; ++k) most = greater(most, x[k]);
   return most;
 }
 
-// The fourth largest; where there are few, the second, or else the largest.
+// The fourth largest exponent; with few groups the second largest, or else the largest.
 FA_INLINE int32_t usual_of(const int32_t* exponents, bool few) {
   int32_t keys[kGroups], ranks[4];
   for (int k = 0; k < kGroups; ++k) keys[k] = shifted(exponents[k], kGroupBits) | k;
@@ -55,9 +55,9 @@ FA_INLINE int32_t usual_of(const int32_t* exponents, bool few) {
   return few ? (ranks[1] > 0 ? ranks[1] : ranks[0]) : ranks[3];
 }
 
-// The scale of a block of which these are the exponents, after the scale `old`.
+// The scale of a block with these exponents, whose scale was `old`.
 FA_INLINE int32_t next_scale(const int32_t* exponents, int32_t old) {
-  int32_t counts = 0;  // two sums in one
+  int32_t counts = 0;  // two sums in one number
   for (int k = 0; k < kGroups; ++k) {
     counts += (exponents[k] > 0 ? 1 : 0) + (exponents[k] > old + kRise ? 1 << 16 : 0);
   }
@@ -65,7 +65,7 @@ FA_INLINE int32_t next_scale(const int32_t* exponents, int32_t old) {
   const bool few = alive < kFew;
   int32_t bound = old + (few || rose * 8 < alive ? kRise : kMiddle);
   const bool is_new = few ? rose * 8 >= alive : rose * 4 - 1 >= alive;
-  // Seldom, and ranks take time.
+  // This is rare, and ranking takes time.
   if (is_new) bound = greater(bound, usual_of(exponents, few) + (few ? kCoarse : kMiddle));
   return lesser(largest(exponents), lesser(bound, kLargestScale));
 }
@@ -118,13 +118,13 @@ FA_INLINE float ratio(int32_t code, float unit) {
   return code == kNan ? NAN : with_sign(r, code_as_float);
 }
 
-// The unit of the ratios of a block, given the bits of the largest of them, as `ratio_bits` has it.
+// The unit of the ratios of a block, from the bits of the largest, as `ratio_bits` computes them.
 FA_INLINE int32_t next_unit(int32_t largest) {
   const int32_t exponent = largest >> 23;
   return exponent > 0 ? (exponent + 1) & 255 : 0;
 }
 
-// About the bits of |m| / sqrt(v), an eighth of an octave added; 0 where there is no such number.
+// About the bits of |m| / sqrt(v), plus an eighth of an octave; 0 if there is no such number.
 FA_INLINE int32_t ratio_bits(float m, float v, int32_t least) {
   const int32_t size = size_bits(m), square = bits_of(v);
   const bool known = (size > 0) & (size < kInfinite) & (square > 0) & (square < kInfinite);
@@ -146,7 +146,7 @@ FA_INLINE void decode(const int32_t* ratios, const int32_t* roots, uint16_t scal
   }
 }
 
-// The codes of m and v, of which w is the root; returns what their block shares.
+// The codes of m and v, with w = sqrt(v); returns the scale and unit of their block.
 FA_INLINE uint16_t encode(const float* m, const float* v, const float* w, const uint32_t* random,
                           int n, int groups, uint16_t old, float bound, const Noise& noise,
                           int32_t* ratios, int32_t* roots) {

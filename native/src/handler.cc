@@ -1,4 +1,4 @@
-// XLA's way in: one call takes the step of one leaf, or of many small ones.
+// The function that XLA calls: one call takes the step of one leaf, or of many small ones.
 #include <exception>
 #include <memory>
 

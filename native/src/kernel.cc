@@ -1,5 +1,5 @@
-// The step of some blocks of a leaf. Compiled once for each instruction set, under a name of its
-// own (FA_KERNEL): each stage is a loop over a block, which stays in the nearest cache.
+// The step of some blocks of a leaf. Compiled once per instruction set, under a name of its own
+// (FA_KERNEL). Each stage is a loop over a block, which stays in the nearest cache.
 #include <algorithm>
 
 #include "codes.h"
@@ -7,16 +7,16 @@
 
 namespace {
 
-// A block of a leaf, and where it stands.
+// A block of a leaf, and its place.
 struct Block {
-  int64_t at;      // its first element in the part
-  int64_t number;  // among the blocks
-  uint32_t place;  // of its first element in the whole leaf
+  int64_t at;      // number of its first element in the part
+  int64_t number;  // its number among the blocks
+  uint32_t place;  // place of its first element in the whole leaf
 };
 
-// The numbers of a block; floats of 32 bits in memory stay there. All have 32 bits: loops with
-// shorter ones, too, would take several vectors at a time, for which there are no registers. What
-// is shorter in memory is widened and narrowed in loops of its own.
+// The numbers of a block; 32-bit floats are used where they are in memory. All numbers have 32
+// bits, because loops that also have shorter ones would need several vectors at a time, for which
+// there are not enough registers. Shorter numbers are widened and narrowed in separate loops.
 template <int kLength>
 struct Room {
   alignas(64) float g[kLength], theta[kLength], weight[kLength];
@@ -32,8 +32,8 @@ FA_INLINE T* at(void* data, const Block& block) {
   return static_cast<T*>(data) + block.at;
 }
 
-// How many numbers of a block are computed with, of which it has n: whole vectors, or what is left
-// would be taken one by one. Those that it has not are zeros, and are written nowhere.
+// How many numbers are computed for a block of n: whole vectors, because a remainder would be
+// computed one by one. The extra numbers are zeros and are not written.
 FA_INLINE int whole_vectors(int n) { return (n + 15) & ~15; }
 
 template <class From, class To>
@@ -73,7 +73,7 @@ FA_INLINE void write(const Floats& x, const Block& block, int n, const float* fr
   }
 }
 
-// The weights that parameters and what is kept beside them stand for.
+// The weights of parameters and their residuals.
 template <class Code, class Weight>
 FA_INLINE void add_residual(const Code* residual, int n, int32_t* codes, const float* theta,
                             float* weights, Weight weight) {
@@ -83,11 +83,11 @@ FA_INLINE void add_residual(const Code* residual, int n, int32_t* codes, const f
   for (int i = 0; i < all; ++i) weights[i] = weight(theta[i], codes[i]);
 }
 
-// b a + (1 - b) x, written as functional_adam/_equations/numerics.py has it.
+// b a + (1 - b) x, written as in functional_adam/_equations/numerics.py.
 template <bool kSubtracts>
 FA_INLINE float average(float a, float x, const Rate& b) {
   if (kSubtracts) return fused(b.complement, x - a, a);
-  const float rest = fused(-b.subtract, a, x);  // x, but for an infinite a
+  const float rest = fused(-b.subtract, a, x);  // x, unless a is infinite
   return fused(b.keep, a, b.complement * rest);
 }
 
@@ -97,7 +97,7 @@ FA_INLINE void advance(const Scalars& s, int n, const float* g, const float* old
   FA_EACH
   for (int i = 0; i < n; ++i) {
     const float x = g[i], old = old_v[i];
-    // XLA's compiler makes one operation of square and difference, where there is a difference.
+    // XLA's compiler fuses the square and the difference, if there is a difference.
     const float square = kSecond ? fused(s.b2.complement, fused(x, x, -old), old)
                                  : average<false>(old, x * x, s.b2);
     v[i] = bits_of(old) == kInfinite ? old : square;
@@ -146,12 +146,12 @@ FA_INLINE void updates(const Config& config, const Scalars& s, int n, const floa
   }
 }
 
-// The parameter or the update, of a parameter that is not rounded.
+// The parameter or the update, for a parameter that is not rounded.
 FA_INLINE void land(const Config& config, const Leaf& leaf, const Block& block, int n,
                     const float* theta, float* u) {
   const int all = whole_vectors(n);
   if (config.applies) {
-    // First in the dtype of an update, which is the wider of that of gradient and parameter.
+    // First in the dtype of an update, the wider of those of gradient and parameter.
     if (leaf.g.is_short && leaf.theta.is_short) {
       FA_EACH
       for (int i = 0; i < all; ++i) u[i] = widened(bfloat16(u[i]));
@@ -162,9 +162,9 @@ FA_INLINE void land(const Config& config, const Leaf& leaf, const Block& block, 
   write(leaf.out, block, n, u);
 }
 
-// The same of one that is rounded: `goal(x, i)` is the number of 16 bits for the weight x, and
-// `code(x, landed, i)` what is kept beside it. Where an update leads is not always its goal: one is
-// in float32, and may be thousands of times the other.
+// The same for a parameter that is rounded: `goal(x, i)` is the 16-bit number for the weight x, and
+// `code(x, landed, i)` its residual. An update does not always land on its goal: it is a float32,
+// and goal and parameter may differ by a factor of thousands.
 template <class Goal, class Code>
 FA_INLINE void land_rounded(int n, const float* theta, const float* weight, float* u,
                             int32_t* landed, int32_t* codes, Goal goal, Code code) {
@@ -209,9 +209,9 @@ FA_INLINE void land_rounded(const Config& config, const Noise& noise, const Leaf
   else write(leaf.out, block, n, room.u);
 }
 
-// ---- The whole of it ----
+// ---- The whole step ----
 
-// The weights: parameters, with what is kept beside them.
+// The weights: parameters with their residuals.
 template <int kLength>
 FA_INLINE const float* weights(const Config& config, const Leaf& leaf, const Block& block, int n,
                                Room<kLength>& room) {
@@ -301,7 +301,7 @@ namespace functional_adam {
 void FA_KERNEL(const Config& config, const Scalars& scalars, const Noise& words, const Leaf& leaf,
                int64_t begin, int64_t end) {
   constexpr int kUsual = 128;
-  // Copies, which nothing that is written can change.
+  // Copies, which no write can change.
   const Scalars s = scalars;
   const Noise noise = words;
   const Tiles tiles = leaf.tiles;

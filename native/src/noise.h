@@ -1,4 +1,4 @@
-// Random bits of an element: functional_adam/_storage/noise.py has the reasons.
+// Random bits of an element. functional_adam/_storage/noise.py gives the reasons.
 #ifndef FUNCTIONAL_ADAM_NOISE_H_
 #define FUNCTIONAL_ADAM_NOISE_H_
 
@@ -7,7 +7,7 @@
 
 namespace {
 
-// What an element's place makes of itself, the same for all that is rounded of it.
+// The bits from an element's place, the same for everything that is rounded.
 FA_INLINE uint32_t scrambled(uint32_t place) {
   const uint32_t n = place * 0x9E3779B1u;
   return (n ^ (n >> 15)) * 0x85EBCA77u;

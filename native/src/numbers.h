@@ -1,7 +1,7 @@
-// Floats and their bits, in forms that compilers turn into vectors.
+// Floats and their bits, in forms that compilers vectorize.
 //
-// This file and those that it names are compiled once for each instruction set: everything in them
-// has internal linkage, so that the linker cannot take one set's code for another's.
+// This file and those that it includes are compiled once per instruction set. Everything in them
+// has internal linkage, so that the linker cannot mix up the code of two sets.
 #ifndef FUNCTIONAL_ADAM_NUMBERS_H_
 #define FUNCTIONAL_ADAM_NUMBERS_H_
 
@@ -11,7 +11,7 @@
 
 #define FA_INLINE static inline __attribute__((always_inline))
 
-// Before a loop whose turns do not touch one another's numbers.
+// Stands before a loop whose iterations are independent.
 #if defined(__clang__)
 #define FA_EACH _Pragma("clang loop vectorize(assume_safety)")
 #else
@@ -20,7 +20,7 @@
 
 namespace {
 
-constexpr int32_t kInfinite = 0x7F800000;  // NaN's bits, without a sign, are larger
+constexpr int32_t kInfinite = 0x7F800000;  // the bits of NaN, without the sign, are larger
 constexpr int32_t kSign = INT32_MIN;
 
 FA_INLINE int32_t bits_of(float x) {
@@ -35,7 +35,7 @@ FA_INLINE float from_bits(int32_t n) {
   return x;
 }
 
-// a * b + c, rounded once where the processor can: there XLA's compiler does so too.
+// a * b + c, rounded once if the processor can; XLA's compiler does the same.
 FA_INLINE float fused(float a, float b, float c) {
 #if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
   return __builtin_fmaf(a, b, c);
@@ -44,13 +44,13 @@ FA_INLINE float fused(float a, float b, float c) {
 #endif
 }
 
-// Of two numbers, none NaN. (fmin would have to care.)
+// The smaller of two numbers, neither NaN. (fmin would have to handle NaN.)
 FA_INLINE float lesser(float a, float b) { return a < b ? a : b; }
 FA_INLINE float greater(float a, float b) { return a > b ? a : b; }
 FA_INLINE int32_t lesser(int32_t a, int32_t b) { return a < b ? a : b; }
 FA_INLINE int32_t greater(int32_t a, int32_t b) { return a > b ? a : b; }
 
-// Sums of bits that may pass the end of 32 of them.
+// Sums of bits that may overflow 32 bits.
 FA_INLINE int32_t sum(int32_t a, int32_t b) {
   return static_cast<int32_t>(static_cast<uint32_t>(a) + static_cast<uint32_t>(b));
 }
@@ -71,15 +71,15 @@ FA_INLINE float with_sign(float size, float of) {
 // 2**(exponent - 127), 0 for an exponent of 0.
 FA_INLINE float power_of(int32_t exponent) { return from_bits(shifted(exponent, 23)); }
 
-// The power of two at or below |x|, 0 for subnormals; infinite for NaN too.
+// The power of two at or below |x|; 0 for subnormals, infinity also for NaN.
 FA_INLINE float power(float x) { return from_bits(bits_of(x) & kInfinite); }
 
 // ---- bfloat16, as its bits ----
 
 FA_INLINE float widened(int32_t half) { return from_bits(shifted(half, 16)); }
 
-// To nearest, half-way to even. Of a result of arithmetic: such a NaN has its mantissa's first bit,
-// and is none the less if the others go.
+// Rounds to nearest, ties to even. x must be a result of arithmetic: then a NaN has the first bit
+// of its mantissa set and stays NaN when the other bits are dropped.
 FA_INLINE int32_t bfloat16(float x) {
   const int32_t size = lesser(size_bits(x), kInfinite | 0x400000);
   const int32_t rounded = size + 0x7FFF + ((size >> 16) & 1);

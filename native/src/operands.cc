@@ -18,7 +18,7 @@ int64_t bytes_of(Type type) {
   return kBytes[static_cast<int>(type)];
 }
 
-// The arrays of a call one after the other, each checked as it is taken.
+// Takes the arrays of a call in order and checks each of them.
 class Reader {
  public:
   Reader(const char* what, const std::vector<Array>& arrays) : what_(what), arrays_(arrays) {}
@@ -50,7 +50,7 @@ class Reader {
     return {array.data, array.type == Type::kBFloat16};
   }
 
-  // What was wrong, also if there are arrays left at the end.
+  // What was wrong, including arrays left over at the end.
   std::string problem_at_end() const {
     if (!problem_.empty() || next_ == arrays_.size()) return problem_;
     return std::string(what_) + "s are " + std::to_string(arrays_.size()) + ", not " +
@@ -71,7 +71,7 @@ class Reader {
   std::string problem_;
 };
 
-// Elements of a leaf; -1 where the numbers are no tiles.
+// Elements of a leaf; -1 if the numbers are not valid tiles.
 int64_t size_of(const Tiles& tiles, bool has_codes) {
   const bool positive = tiles.planes >= 0 && tiles.rows >= 0 && tiles.width >= 0 &&
                         tiles.blocks >= 1 && tiles.length >= 1 && tiles.length <= kLongest;
@@ -92,7 +92,7 @@ Tiles tiles_of(const int64_t* numbers, uint32_t place) {
           static_cast<uint32_t>(numbers[5]), static_cast<uint32_t>(numbers[6])};
 }
 
-// What was stored, where the new is to be; XLA has made it the same memory.
+// The stored array at the place of the new one; XLA has given both the same memory.
 template <class T>
 T* moved(const Array& from, const Array& to) {
   if (from.data != to.data && from.size > 0) {
@@ -110,7 +110,7 @@ struct Stored {
   int count = 0;
 };
 
-// Takes an argument and its result, of one type.
+// Takes an argument and its result, which have the same type.
 Pair take_stored(Reader& arguments, Reader& results, const char* name, int64_t size, Type type,
                  Type other) {
   const Array old = arguments.take(name, size, type, other);
@@ -202,13 +202,13 @@ std::string read_call(const Config& config, const std::vector<int64_t>& tiles,
 }
 
 std::vector<Piece> pieces(const std::vector<Leaf>& leaves, int64_t threads) {
-  // As long as all threads have some: memory is read ahead best from one end to the other.
+  // As long as possible while all threads have some: reading ahead works best on long pieces.
   constexpr int64_t kLeast = 1 << 14, kMost = 1 << 18;
   int64_t total = 0;
   for (const Leaf& leaf : leaves) total += blocks_of(leaf) * leaf.tiles.length;
   const int64_t aim = std::clamp(total / (8 * std::max<int64_t>(threads, 1)), kLeast, kMost);
   std::vector<Piece> found;
-  int64_t room = 0;  // elements that the last piece may still take
+  int64_t room = 0;  // elements that the last piece can still take
   for (int64_t n = 0; n < static_cast<int64_t>(leaves.size()); ++n) {
     const int64_t count = blocks_of(leaves[n]), length = leaves[n].tiles.length;
     for (int64_t begin = 0; begin < count;) {

@@ -1,4 +1,4 @@
-// Checks what a call is given before anything is read or written: sizes, dtypes, alignment.
+// Checks sizes, dtypes and alignment of the operands of a call before it reads or writes them.
 #ifndef FUNCTIONAL_ADAM_OPERANDS_H_
 #define FUNCTIONAL_ADAM_OPERANDS_H_
 
@@ -12,7 +12,7 @@ namespace functional_adam {
 
 enum class Type { kFloat32, kBFloat16, kInt8, kUint8, kInt16, kUint16, kUint32, kOther };
 
-// An array as XLA hands it over.
+// An array as XLA passes it.
 struct Array {
   Type type;
   void* data;
@@ -26,16 +26,16 @@ struct Call {
   std::vector<Leaf> leaves;
 };
 
-constexpr int kTiles = 7;  // numbers for each leaf, in the order of the members of Tiles
+constexpr int kTiles = 7;  // numbers per leaf, in the order of the members of Tiles
 
-// Fills `call` with what the arrays hold, in the order of functional_adam/_kernels/native.py:
-// scalars, noise and places, then of each leaf its gradient, parameter (if any is needed), and what
-// is stored; results are an update or parameter, and what is stored. Returns what is wrong, or "".
+// Fills `call` from the arrays, in the order of functional_adam/_kernels/native.py: scalars, noise
+// and places, then for each leaf its gradient, its parameter (if needed) and its stored arrays.
+// Results are an update or parameter, and the stored arrays. Returns what is wrong, or "".
 std::string read_call(const Config& config, const std::vector<int64_t>& tiles,
                       const std::vector<Array>& arguments, const std::vector<Array>& results,
                       Call& call);
 
-// Pieces of work for so many threads, each some blocks of a leaf or some leaves.
+// Pieces of work for this many threads. A piece is some blocks of a leaf, or some leaves.
 struct Piece {
   int64_t leaf, begin;   // the first block
   int64_t last, end;     // the leaf of the last block, and the block after it

@@ -1,4 +1,4 @@
-// Work shared out between this thread and those of XLA's pool.
+// Shares work between this thread and those of XLA's pool.
 #ifndef FUNCTIONAL_ADAM_POOL_H_
 #define FUNCTIONAL_ADAM_POOL_H_
 
@@ -17,10 +17,10 @@ namespace functional_adam {
 // Runs f(0) to f(count - 1), each once, on this thread and on others of the pool. Pool has
 // num_threads() and Schedule(function).
 //
-// This thread may be one of the pool's, whose others may be busy: it waits for work that has begun,
-// never for a thread that has not. What such a thread finds later is that nothing is left; until
-// then the function and the counters, but not what they point to, outlive this call. Nothing is
-// thrown once work has begun: with less memory there are fewer helpers.
+// This thread may belong to the pool, and its other threads may be busy. So it waits only for work
+// that has begun, never for a thread that has not started. A thread that starts later finds nothing
+// left to do. Until then the function and the counters outlive this call, but not what they point
+// to. Nothing is thrown once work has begun: with too little memory there are fewer helpers.
 template <class Pool, class Function>
 void parallel(Pool& pool, int64_t count, Function f) {
   static_assert(std::is_nothrow_invocable_v<Function&, int64_t>, "a thread of the pool cannot catch");

@@ -1,4 +1,4 @@
-// What a step is given, and the kernel that takes it: plain data, the same for all instruction sets.
+// The arguments of a step as plain data, and its kernel; the same for all instruction sets.
 #ifndef FUNCTIONAL_ADAM_STEP_H_
 #define FUNCTIONAL_ADAM_STEP_H_
 
@@ -6,7 +6,7 @@
 
 namespace functional_adam {
 
-// b, 1 - b and how `average` uses b: see functional_adam/_equations/numerics.py.
+// b, 1 - b, and the numbers for `average`: see functional_adam/_equations/numerics.py.
 struct Rate {
   float keep, complement, subtract;
 };
@@ -25,11 +25,11 @@ struct Noise {
 enum class Moments { kNearest, kStochastic, kCodes };
 enum class Rounding { kNone, kStochastic, kCompensated, kSplit };
 
-// What is known of a step before any number is.
+// What is known about a step when it is traced.
 struct Config {
   Moments moments;
   Rounding rounding;
-  bool applies;  // the parameter is wanted, and not its update
+  bool applies;  // whether to return the parameter instead of its update
   bool decays, has_l2, has_eps_root, looks_ahead;
 
   bool needs_theta() const {
@@ -37,15 +37,15 @@ struct Config {
   }
 };
 
-// Floats of 32 bits, or of bfloat16.
+// Floats of 32 bits, or bfloat16.
 struct Floats {
   void* data;
   bool is_short;
 };
 
-// The shape of a leaf or of a part of one: rows of blocks, the last of which may be shorter, in
-// planes. `place` numbers the first element in the whole leaf, distances are elements of that, all
-// modulo 2**32.
+// The shape of a leaf or of a part of one: planes of rows of blocks; the last block of a row may be
+// shorter. `place` is the number of the first element in the whole leaf, and distances are in
+// elements of the whole leaf, all modulo 2**32.
 struct Tiles {
   int64_t planes, rows, width, blocks, length;
   uint32_t place, row_distance, plane_distance;
@@ -55,8 +55,8 @@ struct Tiles {
 
 struct Leaf {
   Tiles tiles;
-  Floats g, theta, out, m, v;  // `out` may be `theta`: a step is made in place
-  int8_t* mu;                  // codes, in place of m and v
+  Floats g, theta, out, m, v;  // `out` may be `theta`: a step in place
+  int8_t* mu;                  // codes, used instead of m and v
   uint8_t* nu;
   uint16_t* scale;
   void* residual;  // int8 if compensated, int16 if split
@@ -68,10 +68,10 @@ constexpr int64_t kLongest = 1024;  // elements of a block
 using Kernel = void (*)(const Config&, const Scalars&, const Noise&, const Leaf&, int64_t begin,
                         int64_t end);
 
-// The fastest that this processor can run.
+// The fastest kernel that this processor can run.
 Kernel kernel();
 
-// All that were built, for tests: name and kernel, null where this processor cannot run it.
+// All kernels that were built, for tests: name and kernel, null if this processor cannot run it.
 struct Named {
   const char* name;
   Kernel kernel;
@@ -82,7 +82,7 @@ Named kernel_at(int index);
 }  // namespace functional_adam
 
 namespace {
-using namespace functional_adam;  // NOLINT: of files that are compiled once for each set
+using namespace functional_adam;  // NOLINT: for files that are compiled once per set
 }
 
 #endif  // FUNCTIONAL_ADAM_STEP_H_

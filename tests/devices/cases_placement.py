@@ -159,16 +159,21 @@ def refused(error, match, *args, **options):
 def test_mistakes_say_what_would_be_right():
     place = NamedSharding(mesh_of("2x4"), P("model"))
     params = jax.device_put({"a": jnp.ones((8, 256)), "b": jnp.ones(8)}, place)
-    refused(TypeError, "tx must be a gradient transformation with an init; got", fa.adam, params)
+    refused(
+        TypeError,
+        r"tx must be a gradient transformation, such as adam\(1e-3\); got",
+        fa.adam,
+        params,
+    )
     wrong = r"zero_axis must be None or an axis of the mesh, 'data' or 'model'; got 'batch'"
     refused(ValueError, wrong, INT8, params, zero_axis="batch")
     refused(TypeError, "zero_axis must be None or an axis .*; got 0 ", INT8, params, zero_axis=0)
-    wrong = r"params\['a'\] must lie on a mesh.*jax.device_put\(params, NamedSharding.*or pass"
+    wrong = r"params\['a'\] must be on a mesh.*jax.device_put\(params, NamedSharding.*or pass"
     refused(ValueError, wrong, INT8, {"a": jnp.ones(3)})
     refused(ValueError, wrong, INT8, {"a": np.ones(3)})
     refused(ValueError, wrong, INT8, {"a": jax.ShapeDtypeStruct((3,), jnp.float32)})
     other = NamedSharding(mesh_of("4x2"), P("model"))
-    wrong = r"one mesh; params\['b'\] is on .*'data'.*, but params\['a'\] on .*'data'"
+    wrong = r"one mesh; params\['b'\] is on .*'data'.*, but params\['a'\] is on .*'data'"
     refused(ValueError, wrong, INT8, params, {"a": place, "b": other})
     wrong = r"params_shardings must have the structure of params: .*\['b'\] is missing"
     refused(ValueError, wrong, INT8, params, {"a": place})
@@ -181,7 +186,7 @@ def test_mistakes_say_what_would_be_right():
     refused(ValueError, r"\['b'\] is .*shape \(\) evenly", INT8, {"b": np.ones(())}, place)
     free = NamedSharding(mesh_of("2x4"), P(P.UNCONSTRAINED))
     refused(ValueError, r"\['b'\] is .*Use None for a dimension", INT8, {"b": np.ones(8)}, free)
-    refused(ValueError, "params has no leaf that says on which mesh", INT8, {"a": None})
+    refused(ValueError, "params has no leaves, so the mesh", INT8, {"a": None})
 
 
 @pytest.mark.parametrize("shape", [(64, 24), (5, 3, 8)], ids=str)

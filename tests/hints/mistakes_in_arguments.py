@@ -55,7 +55,7 @@ IN_ARGUMENTS = {
         TypeError,
         [
             "b1 must be a number in [0, 1) or a JAX scalar; got (0.85, 0.99) of type tuple. ",
-            "PyTorch's betas=(0.85, 0.99) are b1=0.85, b2=0.99 here.",
+            "Write b1=0.85, b2=0.99 for PyTorch's betas=(0.85, 0.99).",
         ],
     ),
     "moments by their class": (
@@ -82,12 +82,12 @@ IN_ARGUMENTS = {
     "mask of arrays": (
         lambda: fa.adamw(mask={"w": jnp.ones((3, 2), bool), "b": False}),
         TypeError,
-        ["mask['w'] must be True or False; got Array(", "for a whole leaf, not for each element."],
+        ["mask['w'] must be True or False; got Array(", "for a whole leaf, not one for each elem"],
     ),
     "mask as one array": (
         lambda: fa.adamw(mask=np.ones(2, bool)),
         TypeError,
-        ["mask must be True or False; got array(", "for a whole leaf, not for each element."],
+        ["mask must be True or False; got array(", "for a whole leaf, not one for each element."],
     ),
     "mask of numbers": (
         lambda: fa.adamw(mask=lambda p: jax.tree.map(jnp.ndim, p)).init(PARAMS),
@@ -97,17 +97,17 @@ IN_ARGUMENTS = {
     "mask of names": (
         lambda: fa.adamw(mask=["w"]),
         TypeError,
-        ["mask[0] must be True or False; got 'w' of type str. A name selects nothing. A mask is"],
+        ["mask[0] must be True or False; got 'w' of type str. A name does not select a leaf. A ma"],
     ),
     "mask of None": (
         lambda: fa.adamw(mask={"w": None, "b": True}).init(PARAMS),
         TypeError,
-        ["mask has None at mask['w'], where the parameters have arrays; use True or False."],
+        ["mask has None at mask['w'], where the parameters have arrays: write True or False the"],
     ),
     "mask that returns nothing": (
         lambda: fa.adamw(mask=lambda params: None).init(PARAMS),
         TypeError,
-        ["mask(params) is None: let the function return its tree of booleans."],
+        ["mask(params) is None: the function must return a tree of booleans."],
     ),
     "mask made for each leaf": (
         lambda: fa.adamw(mask=lambda p: p.ndim > 1).init(PARAMS),
@@ -133,12 +133,12 @@ IN_ARGUMENTS = {
     "schedule of many": (
         lambda: scheduled(jnp.ones(3)),
         ValueError,
-        [f"{RETURNED}an array of shape (3,). A schedule returns one number."],
+        [f"{RETURNED}an array of shape (3,). A schedule must return one number."],
     ),
     "schedule without return": (
         lambda: scheduled(None),
         TypeError,
-        [f"{RETURNED}None of type NoneType. Does the schedule return its value?"],
+        [f"{RETURNED}None of type NoneType. Does the schedule lack a return statement?"],
     ),
     "schedule of text": (
         lambda: scheduled("1e-3"),
@@ -148,26 +148,26 @@ IN_ARGUMENTS = {
     "schedule of a tuple": (
         lambda: scheduled((1e-3,)),
         TypeError,
-        [f"{RETURNED}(0.001,) of type tuple. A schedule returns one number."],
+        [f"{RETURNED}(0.001,) of type tuple. A schedule must return one number."],
     ),
     "schedule of schedules": (
         lambda: scheduled(optax.constant_schedule(1e-3)),
         TypeError,
-        [f"{RETURNED}<function", "The schedule returned a function: pass that one, or call it"],
+        [f"{RETURNED}<function", "The schedule returned a function: pass that function, or ca"],
     ),
     "schedule that was not made": (
         lambda: fa.adam(optax.cosine_decay_schedule).update(GRADS, STATE),
         TypeError,
         [
             "decay_steps",
-            "Raised by learning_rate, ",
-            "A function that makes schedules must be call",
+            "Raised by the schedule for learning_rate. ",
+            "If you passed a function that makes schedules, call it first, as in optax.",
         ],
     ),
     "schedule with an if": (
         lambda: jax.jit(fa.adam(lambda count: 1e-3 if count < 5 else 1e-4).update)(GRADS, STATE),
         jax.errors.TracerBoolConversionError,
-        ["Raised by learning_rate, ", "so choose with jnp.where in place of `if`."],
+        ["Raised by the schedule for learning_rate. ", "write jnp.where instead of `if`."],
     ),
     # Several rates; words for formats.
     "rates by name": (

@@ -50,12 +50,17 @@ IN_CALLS = {
     "params in place of the state": (
         lambda: PLAIN.update(GRADS, PARAMS),
         TypeError,
-        [f"{NO_STATE}dict. It is built like grads: the order is update(grads, state, params)"],
+        [f"{NO_STATE}dict. It has the structure of grads: the order is update(grads, state, p"],
     ),
     "state twice": (
         lambda: TX.update(GRADS, STATE, STATE),
         ValueError,
-        ["params must have", "params is a node of type", "AdamState", "That is a state: updates, "],
+        [
+            "params must have",
+            "params is a node of type",
+            "AdamState",
+            "That is a state: write updates, ",
+        ],
     ),
     "state to init": (
         lambda: TX.init(STATE),
@@ -65,7 +70,7 @@ IN_CALLS = {
     "learning rate as the third argument": (
         lambda: fa.update(GRADS, STATE, 1e-3),
         ValueError,
-        ["params is a leaf", "That is a number: name it, as in update(", "learning_rate=...)."],
+        ["params is a leaf", "To pass a number, name it: update(", "learning_rate=...)."],
     ),
     # Parameters forgotten.
     "decay without params": (
@@ -97,7 +102,7 @@ IN_CALLS = {
     "params that nothing needs": (
         lambda: PLAIN.update(GRADS, STATE, STATE),
         ValueError,
-        ["params must have the structure of", "That is a state: updates, state = tx.update("],
+        ["params must have the structure of", "That is a state: write updates, state = tx.update("],
     ),
     # Applying.
     "apply the pair": (
@@ -118,7 +123,11 @@ IN_CALLS = {
     "apply the state": (
         lambda: fa.apply_updates(PARAMS, NEXT),
         ValueError,
-        ["updates is a node of type", "AdamState", "That is a state: updates, state = tx.update("],
+        [
+            "updates is a node of type",
+            "AdamState",
+            "That is a state: write updates, state = tx.update(",
+        ],
     ),
     "apply to another model": (
         lambda: fa.apply_updates(OTHER, UPDATES),
@@ -185,7 +194,7 @@ IN_CALLS = {
     "state of optax.adam": (
         lambda: TX.update(GRADS, optax.adam(1e-3).init(PARAMS), PARAMS),
         TypeError,
-        [f"{NO_STATE}tuple. Make a new one, state = tx.init(params), or go on", "fa.from_optax("],
+        [f"{NO_STATE}tuple. Make a new one, state = tx.init(params), or continu", "fa.from_optax("],
     ),
     "state of optax.scale_by_adam": (
         lambda: TX.update(GRADS, optax.scale_by_adam().init(PARAMS), PARAMS),
@@ -195,20 +204,23 @@ IN_CALLS = {
     "state of another variant": (
         lambda: fa.amsgrad(1e-3).update(GRADS, STATE, PARAMS),
         ValueError,
-        ["state.extra holds nothing, but amsgrad", "`init` of the same transformation."],
+        ["state.extra holds no trees, but amsgrad needs", "`init` of the same transformation."],
     ),
     "diagnostics of the transformation": (
         lambda: fa.diagnostics(UPDATES, TX, PARAMS),
         ValueError,
         [
-            "state must hold one AdamState; got none, in adamw(learning_rate=0.01) of type ",
+            "state must hold one AdamState; found none in adamw(learning_rate=0.01) of type ",
             "Make it once, bef",
         ],
     ),
     "diagnostics of a state of Optax's": (
         lambda: fa.diagnostics(UPDATES, optax.adam(1e-3).init(PARAMS), PARAMS),
         ValueError,
-        ["state must hold one AdamState; got none, in (ScaleByAdamState(", "fa.from_optax(state, "],
+        [
+            "state must hold one AdamState; found none in (ScaleByAdamState(",
+            "fa.from_optax(state, ",
+        ],
     ),
     # What jax.grad gives.
     "value_and_grad whole": (
@@ -227,17 +239,17 @@ IN_CALLS = {
     "grad without a call": (
         lambda: TX.update(jax.grad(loss_of), STATE, PARAMS),
         ValueError,
-        [f"{STRUCTURE} is a leaf", "Give the gradients: grads = jax.grad(loss_of)(params)."],
+        [f"{STRUCTURE} is a leaf", "Pass the gradients: grads = jax.grad(loss_of)(params)."],
     ),
     "the loss": (
         lambda: TX.update(loss_of(PARAMS), STATE, PARAMS),
         ValueError,
-        [f"{STRUCTURE} is a leaf", "Give the gradients: grads = jax.grad(loss_of)(params)."],
+        [f"{STRUCTURE} is a leaf", "Pass the gradients: grads = jax.grad(loss_of)(params)."],
     ),
     "no gradients": (
         lambda: TX.update(None, STATE, PARAMS),
         ValueError,
-        [f"{STRUCTURE} is None", "Give the gradients: grads = jax.grad(loss_of)(params)."],
+        [f"{STRUCTURE} is None", "Pass the gradients: grads = jax.grad(loss_of)(params)."],
     ),
     # Under jit, what decides must be static.
     "a flag under jit": (

@@ -56,7 +56,7 @@ IN_STATES = {
                 "float16",
                 False,
                 "mu['b'] is ",
-                "unless mu_dtype asks for fewer: ",
+                "unless mu_dtype asks for fewer: pass ",
             ),
             (
                 "full",
@@ -77,7 +77,7 @@ IN_STATES = {
                 "float16",
                 False,
                 "mu['b'] is ",
-                "unless mu_dtype asks for",
+                "unless mu_dtype asks for fewer: ",
             ),
             (
                 "compensated",
@@ -93,26 +93,31 @@ IN_STATES = {
     "nu cast alone": (
         lambda: TX.update(GRADS, STATE._replace(nu=cast(STATE.nu, "float16")), PARAMS),
         ValueError,
-        ["state.nu['b'] is float16, ", 'pass nu_dtype="float16" if it is meant.', CAST, ANEW],
+        ["state.nu['b'] is float16, ", 'pass nu_dtype="float16" if you want that.', CAST, ANEW],
     ),
     "nu cast, mu in bfloat16 as asked": (
         lambda: fa.adamw(mu_dtype="bfloat16").update(
             GRADS, cast(fa.adamw(mu_dtype="bfloat16").init(PARAMS), "bfloat16"), PARAMS
         ),
         ValueError,
-        ["state.mu['b'] is bfloat16 and state.nu['b'] bfloat16, that is moments=", CAST, ANEW],
+        ["state.mu['b'] is bfloat16 and state.nu['b'] bfloat16, the format moments=", CAST, ANEW],
     ),
     "mu cast, update told nothing": (
         lambda: fa.update(GRADS, STATE._replace(mu=cast(STATE.mu, "bfloat16"))),
         ValueError,
-        ["state.mu['b'] is bfloat16, ", 'pass mu_dtype="bfloat16" if it is meant.', CAST, ANEW],
+        ["state.mu['b'] is bfloat16, ", 'pass mu_dtype="bfloat16" if you want that.', CAST, ANEW],
     ),
     "amsgrad's maximum cast alone": (
         lambda: AMSGRAD.update(
             GRADS, (s := AMSGRAD.init(PARAMS))._replace(extra=cast(s.extra, "bfloat16")), PARAMS
         ),
         ValueError,
-        ["state.extra['nu_max']['b'] is bfloat16, but the moment it is ", "float32.", CAST, ANEW],
+        [
+            "state.extra['nu_max']['b'] is bfloat16, but must have the dtype of its moment, ",
+            "float32.",
+            CAST,
+            ANEW,
+        ],
     ),
     "codes cast to float32": (
         lambda: INT8.update(
@@ -120,7 +125,7 @@ IN_STATES = {
         ),
         ValueError,
         [
-            "state.mu['b'] is float32 and state.nu['b'] float32, but beside state.nu_scale",
+            "state.mu['b'] is float32 and state.nu['b'] float32, but state.nu_scale needs codes",
             CAST,
             ANEW,
         ],
@@ -164,7 +169,7 @@ IN_STATES = {
     "state as to_state_dict gives it": (
         lambda: TX.update(GRADS, fa.to_state_dict(STATE), PARAMS),
         TypeError,
-        [f"{NO_STATE}dict. That is what to_state_dict returns: state = fa.from_state_dict(f"],
+        [f"{NO_STATE}dict. That is what to_state_dict returns: write state = fa.from_state_dict(f"],
     ),
     "lists restored as dicts": (
         lambda: TX.update(LAYERS, TX.init(serialization.to_state_dict(LAYERS)), LAYERS),

@@ -47,7 +47,7 @@ def scheduled(value):
 # Words of messages.
 NO_STATE = "state must be an AdamState, as `init` returns it; got "
 ORDER = "the order is update(grads, state, params)."
-ONE_MODEL = "must be of one model: if it has changed since init, make a new state with init(params)"
+ONE_MODEL = "must belong to one model: if it has changed since init, make a new state with init(p"
 STRUCTURE = "grads must have the structure of the parameters given to init: grads"
 TUPLE = " is a node of type tuple, where a node of type dict belongs. "
 PAIR = "[0] has it: unpack the tuple, as in updates, state = tx.update(grads, state, params)."
@@ -57,10 +57,14 @@ FORMATS = "moments must be 'full' or 'bfloat16' or 'int8'"
 CAST = (
     " If something cast the state (a cast of a whole TrainState, a mixed-precision policy, a check"
 )
-ANEW = "cast the parameters alone, and restore with a target in the right dtypes: from_state_dict("
-UNTYPED = ", as in a checkpoint restored without a target. Restore it with one: from_state_dict("
-NO_NUMBERS = ".ShapeDtypeStruct. jax.eval_shape tells shapes, without the numbers: "
-BOXES = "Some arrays are in Flax's boxes and some are not. Take them out everywhere, before init: "
-SEVERAL = "For several rates say which leaves have which: overrides=[(r"
+ANEW = "cast only the parameters, and restore with a target in the right dtypes: from_state_dict("
+UNTYPED = (
+    ", as in a checkpoint restored without a target. Restore it with a target: from_state_dict("
+)
+NO_NUMBERS = ".ShapeDtypeStruct. jax.eval_shape returns shapes without values: "
+BOXES = (
+    "Some arrays are in Flax's boxes and others are not. Unbox all of them before init, or none: "
+)
+SEVERAL = "To give leaves different values, write for example overrides=[(r"
 STATIC = "jax.jit(f, static_argnames="
 RETURNED = "learning_rate(count) must be a finite number >= 0 or a JAX scalar; got "

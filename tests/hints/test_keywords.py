@@ -14,12 +14,24 @@ import functional_adam as fa
 X = jnp.array([0.5, -1.5])
 UPDATE = functools.partial(fa.update, X, fa.init(X))
 CASES = {
-    "lr": (fa.adamw, dict(lr=3e-4), ["lr=0.0003 is learning_rate=0.0003 here"]),
-    "betas": (fa.adam, dict(betas=(0.8, 0.95)), ["is b1=0.8, b2=0.95 here"]),
-    "three betas": (fa.ademamix, dict(betas=(0.8, 0.95, 0.9)), ["b1=0.8, b2=0.95, b3=0.9 here"]),
-    "betas of one": (fa.adam, dict(betas=X), ["is b1=..., b2=... here"]),
-    "Keras": (fa.adam, dict(beta_1=0.8, epsilon=1e-7), ["b1=0.8 here", "eps=1e-07 here"]),
-    "wd": (fa.adamw, dict(wd=0.1), ["wd=0.1 is weight_decay=0.1 here"]),
+    "lr": (fa.adamw, dict(lr=3e-4), ["Write learning_rate=0.0003 instead of lr=0.0003."]),
+    "betas": (
+        fa.adam,
+        dict(betas=(0.8, 0.95)),
+        ["Write b1=0.8, b2=0.95 instead of betas=(0.8, 0.95)."],
+    ),
+    "three betas": (
+        fa.ademamix,
+        dict(betas=(0.8, 0.95, 0.9)),
+        ["Write b1=0.8, b2=0.95, b3=0.9 instead of betas="],
+    ),
+    "betas of one": (fa.adam, dict(betas=X), ["Write b1=..., b2=... instead of betas="]),
+    "Keras": (
+        fa.adam,
+        dict(beta_1=0.8, epsilon=1e-7),
+        ["Write b1=0.8 instead of beta_1=0.8.", "Write eps=1e-07 inst"],
+    ),
+    "wd": (fa.adamw, dict(wd=0.1), ["Write weight_decay=0.1 instead of wd=0.1."]),
     "amsgrad": (fa.adamw, dict(amsgrad=True), ["fa.amsgrad(..., maximum="]),
     "no amsgrad": (fa.adam, dict(amsgrad=False), ["Leave amsgrad=False out."]),
     "PyTorch's defaults": (
@@ -46,13 +58,22 @@ CASES = {
     "all of PyTorch": (
         fa.adamw,
         dict(lr=1e-3, betas=(0.9, 0.95), eps=1e-8, maximize=True, fused=True),
-        ["learning_rate=0.001 here", "b1=0.9, b2=0.95 here", "maximize: to climb", "fused: leave"],
+        [
+            "Write learning_rate=0.001 instead",
+            "Write b1=0.9, b2=0.95 instead",
+            "maximize: to maximize, pass the gradients of -loss.",
+            "fused: leave",
+        ],
     ),
     "a float32 copy": (fa.adamw, dict(master_weights=True), ['rounding="split"']),
     "8 bits": (fa.adamw, dict(optim_bits=8), ['moments="int8"']),
     "layers": (fa.adamw, dict(layer_decay=0.8), ["write overrides=[(regular expression for"]),
     "clipping": (fa.adamw, dict(max_grad_norm=1.0), ["optax.clip_by_global_norm(1.0)"]),
-    "params": (fa.adam, dict(params=X, lr=0.1), ["state = tx.init(params) takes them"]),
+    "params": (
+        fa.adam,
+        dict(params=X, lr=0.1),
+        ["leave it out; state = tx.init(params) takes the parameters."],
+    ),
     "another's": (
         fa.adam,
         dict(threshold=5.0),
@@ -60,15 +81,19 @@ CASES = {
     ),
     "a slip": (fa.adam, dict(learing_rate=0.1), ["Did you mean learning_rate=0.1?"]),
     "unknown": (fa.adam, dict(gamma=0.1), ["adam takes learning_rate, b1, b2, eps, eps_root, mu_"]),
-    "update": (UPDATE, dict(lr=0.1), ["lr=0.1 is learning_rate=0.1 here"]),
+    "update": (UPDATE, dict(lr=0.1), ["Write learning_rate=0.1 instead of lr=0.1."]),
     "amsgrad of update": (UPDATE, dict(amsgrad=True), ["fa.amsgrad(...)"]),
-    "init": (fa.init, dict(params=X, lr=0.1), ["init makes a state and needs no hyperparameters"]),
-    "dtype of init": (fa.init, dict(params=X, dtype="bfloat16"), ["is mu_dtype='bfloat16' here"]),
-    "cautious": (fa.cautious, dict(tx=fa.adam(), lr=0.1), ["within: fa.cautious(fa.adamw("]),
+    "init": (fa.init, dict(params=X, lr=0.1), ["init makes a state and takes no hyperparameters"]),
+    "dtype of init": (
+        fa.init,
+        dict(params=X, dtype="bfloat16"),
+        ["Write mu_dtype='bfloat16' instead"],
+    ),
+    "cautious": (fa.cautious, dict(tx=fa.adam(), lr=0.1), ["inside: fa.cautious(fa.adamw("]),
     "decay of a modifier": (
         fa.hyperball,
         dict(tx=fa.adam(), weight_decay=0.1),
-        ["within: fa.hyperball(fa.adamw(weight_decay=0.1))"],
+        ["inside: fa.hyperball(fa.adamw(weight_decay=0.1))"],
     ),
     "cautious decay": (
         fa.adamw,
@@ -105,17 +130,19 @@ def test_every_factory_knows_lr_and_betas():
 def test_what_is_given_by_position_and_does_not_fit():
     with pytest.raises(TypeError, match=r"multiple values .*takes no parameters: state = tx"):
         fa.adam([X], learning_rate=0.1)
-    with pytest.raises(TypeError, match=r"^adam\(\): too many .* learning_rate, b1, b2, eps,"):
+    with pytest.raises(TypeError, match=r"^adam\(\): too many .* Only learning_rate, b1, b2, eps,"):
         fa.adam(0.1, 0.8, 0.9, 1e-8, 0.0, None, True)
-    with pytest.raises(TypeError, match=r"only grads, state, params; .*\(..., learning_rate="):
+    with pytest.raises(
+        TypeError, match=r"Only grads, state, params can .* position; .*\(..., learning_rate="
+    ):
         fa.update(X, fa.init(X), X, 0.1)
 
 
 def test_inject_hyperparams_says_it_too():
     optax = pytest.importorskip("optax")
-    with pytest.raises(TypeError, match=r"lr=0.1 is learning_rate=0.1 here"):
+    with pytest.raises(TypeError, match=r"Write learning_rate=0.1 instead of lr=0.1"):
         optax.inject_hyperparams(fa.adamw)(lr=0.1)
-    with pytest.raises(TypeError, match=r"lr=0.1 is learning_rate=0.1 here"):
+    with pytest.raises(TypeError, match=r"Write learning_rate=0.1 instead of lr=0.1"):
         functools.partial(fa.adamw, b1=0.8)(lr=0.1)
 
 

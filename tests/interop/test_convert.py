@@ -235,12 +235,12 @@ def test_what_cannot_be_in_8_bits_is_refused_or_nan_and_never_set_going_again():
     )
     for held in (state, fa.convert_moments(state, params, moments="bfloat16")):
         message = (
-            r"state.nu\['w'\] has 2 infinite of 128 elements, which moments=\"int8\" cannot hold"
+            r"state.nu\['w'\] has 2 infinite elements of 128, which moments=\"int8\" cannot store"
         )
         with pytest.raises(ValueError, match=message):
             fa.convert_moments(held, params, moments=CODES)
     infinite = state._replace(nu=state.mu, mu=state.nu)
-    with pytest.raises(ValueError, match=r"state.mu\['w'\] has 2 infinite of 128"):
+    with pytest.raises(ValueError, match=r"state.mu\['w'\] has 2 infinite elements of 128"):
         fa.convert_moments(infinite, params, moments=CODES)
 
     def stopped(state):

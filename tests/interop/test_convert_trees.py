@@ -25,7 +25,7 @@ def test_amsgrads_tree_goes_along_in_bfloat16_and_not_in_8_bits():
     )
     _, after_one = fa.amsgrad(b1=B1, b2=B2, moments="bfloat16").update(jnp.asarray(g), short)
     assert int(after_one.count) == 6
-    with pytest.raises(ValueError, match=r"cannot keep the trees \['nu_max'\]"):
+    with pytest.raises(ValueError, match=r"cannot store the trees \['nu_max'\]"):
         fa.convert_moments(state, grads[0], moments=CODES)
 
 

@@ -52,13 +52,13 @@ def test_counters_that_differ_and_are_dropped_are_named():
         (r"e\[2\].count is 12,.* is 9.*\(n \+ 3\)", fa.from_optax, (optax_adamw, (9, 9, 12)), ours),
         (r"state\[1\].count is 3, but state\[0\]", fa.to_optax, (ours, (9, 3)), optax.adam(1e-3)),
         (
-            r"like\[2\].* of like\[0\], which is 5, or of like\[1\], which is 6",
+            r"like\[2\].* from like\[0\], which is at 5, or from like\[1\], which is at 6",
             fa.to_optax,
             (twice, (5, 6)),
             flat,
         ),
         (
-            r"count is 5, but .*count_m2 is 6, and an AdamState has one count",
+            r"count is 5, but .*count_m2 is 6, and an AdamState has a single count",
             fa.from_optax,
             (mixed, (5, 6)),
             fa.ademamix(),
@@ -134,19 +134,19 @@ def test_what_does_not_cross_to_or_from_optax_raises():
         ),
         (
             ValueError,
-            r"carried over: opt_state\[0\].trace \(an array\) without a counterpart",
+            r"converted: opt_state\[0\].trace \(an array\) without a counterpart",
             fa.from_optax,
             (clipped, adam),
         ),
         (
             ValueError,
-            r"carried over: like\[0\].trace \(an array\) without a counterpart",
+            r"converted: like\[0\].trace \(an array\) without a counterpart",
             fa.from_optax,
             (opt_adam, optax.chain(optax.trace(0.9), fa.adam()).init(leaf)),
         ),
         (
             ValueError,
-            r"opt_state\[0\] keeps mu and nu, but like keeps mu and nu and nu_max",
+            r"opt_state\[0\] has mu and nu, but like has mu and nu and nu_max",
             fa.from_optax,
             (opt_adam, fa.amsgrad().init(leaf)),
         ),

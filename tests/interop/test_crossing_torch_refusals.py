@@ -21,26 +21,26 @@ TWO = state_dict_of(entry((3,)), entry((2, 3)), param_names=["bias", "weight"])
         (ValueError, "has 1 parameters, but there are 2 leaves.*names=", state_dict_of(None), {}),
         (
             ValueError,
-            r"params\['b'\] from exp_avg of torch's parameter 0.*shape \(2, 3\), where \(3,\) "
-            "belongs. Say with names=",
+            r"params\['b'\] from exp_avg of torch's parameter 0.*shape \(2, 3\), but must have "
+            r"\(3,\). Pass names= to say which parameter",
             state_dict_of(entry((2, 3)), entry((3,))),
             {},
         ),
         (
             ValueError,
-            r"params\['w'\].*shape \(3, 2\), where \(2, 3\).*transform=lambda path, x: x.T",
+            r"params\['w'\].*shape \(3, 2\), but must have \(2, 3\).*transform=lambda path, x: x.T",
             state_dict_of(entry((3,)), entry((3, 2))),
             {},
         ),
         (
             ValueError,
-            r"params\['w'\].*shape \(3, 2\) after transform, where \(2, 3\)",
+            r"params\['w'\].*shape \(3, 2\) after transform, but must have \(2, 3\)",
             TWO,
             {"transform": lambda path, x: x.T},
         ),
         (
             ValueError,
-            r"\[1\]\['step'\] is 8, but that of 0 is 7: an AdamState has one count",
+            r"\[1\]\['step'\] is 8, but that of 0 is 7: an AdamState has a single count",
             state_dict_of(entry((3,)), entry(step=8)),
             {},
         ),
@@ -118,17 +118,17 @@ def test_steps_and_moments_that_no_state_holds_raise():
         (TypeError, r"\['step'\] must be one real number; got array", {"step": np.ones(2)}),
         (TypeError, r"\['step'\] must be one real number; got '7' of", {"step": "7"}),
         (TypeError, r"\['step'\] must be one real number; got None", {"step": None}),
-        (TypeError, r"\['step'\] is a masked array", {"step": np.ma.masked_array(7.0, True)}),
+        (TypeError, r"\['step'\] is a NumPy masked array", {"step": np.ma.masked_array(7.0, True)}),
         (ValueError, "exp_avg of .* holds NaN or infinity in float32", {"exp_avg": wild["nan"]}),
         (ValueError, "exp_avg of .* holds NaN or infinity", {"exp_avg": wild["-inf"]}),
         (ValueError, "exp_avg_sq of .* holds NaN", {"exp_avg_sq": wild["inf"]}),
         # Finite in torch's float64, not in the float32 that the state has.
         (ValueError, "exp_avg of .* holds NaN or infinity in float32", {"exp_avg": whole * 1e39}),
-        (TypeError, "exp_avg_sq of .* is a masked array of NumPy", {"exp_avg_sq": masked}),
+        (TypeError, "exp_avg_sq of .* is a NumPy masked array", {"exp_avg_sq": masked}),
     ):
         with pytest.raises(error, match=message):
             fa.from_torch(one_state(**changes), like)
-    with pytest.raises(TypeError, match=r"exp_avg of .* is a masked array of NumPy"):
+    with pytest.raises(TypeError, match=r"exp_avg of .* is a NumPy masked array"):
         fa.from_torch(one_state(), like, transform=lambda path, x: np.ma.masked_array(x, x > 0))
     for broken in (
         one_state() | {"param_groups": [{"lr": 0.1}]},
@@ -181,7 +181,11 @@ def test_moments_that_torch_should_not_get_raise():
             "exp_avg of .* holds NaN or infinity",
             {"mu": jnp.full((2, 3), np.nan, jnp.bfloat16)},
         ),
-        (TypeError, "exp_avg of .* is a masked", {"mu": np.ma.masked_array(np.ones((2, 3)), True)}),
+        (
+            TypeError,
+            "exp_avg of .* is a NumPy masked",
+            {"mu": np.ma.masked_array(np.ones((2, 3)), True)},
+        ),
     ):
         with pytest.raises(error, match=message):
             fa.to_torch(state._replace(**changes), like)
@@ -197,7 +201,9 @@ def test_complex_parameters_do_not_cross_to_torch():
         lambda: fa.from_torch(state_dict_of(entry((2,))), jnp.zeros(2, complex)),
         lambda: fa.to_torch(fa.init(jnp.zeros(2, complex)), state_dict_of(None)),
     ):
-        with pytest.raises(TypeError, match="is complex: torch keeps a second moment for its real"):
+        with pytest.raises(
+            TypeError, match="is complex and cannot be converted: torch keeps separate second"
+        ):
             crossing()
     with pytest.raises(TypeError, match="Cannot cast"):
         fa.from_torch(state_dict_of(entry((2,), exp_avg=np.ones(2, complex))), jnp.zeros(2))
@@ -214,13 +220,19 @@ def test_what_does_not_fit_torch_raises():
         fa.to_torch(state, one)
     with pytest.raises(ValueError, match="8-bit moments: use convert_moments"):
         fa.to_torch(fa.init(leaf, moments=CODES), one)
-    with pytest.raises(ValueError, match=r"holds \['mu_slow'\], which torch's Adam has not"):
+    with pytest.raises(ValueError, match=r"holds \['mu_slow'\], which torch's Adam does not have"):
         fa.to_torch(fa.ademamix(b3=0.99).init(leaf), one)
-    with pytest.raises(ValueError, match=r"\[0\] has amsgrad=True, but the state is not of an ams"):
+    with pytest.raises(
+        ValueError, match=r"\[0\] has amsgrad=True, but the state is not that of ams"
+    ):
         fa.to_torch(fa.init(leaf), state_dict_of(None, amsgrad=True))
-    with pytest.raises(ValueError, match=r"\[0\] has amsgrad=False, but the state is of an amsgr"):
+    with pytest.raises(
+        ValueError, match=r"\[0\] has amsgrad=False, but the state is that of amsgr"
+    ):
         fa.to_torch(fa.amsgrad().init(leaf), state_dict_of(None, amsgrad=False))
-    with pytest.raises(ValueError, match=r"parameter 0 from leaf : .*\(2, 3\), where \(3, 2\) bel"):
+    with pytest.raises(
+        ValueError, match=r"parameter 0 from leaf : .*\(2, 3\), but must have \(3, 2\)"
+    ):
         fa.to_torch(fa.init(leaf), state_dict_of(entry((3, 2))))
     with pytest.raises(ValueError, match=r"state: nu\['b'\] is missing"):
         fa.to_torch(state._replace(nu={"w": leaf}), TWO)

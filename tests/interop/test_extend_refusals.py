@@ -24,8 +24,8 @@ def changed(**leaves):
         (
             changed(bias=jnp.ones(7)),
             r"params\['dense'\]\['bias'\] has shape \(7,\) in new_params, but \(3,\) in "
-            r"old_params. To begin its moments anew, pass restart=\[\"params\['dense'\]\['bias'"
-            r"\]\"\]",
+            r"old_params. To restart its moments at zero, pass restart=\[\"params\['dense'\]"
+            r"\['bias'\]\"\]",
         ),
         (
             changed(bias=jnp.ones(3, jnp.bfloat16)),
@@ -48,10 +48,14 @@ def test_a_changed_leaf_is_refused(new, message):
         (
             ["['dense']['bias']"],
             ValueError,
-            r"restart has \"\['dense'\]\['bias'\]\", which .* write it as "
+            r"restart has \"\['dense'\]\['bias'\]\", which .* Did you mean "
             r"\"params\['dense'\]\['bias'\]\"",
         ),
-        (["bias"], ValueError, r"restart has 'bias', which .* write it as .*\['dense'\]\['bias'\]"),
+        (
+            ["bias"],
+            ValueError,
+            r"restart has 'bias', which .* Did you mean .*\['dense'\]\['bias'\]",
+        ),
         (
             ["params['lost']"],
             ValueError,
@@ -110,7 +114,7 @@ def test_a_parameter_that_moves_between_partitions_is_refused():
 
 
 def test_tx_must_be_a_transformation():
-    with pytest.raises(TypeError, match="tx must be a gradient transformation with an init"):
+    with pytest.raises(TypeError, match="tx must be a gradient transformation, such as adam"):
         fa.extend_state(fa.adam, ADAM.init(OLD), OLD, NEW)
 
 

@@ -92,29 +92,32 @@ MALFORMED = {
     "not text": (b"\xff\xfe\xfd", "cannot be read as JSON"),
     "nested": (b"[" * 100_000, "nested too deeply|cannot be read as JSON"),
     "a key twice": (b'{"version": 2, "version": 1, "leaves": {}}', "the same key twice"),
-    "a list": ([], "is no JSON object"),
+    "a list": ([], "it is not a JSON object"),
     "no version": ({"leaves": {}}, "its version is null"),
-    "version true": (CONTENT | {"version": True}, "its version is true, which is no whole number"),
-    "version 1.0": (CONTENT | {"version": 1.0}, "its version is 1.0, which is no whole number"),
+    "version true": (
+        CONTENT | {"version": True},
+        "its version is true, which is not a whole number",
+    ),
+    "version 1.0": (CONTENT | {"version": 1.0}, "its version is 1.0, which is not a whole number"),
     "version in quotes": (CONTENT | {"version": "1"}, 'its version is "1", which is no'),
     "version 0": (CONTENT | {"version": 0}, "format version 0, but this functional_adam reads 1"),
-    "no leaves": ({"version": 1}, '"leaves" are no JSON object'),
-    "leaves in a list": (CONTENT | {"leaves": [[A, ENTRY]]}, '"leaves" are no JSON object'),
-    "entry": (with_entry(None), "has no three entries for"),
-    "short entry": (with_entry(ENTRY[:2]), "has no three entries for"),
-    "dtype": (with_entry(["float31", *ENTRY[1:]]), "the dtype of .*mu.* is none"),
-    "alias": (with_entry(["f4", *ENTRY[1:]]), "the dtype of .*mu.* is none"),
-    "objects": (with_entry(["object", *ENTRY[1:]]), "the dtype of .*mu.* is none"),
-    "dtype of no text": (with_entry([4, *ENTRY[1:]]), "the dtype of .*mu.* is none"),
-    "negative": (with_entry([ENTRY[0], [-3], ENTRY[2]]), "the shape of .*mu.* is no list"),
-    "boolean": (with_entry([ENTRY[0], [True], ENTRY[2]]), "the shape of .*mu.* is no list"),
-    "float": (with_entry([ENTRY[0], [3.0], ENTRY[2]]), "the shape of .*mu.* is no list"),
-    "shape of a number": (with_entry([ENTRY[0], 3, ENTRY[2]]), "the shape of .*mu.* is no list"),
+    "no leaves": ({"version": 1}, '"leaves" are not a JSON object'),
+    "leaves in a list": (CONTENT | {"leaves": [[A, ENTRY]]}, '"leaves" are not a JSON object'),
+    "entry": (with_entry(None), "does not have three entries for"),
+    "short entry": (with_entry(ENTRY[:2]), "does not have three entries for"),
+    "dtype": (with_entry(["float31", *ENTRY[1:]]), "the dtype of .*mu.* is not one that it"),
+    "alias": (with_entry(["f4", *ENTRY[1:]]), "the dtype of .*mu.* is not one that it"),
+    "objects": (with_entry(["object", *ENTRY[1:]]), "the dtype of .*mu.* is not one that it"),
+    "dtype of no text": (with_entry([4, *ENTRY[1:]]), "the dtype of .*mu.* is not one that it"),
+    "negative": (with_entry([ENTRY[0], [-3], ENTRY[2]]), "the shape of .*mu.* is not a list"),
+    "boolean": (with_entry([ENTRY[0], [True], ENTRY[2]]), "the shape of .*mu.* is not a list"),
+    "float": (with_entry([ENTRY[0], [3.0], ENTRY[2]]), "the shape of .*mu.* is not a list"),
+    "shape of a number": (with_entry([ENTRY[0], 3, ENTRY[2]]), "the shape of .*mu.* is not a list"),
     "huge": (with_entry([ENTRY[0], [2**80], ENTRY[2]]), "flat holds shape"),
-    "digest": (with_entry([*ENTRY[:2], ENTRY[2][:-1]]), "the digest of .*mu.* is no SHA"),
-    "no digest": (with_entry([*ENTRY[:2], None]), "the digest of .*mu.* is no SHA-256"),
-    "variants": (CONTENT | {"variants": None}, '"variants" are no JSON object of texts'),
-    "variant": (CONTENT | {"variants": {"": 3}}, '"variants" are no JSON object of texts'),
+    "digest": (with_entry([*ENTRY[:2], ENTRY[2][:-1]]), "the digest of .*mu.* is not a SHA"),
+    "no digest": (with_entry([*ENTRY[:2], None]), "the digest of .*mu.* is not a SHA-256"),
+    "variants": (CONTENT | {"variants": None}, '"variants" are not a JSON object of strings'),
+    "variant": (CONTENT | {"variants": {"": 3}}, '"variants" are not a JSON object of strings'),
 }
 
 
@@ -185,9 +188,9 @@ TARGETS = {
     ),
     "unexpected": (
         SAVED._replace(nu={"a": None, "b": None}),
-        r"flat holds \.nu\['a'\], which is not in target, with its \.count, ",
+        r"flat holds \.nu\['a'\], which is not in target, which has \.count, ",
     ),
-    "nothing": (None, r"flat holds \.count, which is not in target, with its no leaf"),
+    "nothing": (None, r"flat holds \.count, which is not in target, which has no leaf"),
 }
 
 
@@ -208,13 +211,13 @@ def test_64_bits_need_64_bit_mode():
     ("leaf", "message"),
     [
         (lambda: "text", r"must be an array of numbers; got 'text' of type str"),
-        (lambda: 0.5, r"got 0.5 of type float. Make numbers arrays with jnp.asarray"),
+        (lambda: 0.5, r"got 0.5 of type float. Convert numbers with jnp.asarray"),
         (lambda: np.array(["a"]), "must be an array of numbers"),
         (lambda: np.array([None]), "must be an array of numbers"),
         (lambda: np.array([1], "datetime64[s]"), "must be an array of numbers"),
         (lambda: np.ones(1, np.longdouble), "must be an array of numbers"),
         (lambda: np.zeros(2, jax.dtypes.float0), "must be an array of numbers"),
-        (lambda: jax.random.key(0), r"Keep jax.random.key_data\(key\)"),
+        (lambda: jax.random.key(0), r"Save jax.random.key_data\(key\)"),
         (lambda: jnp.dtype("float32").type, "must be an array of numbers"),
         (lambda: SimpleNamespace(dtype=np.dtype("float32")), "must be an array of numbers"),
     ],
@@ -234,7 +237,7 @@ def test_leaves_without_values_are_refused():
     with pytest.raises(TypeError, match=r"tree\.count has no values"):
         fa.to_state_dict(jax.eval_shape(fa.init, jnp.ones(1)))
     masked = np.ma.masked_array(np.ones(2), [True, False])
-    with pytest.raises(TypeError, match=r"tree\['w'\] is a masked array of NumPy, whose mask"):
+    with pytest.raises(TypeError, match=r"tree\['w'\] is a NumPy masked array, whose mask"):
         fa.to_state_dict({"w": masked})
     donated = jnp.ones(3)
     donated.delete()

@@ -71,10 +71,14 @@ def test_groups_without_decay_are_of_any_optimizer():
         (
             [group(0, 1, 2)],
             ValueError,
-            "['param_groups'][0] has weight_decay=0.03 and does not say",
+            "['param_groups'][0] has weight_decay=0.03 but does not state its kind",
         ),
         ([{"params": [0, 1, 2], "lr": 0.1}], ValueError, "[0] has no betas, eps, weight_decay: "),
-        ([group(0, 1, 2, maximize=True)], ValueError, "[0] has maximize=True: here, give"),
+        (
+            [group(0, 1, 2, maximize=True)],
+            ValueError,
+            "[0] has maximize=True, which does not exist here: pass the gradients of -loss",
+        ),
         ([group(0, 1, 2, lr="0.1")], TypeError, "[0]['lr'] must be a number; got '0.1'"),
         ([group(0, 1, 2, lr=np.ones(2))], TypeError, "[0]['lr'] must be a number; got array"),
         ([group(0, 1)], ValueError, "names has 2 for leaf ['layers'][0]['b'], but state_dict has"),

@@ -46,7 +46,9 @@ def test_a_start_that_a_moment_cannot_hold_is_refused():
 def test_a_bound_without_clipping_is_refused():
     for factory in (fa.adopt, fa.scale_by_adopt):
         for bound in (2.0, lambda count: 2.0):
-            with pytest.raises(ValueError, match=r"^clip_value_fn .* needs use_clipping=True"):
+            with pytest.raises(
+                ValueError, match=r"^clip_value_fn has no effect with use_clipping=False"
+            ):
                 factory(clip_value_fn=bound, use_clipping=False)
         factory(clip_value_fn=2.0)
 
@@ -136,12 +138,12 @@ def test_a_state_of_another_variant_is_refused(factory, kept):
     if keeps == kept:
         update(TREE, STATES[kept], TREE)
         return
-    holds = f"the trees ['{kept}']" if kept else "nothing"
-    wanted = f"the trees ['{keeps}']" if keeps else "nothing"
+    holds = f"the trees ['{kept}']" if kept else "no trees"
+    wanted = f"the trees ['{keeps}']" if keeps else "no trees"
     named = {"update": "adam", "adamw": "adam", "nadamw": "nadam", "adamaxw": "adamax"}
     name = named.get(factory, factory.removeprefix("scale_by_").replace("belief", "adabelief"))
     name = name.replace("adaadabelief", "adabelief")
-    message = re.escape(f"state.extra holds {holds}, but {name} keeps {wanted} there: ")
+    message = re.escape(f"state.extra holds {holds}, but {name} needs {wanted} there: ")
     with pytest.raises(ValueError, match=f"^{message}.*`init` of the same transformation"):
         update(TREE, STATES[kept], TREE)
 
@@ -154,7 +156,7 @@ def test_further_or_fewer_trees_are_refused(factory):
     for extra, holds in [
         (both, r"the trees \['nu_max', 'mu_slow'\]"),
         ({1: state.nu, "x": state.nu}, r"the trees \[1, 'x'\]"),
-        ({}, "nothing"),
+        ({}, "no trees"),
         ({"nu_maximum": state.nu}, r"the trees \['nu_maximum'\]"),
     ]:
         with pytest.raises(ValueError, match=rf"^state.extra holds {holds}, but .*\['{name}'\]"):
@@ -177,7 +179,9 @@ def test_a_leaf_of_a_further_tree_that_does_not_fit_is_named(factory, wrap):
             update(TREE, with_leaf(state, name, jnp.zeros(shape)), TREE)
     for dtype in (jnp.bfloat16, jnp.complex64):
         leaf = jnp.zeros((2, 3), dtype)
-        with pytest.raises(ValueError, match=rf"{path} is {leaf.dtype}, but .* is float32"):
+        with pytest.raises(
+            ValueError, match=rf"{path} is {leaf.dtype}, but must have .* moment, float32"
+        ):
             update(TREE, with_leaf(state, name, leaf), TREE)
     with pytest.raises(TypeError, match=rf"{path} must be a float or complex array; got .*int32"):
         update(TREE, with_leaf(state, name, jnp.zeros((2, 3), jnp.int32)), TREE)
@@ -215,7 +219,7 @@ def test_a_further_tree_of_another_structure_is_named(factory):
 @having({"mu_dtype", "nu_dtype"})
 def test_a_state_of_another_dtype_than_asked_for_is_refused(factory, argument):
     moment = argument.removesuffix("_dtype")
-    message = rf"^state.{moment}\['a'\] is float32, but {argument}=bfloat16 was asked for"
+    message = rf"^state.{moment}\['a'\] is float32, but {argument}=bfloat16 was given"
     if factory == "update":
         update, state = lambda *a: fa.update(*a, **{argument: "bfloat16"}), fa.init(TREE)
     else:

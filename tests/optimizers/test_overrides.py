@@ -215,12 +215,18 @@ def test_formats_have_the_bits_of_a_run_with_these_arguments(format):
 
 def test_int8_is_bounded_leaf_by_leaf():
     rules = [("a", dict(b1=0.5)), ("w", dict(b1=0.95, b2=0.9))]
-    with pytest.raises(ValueError, match=r"^overrides\[1\] \('w'\): moments=\"int8\" keeps .*0.95"):
+    with pytest.raises(
+        ValueError, match=r"^overrides\[1\] \('w'\): moments=\"int8\" stores .*0.95"
+    ):
         fa.adamw(moments="int8", overrides=rules)
     tx = fa.adamw(moments="int8", overrides=lambda path, _: dict(rules)[path])
-    with pytest.raises(ValueError, match=r"^overrides\('w', leaf\): moments=\"int8\" keeps .*0.95"):
+    with pytest.raises(
+        ValueError, match=r"^overrides\('w', leaf\): moments=\"int8\" stores .*0.95"
+    ):
         tx.init(big(0))
-    with pytest.raises(ValueError, match=r"^overrides\[0\] \('a'\): moments=\"int8\" keeps .*0.99"):
+    with pytest.raises(
+        ValueError, match=r"^overrides\[0\] \('a'\): moments=\"int8\" stores .*0.99"
+    ):
         fa.cautious(fa.adamw(b2=0.97, moments="int8", overrides=[("a", dict(b1=0.99))]))
 
 

@@ -87,7 +87,7 @@ def test_the_first_of_many_differences_is_named():
         with pytest.raises(ValueError, match=message):
             fa.update(given, fa.init(wanted))
     ordered = collections.OrderedDict
-    with pytest.raises(ValueError, match=r"grads has other static data, or another order of keys"):
+    with pytest.raises(ValueError, match=r"grads has different static data or order of keys"):
         fa.update(ordered(b=X, a=X), fa.init(ordered(a=X, b=X)))
 
 

@@ -14,9 +14,9 @@ X = np.float32([0.7, -1.3])
 PARAMS = {"embed": X, "layers": [{"bias": X, "kernel": np.ones((2, 3), np.float32)}]}
 A_LIST = "^overrides must be a list of (regular expression, dict of arguments), or a function (path"
 A_PAIR = "^overrides[0] must be a pair of a regular expression and a dict of arguments; got "
-A_DICT = "must be a dict of arguments, such as dict(weight_decay=0.0), or {} for leaves that have"
+A_DICT = "must be a dict of arguments, such as dict(weight_decay=0.0), or {} to change"
 EMBED = "^overrides[0] ('embed'): "
-SHARED = "is the same for all leaves. "
+SHARED = "is the same for all leaves and cannot be overridden. "
 APART = "give them an optimizer of their own: optax.partition({"
 
 
@@ -36,7 +36,7 @@ AT_CONSTRUCTION = {
         [("bias", {}), ("*bias", {})],
         ValueError,
         [
-            "^overrides[1][0] is '*bias', which is no regular expression: nothing",
+            "^overrides[1][0] is '*bias', which is not a regular expression: not",
             "re.escape(",
             ".*",
         ],
@@ -45,20 +45,28 @@ AT_CONSTRUCTION = {
     "another name": (
         rule(lr=0.1),
         TypeError,
-        [EMBED, "unexpected keyword argument 'lr'. lr=0.1 is learning_rate=0.1 here."],
+        [EMBED, "keyword argument 'lr'. Write learning_rate=0.1 instead of lr=0.1."],
     ),
     "a typing error": (rule(wieght_decay=0.1), TypeError, [EMBED, "mean weight_decay=0.1?"]),
     "moments": (rule(moments="int8"), TypeError, [EMBED, f"moments {SHARED}Int8(min_size", APART]),
     "rounding": (rule(rounding="split"), TypeError, [EMBED, f"rounding {SHARED}", APART]),
     "a dtype": (rule(mu_dtype="float16"), TypeError, [EMBED, f"mu_dtype {SHARED}", APART]),
     "a choice": (rule(nesterov=True), TypeError, [EMBED, f"nesterov {SHARED}", APART]),
-    "a mask": (rule(mask=True), TypeError, [EMBED, f"mask {SHARED}", "have weight_decay=0.0"]),
-    "rules": (rule(overrides=None), TypeError, [EMBED, f"overrides {SHARED}", "first that match"]),
+    "a mask": (rule(mask=True), TypeError, [EMBED, f"mask {SHARED}", "override weight_decay=0.0"]),
+    "rules": (
+        rule(overrides=None),
+        TypeError,
+        [EMBED, f"overrides {SHARED}", "first rule that match"],
+    ),
     "negative": (rule(weight_decay=-0.1), ValueError, [EMBED, "weight_decay must be", "got -0.1."]),
     "one": (rule(b1=1.0), ValueError, [EMBED, "b1 must be a number in [0, 1)", "got 1.0."]),
     "a text": (rule(eps="1e-6"), TypeError, [EMBED, "eps must be", "Write float('1e-6')"]),
     "an array": (rule(eps=jnp.ones(2)), ValueError, [EMBED, "eps must be", "shape (2,)"]),
-    "a schedule": (rule(b2=lambda n: 0.9), TypeError, [EMBED, "b2 must be", "takes no schedule"]),
+    "a schedule": (
+        rule(b2=lambda n: 0.9),
+        TypeError,
+        [EMBED, "b2 must be", "cannot be a schedule"],
+    ),
 }
 
 
@@ -83,19 +91,20 @@ WITH_LEAVES = {
     "no leaf": (
         [("bias", {}), ("norm", {})],
         ValueError,
-        "overrides[1] ('norm') matches no leaf; the leaves are 'embed', 'layers/0/bias', "
-        "'layers/0/kernel'.",
+        "overrides[1] ('norm') matches no leaf; the paths of the leaves are 'embed', "
+        "'layers/0/bias', 'layers/0/kernel'.",
     ),
     "too late": (
         [("layers", {}), ("bias|kernel$", {})],
         ValueError,
-        "overrides[1] ('bias|kernel$') matches 'layers/0/bias', 'layers/0/kernel', but rules before"
-        " it match all of that, and the first match wins: put it before them.",
+        "overrides[1] ('bias|kernel$') has no effect: it matches 'layers/0/bias', "
+        "'layers/0/kernel', but earlier rules match all of these, and the first match wins. Put it "
+        "before them.",
     ),
     "None": (
         lambda path, leaf: None,
         TypeError,
-        f"overrides('embed', leaf) {A_DICT} none of their own; got None of type NoneType.",
+        f"overrides('embed', leaf) {A_DICT} nothing; got None of type NoneType.",
     ),
     "a rate": (lambda path, leaf: 0.1, TypeError, f"overrides('embed', leaf) {A_DICT}"),
     "a bad rate": (

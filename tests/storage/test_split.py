@@ -260,7 +260,7 @@ def test_a_state_of_another_rounding_is_refused_and_begins_anew():
         ("stochastic", "split", r"residual\['w'\] must be codes; got a zero"),
         ("split", "stochastic", r"residual\['w'\] must be a zero; got codes"),
         ("nearest", "split", r"residual\['w'\] is None"),
-        ("split", "nearest", r'is a tree, but rounding="nearest" was asked for.*or "split"'),
+        ("split", "nearest", r'is a tree, but rounding="nearest" was given.*and "split"'),
     ]:
         with pytest.raises(ValueError, match=message):
             txs[asked].update(params, states[held], params)

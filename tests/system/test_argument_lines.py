@@ -137,10 +137,11 @@ def test_the_tables_are_read_whole(table):
 @pytest.mark.parametrize(
     ("good", "bad"),
     [
-        ("b1: How much", "b1: how much"),
-        ("        eps_root: Added under the square root, >= 0. The paper has none.\n", ""),
+        ("b1: Decay rate", "b1: decay rate"),
+        ("            parameter's dtype if that is wider.\n", ""),
         ("    Args:\n", "    Args:\n        lr: No argument.\n"),
-        ("is kept each step, in [0, 1).", "is kept each\n            step, in [0, 1)."),
+        ("of gradients, in [0, 1).", "of\n            gradients, in [0, 1)."),
+        ("Default 0.9.", "Default 0.95."),
     ],
 )
 def test_a_docstring_that_differs_is_found(good, bad):
@@ -172,7 +173,7 @@ def test_only_this_checkout_is_written_to(monkeypatch, tmp_path):
 
 def test_a_docstring_without_its_section_is_refused():
     source = inspect.getsource(inspect.unwrap(fa.yogi))
-    with pytest.raises(ValueError, match=r"docstring of yogi must have 1 sections"):
+    with pytest.raises(ValueError, match=r'docstring of yogi must have 1 "Args:" sections'):
         TABLE.written(source.replace("    Args:\n", "    Arguments:\n"), ["yogi"])
 
 
@@ -229,6 +230,8 @@ def test_defaults_are_as_said():
             assert said == [default], key
         elif isinstance(default, bool):
             assert re.match(str(default if said else not default), words), key
+        elif isinstance(default, int | float):
+            assert [float(x) for x in re.findall(r"Default (\S+)\.$", words)] == [default], key
 
 
 @keys(lambda annotation: annotation in OPTIONS)

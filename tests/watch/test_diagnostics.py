@@ -205,12 +205,12 @@ def test_leaves_beyond_an_int32_are_counted(moments):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"state": optax.adam(1e-3)}, ValueError, "state must hold one AdamState; got none"),
+        ({"state": optax.adam(1e-3)}, ValueError, "state must hold one AdamState; found none"),
         ({"state": optax.sgd(0.1, momentum=0.9)}, ValueError, "none.*partition, MultiSteps.*nnx.O"),
         (
             {"state": optax.chain(fa.adam(), fa.adam())},
             ValueError,
-            r"got 2: state\[0\], state\[1\]. Pass one",
+            r"found 2: state\[0\], state\[1\]. Pass one",
         ),
         ({"b2": 1.5}, ValueError, r"b2 must be a number in \[0, 1\)"),
         ({"eps": "small"}, TypeError, "eps must be"),
