@@ -83,7 +83,7 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize(("error", "leaves", "match"), MISTAKES, ids=str)
+@pytest.mark.parametrize(("error", "leaves", "match"), MISTAKES)
 def test_rules_that_are_none(error, leaves, match):
     with pytest.raises(error, match=match):
         fa.offload(ADAM, numbers(0), leaves=leaves)
