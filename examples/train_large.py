@@ -150,7 +150,7 @@ def train_step(graph, tx, run: Run, batches):
 
     zeros = jax.tree.map(lambda p: jnp.zeros_like(p, jnp.float32), run.params)
     (loss, grads), _ = jax.lax.scan(accumulate, (jnp.float32(0), zeros), batches)
-    norm = optax.global_norm(grads)
+    norm = optax.tree.norm(grads)
     grads = jax.tree.map(lambda g: g * jnp.minimum(1.0, MAX_NORM / norm), grads)
     # One pass over weights and state. The guard judges the norm before it was clipped.
     params, state = fa.step(tx, grads, run.state, run.params, value=loss, grad_norm=norm)
