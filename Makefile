@@ -70,6 +70,8 @@ figures: $(VENV)/test ## draw every picture of docs/ again: a quarter of an hour
 	JAX_PLATFORMS=cpu $(BIN)/python examples/learn_the_learning_rate.py --output docs/learning_rate.png
 	JAX_PLATFORMS=cpu $(BIN)/python examples/train_small_memory.py --output docs/small_memory.png
 	JAX_PLATFORMS=cpu $(BIN)/python examples/skip_spikes.py --output docs/skip_spikes.png
+	mkdir -p build && rm -rf build/large
+	JAX_PLATFORMS=cpu $(BIN)/python examples/train_large.py --folder build/large --output docs/large.png
 	JAX_PLATFORMS=cpu $(BIN)/python benchmarks/zero.py --picture docs/zero.png
 	mkdir -p build && rm -f build/low_memory.jsonl
 	JAX_PLATFORMS=cpu $(BIN)/python benchmarks/low_memory.py --results build/low_memory.jsonl --parts streams long

@@ -27,6 +27,7 @@ SCRIPTS = [
     "word_vectors.py",
     "train_sharded.py",
     "train_distributed.py",
+    "train_large.py",
 ]
 PARTS = ["checkpoints.py", "interrupts.py"]
 RECIPES = sorted(str(path.relative_to(EXAMPLES)) for path in EXAMPLES.glob("frameworks/*.py"))
@@ -187,6 +188,11 @@ def test_bad_values_get_clear_errors(args, message, tmp_path, capsys):
         ("train_sharded.py", ["--devices", "3"], "--batch-size: must be a multiple of 3, not 16"),
         ("train_sharded.py", ["--width", "130"], "--width: must be a multiple of 4, not 130"),
         ("train_sharded.py", ["--moments", "int4"], "invalid choice: 'int4'"),
+        (
+            "train_large.py",
+            ["--batch-size", "20"],
+            "--batch-size: must be a multiple of 16, not 20",
+        ),
     ],
 )
 def test_bad_values_are_named(script, args, message, monkeypatch, tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""The example `train_large.py`: every device holds its part, and a resumed run has the same bits."""
+"""The example `train_large.py`: each device holds its part, and a resumed run has the same bits."""
 
 import math
 import re
