@@ -1,11 +1,12 @@
 """Train a transformer the way a large one is trained: FSDP, 16-bit weights, 8-bit moments.
 
 A byte-level model in Flax NNX learns Python's own standard library. Its bfloat16 weights, their
-gradients and Adam's state are divided over all devices (FSDP); a step sums the gradients of several
+gradients and Adam's state are divided over all devices (FSDP). A step sums the gradients of several
 micro-batches, clips them, skips a batch that would spoil the run, and writes the new weights in one
-pass. Checkpoints are written while training goes on: the same command, given again, resumes from
-the newest. On a computer without accelerators the devices are pieces of its processor. The script
-prints what a device holds and draws the loss (`large.png`).
+pass; with `--offload` the moments wait in the host's memory between steps. Checkpoints are written
+while training goes on: the same command, given again, resumes from the newest. On a computer
+without accelerators the devices are pieces of its processor. The script prints what a device holds
+and draws the loss (`large.png`).
 """
 
 import argparse
@@ -33,6 +34,7 @@ import functional_adam as fa
 
 AXIS = "fsdp"
 BLOCKS, HEADS, CONTEXT = 2, 4, 64
+WAITING = 1024  # bytes of moments on a device from which on a leaf waits; offload's default: 1 MiB
 LAST = 10  # steps, whose mean loss is printed
 MAX_NORM = 1.0
 NO_DECAY = (r"norm|embedding", {"weight_decay": 0.0})
@@ -123,19 +125,21 @@ class Run(NamedTuple):
     state: Any
 
 
-def described(tx, args) -> tuple[Any, Run]:
-    """The model's structure; shapes, dtypes and shardings of a run. Nothing is allocated."""
-    mesh = Mesh(jax.devices()[: args.devices], AXIS)
-    model = nnx.eval_shape(lambda: Transformer(args.width, nnx.Rngs(0)))
-    shapes = jax.eval_shape(functools.partial(make_params, args.width, args.seed))
-    where = jax.tree.map(functools.partial(fsdp, mesh), shapes)
-    shapes = Run(shapes, jax.eval_shape(tx.init, shapes))
-    shardings = Run(where, fa.state_shardings(tx, shapes.params, where))
+def laid_out(args) -> tuple[fa.GradientTransformation, Any, Run]:
+    """The optimizer; the model's structure; shapes, dtypes and shardings of a run."""
+    tx, mesh = optimizer(args), Mesh(jax.devices()[: args.devices], AXIS)
+    model = nnx.eval_shape(lambda: Transformer(args.width, nnx.Rngs(0)))  # allocates nothing
+    params = jax.eval_shape(functools.partial(make_params, args.width, args.seed))
+    where = jax.tree.map(functools.partial(fsdp, mesh), params)
+    shapes = Run(params, jax.eval_shape(tx.init, params))
+    places = fa.state_shardings(tx, params, where)
+    if args.offload:
+        tx, places, _ = fa.offload(tx, params, places, leaves=WAITING)
 
     def with_sharding(x, sharding):
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
-    return nnx.graphdef(model), jax.tree.map(with_sharding, shapes, shardings)
+    return tx, nnx.graphdef(model), jax.tree.map(with_sharding, shapes, Run(where, places))
 
 
 # ---- A step ----
@@ -164,9 +168,9 @@ def batches_at(step: int, text, args) -> np.ndarray:
     return text[starts[..., None] + np.arange(CONTEXT + 1)]
 
 
-def fit(tx, args, manager: ocp.CheckpointManager, progress: Progress) -> tuple[Run, Any, int]:
+def fit(args, manager: ocp.CheckpointManager, progress: Progress) -> tuple[Run, Any, int]:
     """Train to the last step from the newest checkpoint; the run, its losses, where it began."""
-    graph, like = described(tx, args)
+    tx, graph, like = laid_out(args)
     shardings = jax.tree.map(lambda x: x.sharding, like)
     start = manager.latest_step() or 0
     if start:
@@ -195,9 +199,11 @@ def fit(tx, args, manager: ocp.CheckpointManager, progress: Progress) -> tuple[R
 # ---- What it printed and drew ----
 
 
-def held(tree: Any, device: jax.Device) -> int:
-    """The bytes of a tree on a device."""
-    shards = itertools.chain.from_iterable(x.addressable_shards for x in jax.tree.leaves(tree))
+def held(tree: Any, device: jax.Device, on_host: bool = False) -> int:
+    """The bytes of a tree in the memory of a device, or for it in the memory of its host."""
+    leaves = jax.tree.leaves(tree)
+    leaves = [x for x in leaves if (x.sharding.memory_kind == "pinned_host") == on_host]
+    shards = itertools.chain.from_iterable(x.addressable_shards for x in leaves)
     return sum(shard.data.nbytes for shard in shards if shard.device == device)
 
 
@@ -213,6 +219,7 @@ def table_of(run: Run, seen: np.ndarray) -> Table:
         "bytes per parameter, weights and state": f"{nbytes(run) / parameters:.2f}",
         "bytes of weights on a device": f"{held(run.params, first):,}",
         "bytes of Adam's state on a device": f"{held(run.state, first):,}",
+        "bytes of Adam's state on the host": f"{held(run.state, first, on_host=True):,}",
         "steps taken": f"{int(run.state.accepted):,}",
         "steps skipped": f"{int(run.state.skipped):,}",
     }
@@ -257,6 +264,7 @@ def parse_args() -> argparse.Namespace:
     add("--accumulate", "micro-batches per step", 2, type=number(int, 1))
     add("--learning-rate", "the peak", 0.003, type=number(float, 0))
     add("--seed", "of weights and data order", 0, type=number(int, 0, 2**32 - 1))
+    parser.add_argument("--offload", action="store_true", help="moments wait in the host's memory")
     add("--folder", "of checkpoints", Path("checkpoints"), type=Path, metavar="DIR")
     add("--save-every", "steps", 50, type=number(int, 1))
     add("--output", "to draw", Path("large.png"), type=Path, metavar="FILE")
@@ -293,7 +301,7 @@ def main() -> None:
         ocp.CheckpointManager(args.folder.resolve(), options=options) as manager,
         Progress(*columns, console=console, disable=not console.is_terminal) as progress,
     ):
-        run, seen, start = fit(optimizer(args), args, manager, progress)
+        run, seen, start = fit(args, manager, progress)
     console.print(f"Trained from step {start} to step {args.steps}.")
     console.print(table_of(run, seen))
     draw(args.output, seen, start)

@@ -41,7 +41,23 @@ def test_a_resumed_run_has_the_bits_of_one_that_never_stopped(tmp_path):
     unbroken = arrays(checkpoints / "60")
     shutil.rmtree(checkpoints / "60")
     assert trained(tmp_path, *args, start=50)["steps taken"] == 60
-    for a, b in zip(unbroken, arrays(checkpoints / "60"), strict=True):
+    same_bits(unbroken, arrays(checkpoints / "60"))
+
+
+@pytest.mark.slow
+def test_moments_on_the_host_train_to_the_same_bits(tmp_path):
+    args = "--steps", 10, "--save-every", 10
+    whole = trained(tmp_path, *args, "--folder", "whole")
+    waiting = trained(tmp_path, *args, "--folder", "waiting", "--offload")
+    state = "bytes of Adam's state on a device"
+    on_host = waiting["bytes of Adam's state on the host"]
+    assert waiting[state] + on_host == whole[state]
+    assert on_host > whole[state] / 2
+    same_bits(*(arrays(tmp_path / folder / "10") for folder in ("whole", "waiting")))
+
+
+def same_bits(one, other):
+    for a, b in zip(one, other, strict=True):
         assert a.dtype == b.dtype
         assert a.tobytes() == b.tobytes()
 
