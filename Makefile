@@ -20,8 +20,8 @@ NATIVE_CMAKE := $(BIN)/cmake -S native -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 20
 
-demo: $(VENV)/demo ## set up, train on the handwritten digits, show the result
-	$(BIN)/python examples/train_digits.py
+demo: $(VENV)/demo ## set up, train on the handwritten digits with Adam and with SGD, show the result
+	$(BIN)/python examples/adam_and_sgd.py
 
 test: $(VENV)/test ## set up, then what CI checks: lint, types and the short tests
 	$(MAKE) check
@@ -66,7 +66,7 @@ figures: $(VENV)/test ## draw every picture of docs/ again: a quarter of an hour
 	JAX_PLATFORMS=cpu $(BIN)/python examples/sweep.py --output docs/sweep.png
 	JAX_PLATFORMS=cpu $(BIN)/python examples/widths.py --output docs/widths.png
 	JAX_PLATFORMS=cpu $(BIN)/python examples/word_vectors.py --output docs/word_vectors.png
-	JAX_PLATFORMS=cpu $(BIN)/python examples/train_digits.py --output docs/digits.png
+	JAX_PLATFORMS=cpu $(BIN)/python examples/adam_and_sgd.py --output docs/adam_and_sgd.png
 	JAX_PLATFORMS=cpu $(BIN)/python examples/learn_the_learning_rate.py --output docs/learning_rate.png
 	JAX_PLATFORMS=cpu $(BIN)/python examples/train_small_memory.py --output docs/small_memory.png
 	JAX_PLATFORMS=cpu $(BIN)/python examples/skip_spikes.py --output docs/skip_spikes.png
@@ -116,7 +116,7 @@ docs-check: docs ## open every page of site/ in Chromium, wide and narrow, light
 	$(VENV)-docs/bin/python tools/check_docs.py
 
 clean: ## remove .venv and everything built
-	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest $(VENV)-docs $(VENV)-aot build/native* dist site site-check digits.png learning_rate.png small_memory.png sweep.png variants.png word_vectors.png distributed_run .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest $(VENV)-docs $(VENV)-aot build/native* dist site site-check adam_and_sgd.png digits.png learning_rate.png small_memory.png sweep.png variants.png word_vectors.png distributed_run .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer with venv found: run make PYTHON=..."; exit 1; }

@@ -221,7 +221,7 @@ def parse_args() -> argparse.Namespace:
     roundings = ("nearest", "stochastic", "compensated", "split")
     add("--rounding", "unless nearest, weights are bfloat16", "nearest", choices=roundings)
     add("--steps", "in all", 2000, type=number(int, 1))
-    add("--batch-size", "images a step", 64, type=number(int, 1, 1437))
+    add("--batch-size", "images per step", 64, type=number(int, 1, 1437))
     add("--learning-rate", "the peak", 0.01, type=number(float, 0))
     add("--seed", "of weights and data order", 0, type=number(int, 0, 2**32 - 1))
     add("--checkpoint", "directory that all processes see", Path("distributed_run"), type=Path)

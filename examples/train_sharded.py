@@ -125,7 +125,7 @@ def parse_args() -> argparse.Namespace:
     add("--moments", "as they are kept", "full", choices=("full", "bfloat16", "int8"))
     add("--steps", f"at least {2 * EVERY}", 100, type=number(int, 2 * EVERY))
     add("--width", f"of the model, a multiple of {HEADS}", 128, type=number(int, HEADS))
-    add("--batch-size", "windows a step, a multiple of the devices", 16, type=number(int, 1))
+    add("--batch-size", "windows per step, a multiple of the devices", 16, type=number(int, 1))
     add("--learning-rate", "the peak", 0.003, type=number(float, 0))
     add("--seed", "of weights and data order", 0, type=number(int, 0, 2**32 - 1))
     args = parser.parse_args()

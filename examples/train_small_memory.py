@@ -1,4 +1,4 @@
-"""Train a transformer with 16 bytes a parameter for weights, gradients and Adam's state, or 7.
+"""Train a transformer with 16 bytes per parameter for weights, gradients and Adam's state, or 7.
 
 A byte-level model of 0.7 million parameters learns Python's own standard library from the same
 first weights and batches with float32 Adam, with moments in bfloat16 and in 8 bits, with weights
@@ -31,7 +31,7 @@ BLOCKS, HEADS, CONTEXT, BATCH = 3, 4, 64, 8
 EVERY = 20  # steps between two points of a curve, one compiled program
 HELD_OUT_WINDOWS = 64
 NOTE = """\
-Bytes a parameter, losses in nats a byte. The loss is measured at what the weights
+Bytes per parameter, losses in nats per byte. The loss is measured at what the weights
 stand for: under compensated rounding that is `fa.master_params`, which reads a
 third byte of each weight from the state. Activations and temporaries are not counted."""
 
@@ -61,7 +61,7 @@ SETTINGS = {
 
 
 class Result(NamedTuple):
-    """A setting's bytes a parameter (weights, gradients, state) and its held-out losses."""
+    """A setting's bytes per parameter (weights, gradients, state) and its held-out losses."""
 
     sizes: np.ndarray
     losses: list[float]  # from step 0, every `EVERY` steps
@@ -169,7 +169,7 @@ def optimizer(setting: Setting, args) -> fa.GradientTransformation:
 
 
 def cost(setting: Setting, windows, args) -> np.ndarray:
-    """Bytes a parameter of weights, gradients and state, found without allocating any."""
+    """Bytes per parameter of weights, gradients and state, found without allocating any."""
     params = jax.eval_shape(lambda: init_params(args.seed, args.width, setting.weights))
     report = fa.memory_report(optimizer(setting, args), params)
     grads = jax.tree.leaves(jax.eval_shape(jax.grad(loss_of), params, windows))
@@ -193,7 +193,7 @@ def fit(setting: Setting, train, held_out, args, advance) -> list[float]:
 
 
 def table_of(results: dict[str, Result]) -> Table:
-    """Bytes a parameter, and the losses before and after."""
+    """Bytes per parameter, and the losses before and after."""
     table = Table("setting")
     for column in ("weights", "gradients", "state", "in all", "first loss", "last loss"):
         table.add_column(column, justify="right")
@@ -215,10 +215,10 @@ def draw(path: Path, results: dict[str, Result]) -> None:
         label = f"{losses[-1]:.3f}  {label}".replace("\n", " ")
         axes["loss"].plot(steps, losses[1:], label=label, **look)
         axes["more"].plot(steps, np.subtract(losses, results[first].losses)[1:], **look)
-    axes["loss"].set(title="Held-out loss", ylabel="nats a byte")
+    axes["loss"].set(title="Held-out loss", ylabel="nats per byte")
     axes["loss"].legend(title="at the end")
-    title = f"The same, less that of {SETTINGS[first].label}"
-    axes["more"].set(title=title, xlabel="step", ylabel="nats a byte")
+    title = f"Difference from {SETTINGS[first].label}"
+    axes["more"].set(title=title, xlabel="step", ylabel="nats per byte")
     for name in ("loss", "more"):
         axes[name].grid(alpha=0.3)
     draw_bytes(axes["bytes"], results)
@@ -235,7 +235,7 @@ def draw_bytes(axes, results: dict[str, Result]) -> None:
         bars = axes.barh(labels, sizes, left=end - sizes, color=colour, label=name)
         axes.bar_label(bars, [f"{size:.3g}" for size in sizes], label_type="center")
     axes.bar_label(bars, [f"{end:.3g}" for end in ends[-1]], padding=4, fontweight="bold")
-    axes.set(title="Memory", xlabel="bytes a parameter", xlim=(0, 1.1 * ends[-1].max()))
+    axes.set(title="Memory", xlabel="bytes per parameter", xlim=(0, 1.1 * ends[-1].max()))
     axes.invert_yaxis()
     axes.legend(loc="lower right")
 

@@ -26,6 +26,17 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 WIDTHS = {"wide": 1280, "narrow": 390}
 THEMES = ("light", "dark")
 SETTLE = 200  # milliseconds for what scripts do after a page has loaded
+SEARCHED = {  # word -> where a reader who types it wants to go
+    "speed": "performance.html",
+    "resume": "checkpoints.html",
+    "FSDP": "distributed.html",
+    "LoRA": "freezing.html",
+    "master weights": "precision.html",
+    "gradient accumulation": "accumulation.html",
+    "muP": "per-layer.html",
+    "diagnostics": "watching.html",
+    "8-bit": "memory.html",
+}
 
 # What a reader sees that should have been drawn. Code shows source text on purpose.
 LEFT = r"""() => {
@@ -152,8 +163,8 @@ class View:
             self.wrong.append(f"status {response.status}: {response.url}")
 
 
-def search_works(browser: Any, home: str, word: str) -> list[str]:
-    """Whether the search finds a word that is there, as a reader types it."""
+def search_works(browser: Any, home: str, word: str, page: str) -> list[str]:
+    """Whether the first thing that the search finds for a word is on the page."""
     from playwright.sync_api import Error  # noqa: PLC0415 (in .venv-docs alone)
 
     tab = browser.new_page(viewport={"width": 1280, "height": 900})
@@ -162,10 +173,14 @@ def search_works(browser: Any, home: str, word: str) -> list[str]:
         tab.click("input[name=query]", timeout=10_000)
         tab.keyboard.type(word, delay=20)
         tab.wait_for_selector(".md-search-result__item", timeout=10_000)
+        tab.wait_for_timeout(SETTLE)  # results of a part of the word go
+        found = tab.get_attribute(".md-search-result__item a", "href") or ""
     except Error as e:
         return [f"{home}: search finds nothing for {word!r}: {e.message.splitlines()[0]}"]
     finally:
         tab.close()
+    if not urlsplit(found).path.endswith(page):
+        return [f"{home}: search leads from {word!r} to {found}, not to {page}"]
     return []
 
 
@@ -187,7 +202,8 @@ def check(site: Path, pictures: Path, pages: list[str], browser_path: str) -> li
                 found = view.look(page, pictures)
                 wrong += [f"{page}, {size}, {theme}: {what}" for what in found]
         for start in (home, site.resolve().as_uri() + "/"):  # served, and opened as a file
-            wrong += search_works(browser, start, "bfloat16")
+            for word, page in SEARCHED.items():
+                wrong += search_works(browser, start, word, page)
         browser.close()
     server.shutdown()
     return wrong

@@ -140,9 +140,13 @@ def on_files(files: Files, config: Any) -> Files:
     return files
 
 
-def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Lead links out of docs/ to the pages made of what they name."""
+def on_page_markdown(markdown: str, page: Any, config: Any, **_: Any) -> str:
+    """Lead links out of docs/ to the pages made of what they name; tell the search what counts."""
     uri = page.file.src_uri
+    # Found as the tags of a page are: before any text. No plugin shows them.
+    page.meta["tags"] = config.extra["search_words"].get(uri, [])
+    if uri in PAGES.values():  # made of scripts and the like: after what was written to be read
+        page.meta["search"] = {"boost": 0.5}
     if uri in PAGES.values() and uri not in WRITTEN.values():
         return markdown
     source = next((path for path, made in WRITTEN.items() if made == uri), f"docs/{uri}")
@@ -283,10 +287,11 @@ def _docstring(path: str) -> str:
 def _index() -> str:
     """The list of all scripts."""
     parts = [
-        "# Examples\n\nAfter `make demo` (those for frameworks and the benchmarks: `make test`) "
-        "run them from the root, as in `.venv/bin/python examples/quickstart.py`; `--help` lists "
-        "the options. `checkpoints.py`, `interrupts.py`, `command.py`, `baselines.py`, "
-        "`entrants.py`, `low_memory_report.py` and `workloads.py` are parts of others.\n"
+        "# Examples\n\n`make demo` installs what these scripts need; those for frameworks and the "
+        "benchmarks need `make test` too. Run them from the root of the repository, as in "
+        "`.venv/bin/python examples/quickstart.py`. `--help` lists a script's options. "
+        "`checkpoints.py`, `interrupts.py`, `command.py`, `baselines.py`, `entrants.py`, "
+        "`low_memory_report.py` and `workloads.py` are parts of other scripts.\n"
     ]
     groups = [
         ("", [p for p in _examples() if p.count("/") == 1]),

@@ -18,6 +18,7 @@ from functional_adam import _transform, _update
 SCRIPTS = [
     "quickstart.py",
     "train_digits.py",
+    "adam_and_sgd.py",
     "compare_variants.py",
     "learn_the_learning_rate.py",
     "train_small_memory.py",
@@ -112,7 +113,7 @@ def test_every_script_answers_ctrl_c(script):
 @pytest.mark.parametrize(
     "script",
     [
-        *("compare_variants", "learn_the_learning_rate", "skip_spikes", "sweep"),
+        *("adam_and_sgd", "compare_variants", "learn_the_learning_rate", "skip_spikes", "sweep"),
         *("train_small_memory", "widths", "word_vectors"),
     ],
 )
@@ -121,7 +122,7 @@ def test_a_picture_goes_where_the_script_was_called(script, monkeypatch):
     assert example(script).parse_args().output.parent == Path()
 
 
-@pytest.mark.parametrize("script", SCRIPTS[2:9])  # those that draw
+@pytest.mark.parametrize("script", SCRIPTS[2:10])  # those that draw
 def test_a_picture_needs_an_existing_directory(script, tmp_path, capsys):
     assert exit_of(EXAMPLES / script, "--output", "missing/a.png", cwd=tmp_path) == 2
     assert "is not a file in an existing directory" in capsys.readouterr().err
@@ -165,6 +166,7 @@ def test_bad_values_get_clear_errors(args, message, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("script", "args", "message"),
     [
+        ("adam_and_sgd.py", ["--steps", "25"], "--steps: must be a multiple of 10, not 25"),
         ("train_small_memory.py", ["--steps", "30"], "--steps: must be a multiple of 20, not 30"),
         ("train_small_memory.py", ["--width", "130"], "--width: must be a multiple of 4, not 130"),
         ("skip_spikes.py", ["--steps", "30"], "--steps: must be a multiple of 20, not 30"),

@@ -20,6 +20,13 @@ def test_every_page_is_in_the_menu_once():
     assert sorted(pages) == sorted(written + MADE)
 
 
+def test_what_the_search_knows_a_page_by_is_of_a_page_that_there_is():
+    words = re.search(r"\n  search_words:.*\n((?:    .*\n)+)", CONFIG)[1]
+    pages = re.findall(r"^    (\S+): \[\w", words, re.M)
+    assert len(pages) == len(words.splitlines()) >= 10
+    assert [page for page in pages if not (DOCS / page).exists()] == []
+
+
 def test_every_public_name_is_in_the_reference_once():
     names = Counter(
         name

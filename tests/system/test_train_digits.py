@@ -17,17 +17,15 @@ SHORT += ["--save-every", "7", "--checkpoint", "run"]
 
 def accuracies(output):
     """`{run: (training, held out)}` in percent, from the printed table."""
-    rows = re.findall(r"(AdamW|SGD)\b.*?([\d.]+)%.*?([\d.]+)%", output)
+    rows = re.findall(r"(AdamW)\b.*?([\d.]+)%.*?([\d.]+)%", output)
     return {name: (float(training), float(held_out)) for name, training, held_out in rows}
 
 
 @pytest.mark.slow
 def test_a_full_run_reaches_its_goal(tmp_path):
     found = accuracies(run("train_digits.py", cwd=tmp_path))
-    assert found.keys() == {"AdamW", "SGD"}
     assert found["AdamW"][0] > 99.5
     assert found["AdamW"][1] >= 97
-    assert found["SGD"][1] > 94  # plain SGD is tuned, not a straw man
     assert_png(tmp_path / "digits.png")
 
 
@@ -96,6 +94,5 @@ def test_another_setting_does_not_resume(straight):
 def test_a_short_run_draws_and_prints(straight):
     folder, output = straight
     found = accuracies(output)
-    assert found.keys() == {"AdamW", "SGD"}
-    assert min(*found["AdamW"], *found["SGD"]) > 90  # from 10 by chance
+    assert min(found["AdamW"]) > 90  # from 10 by chance
     assert_png(folder / "digits.png")

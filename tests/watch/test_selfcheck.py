@@ -22,7 +22,7 @@ import functional_adam as fa
 from functional_adam import __main__ as program
 from functional_adam._watch import selfcheck as check
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "why-exact.md"
 
 
 def run(*args, **environment):
@@ -41,7 +41,7 @@ def no_json(word):
 def report():
     """What `python -m functional_adam --json` prints, with less to measure.
 
-    float32, which README quotes, has all its steps.
+    float32, which a page quotes, has all its steps.
     """
     wide = check.PRECISIONS[-1]._replace(steps=100)
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as out:
@@ -110,9 +110,9 @@ def assert_formats_cost_what_they_should(report, *formats):
 
 @pytest.mark.parametrize(("library", "column"), [("functional_adam", 0), ("optax", 1)])
 @pytest.mark.parametrize("rates", check.RATES)
-def test_readme_quotes_these_numbers(report, library, column, rates):
+def test_the_page_quotes_these_numbers(report, library, column, rates):
     b1, b2 = rates
-    row = re.search(rf"^\| {b1}, {b2} \|(.*)\|$", README.read_text(), re.M)[1]
+    row = re.search(rf"^\| {b1}, {b2} \|(.*)\|$", PAGE.read_text(), re.M)[1]
     quoted = [float(x.replace(",", "")) for x in row.split("|")[column].split("/")]
     # Another processor may round another way in its vectors.
     assert error_of(report, library, "float32", b1, b2) == pytest.approx(quoted, rel=0.1)
