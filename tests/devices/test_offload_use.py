@@ -70,9 +70,13 @@ def test_by_default_leaves_whose_moments_fill_a_mebibyte_wait():
 
 
 MISTAKES = [
-    (ValueError, "kernel$", r"leaves \('kernel\$'\) matches no leaf; the leaves are 'body/0', "),
+    (
+        ValueError,
+        "kernel$",
+        r"leaves \('kernel\$'\) matches no leaf; the paths of the leaves are 'body/0', ",
+    ),
     (ValueError, ["body", "x"], r"leaves\[1\] \('x'\) matches no leaf"),
-    (ValueError, "[", r"leaves is '\[', which is no regular expression"),
+    (ValueError, "[", r"leaves is '\[', which is not a regular expression"),
     (ValueError, 0.0, r"leaves must be in \(0, 1\] where it is a float, .*; got 0.0. A number of"),
     (ValueError, [1.5], r"leaves\[0\] must be in \(0, 1\].*; got 1.5"),
     (ValueError, float("nan"), r"in \(0, 1\]"),
@@ -103,7 +107,7 @@ def test_mistakes_in_the_other_arguments(monkeypatch):
         with pytest.raises(error, match=match):
             fa.offload(*arguments)
 
-    refused(ValueError, "must hold an AdamState; got none", optax.sgd(0.1), params)
+    refused(ValueError, "must hold an AdamState; found none", optax.sgd(0.1), params)
     refused(TypeError, "tx must be a gradient transformation with an init", fa.adamw, params)
     other = fa.state_shardings(ADAM, {"w": params["head"]})
     refused(ValueError, "shardings must have the structure of the state", ADAM, params, other)

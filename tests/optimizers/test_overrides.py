@@ -309,12 +309,13 @@ def test_directions_take_them_too():
 
 
 def test_every_factory_takes_them():
+    one_table = "update_rows", "flush_rows"  # which have no leaves to choose from
     names = [
         name
         for name in fa.__all__
         if inspect.isfunction(getattr(fa, name))
         and "learning_rate" in inspect.signature(getattr(fa, name)).parameters
-        and name != "diagnostics"
+        and name not in ("diagnostics", *one_table)
     ]
     assert len(names) > 12
     for name in names:

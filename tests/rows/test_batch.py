@@ -121,7 +121,7 @@ MISTAKES = {
     "rates": (dict(catch_up="dense", b1=0.95, b2=0.9), ValueError, "b1\\*\\*2 < b2; got b1=0.95"),
     "moments": (dict(moments="bfloat16"), ValueError, 'moments="full", but moments="bfloat16"'),
     "rate": (dict(learning_rate=-1.0), ValueError, "learning_rate must be"),
-    "argument": (dict(lr=0.1), TypeError, "lr=0.1 is learning_rate=0.1 here"),
+    "argument": (dict(lr=0.1), TypeError, "Write learning_rate=0.1 instead of lr=0.1"),
 }
 
 
