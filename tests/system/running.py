@@ -15,6 +15,11 @@ import pytest
 from modes import switched
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+# The environment of a script that is to compile soon and may run slowly.
+QUICKLY_COMPILED = {
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    "XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false --xla_llvm_disable_expensive_passes=true",
+}
 
 
 def run(script, *args, cwd, **environment):

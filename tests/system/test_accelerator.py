@@ -61,8 +61,15 @@ def printed_by(accelerator, *args, cwd):
 
 
 @pytest.mark.usefixtures("kept_caches")
-def test_the_tables_of_a_cpu(accelerator, monkeypatch, tmp_path):
-    states = {kind: accelerator.STATES[kind] for kind in ("full", "int8 + compensated")}
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        ("int8 + compensated",),
+        pytest.param(("full", "int8 + compensated"), marks=pytest.mark.slow),
+    ],
+)
+def test_the_tables_of_a_cpu(kinds, accelerator, monkeypatch, tmp_path):
+    states = {kind: accelerator.STATES[kind] for kind in kinds}
     monkeypatch.setattr(accelerator, "STATES", states)
     monkeypatch.setattr(accelerator, "mlp", lambda: {"a": (3, 128), "b": (128,)})
     monkeypatch.setattr(accelerator, "ODD", {"w": (48, 256), "b": (130,)})

@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from running import assert_png, run
+from running import QUICKLY_COMPILED, assert_png, run
 
 DEVICES = 8
 WIDTH = 64
@@ -17,7 +17,7 @@ NORMS = 5 * [(64,)]
 
 
 def test_the_bytes_of_a_device(tmp_path):
-    values = trained(tmp_path, "--steps", 2, JAX_DISABLE_MOST_OPTIMIZATIONS="1")
+    values = trained(tmp_path, "--steps", 2, **QUICKLY_COMPILED)
     sizes = list(map(math.prod, SHAPES)), list(map(math.prod, NORMS))
     matrices, norms = map(sum, sizes)
     assert values["parameters"] == matrices + norms

@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 import pytest
-from running import assert_png, example, rows_of, run, run_here
+from running import QUICKLY_COMPILED, assert_png, example, rows_of, run, run_here
 
 COUNT = 55_520  # of parameters, 32 wide
 
@@ -94,7 +94,7 @@ DIVIDED = 8 * COUNT / 4 + 4
 
 def test_devices_hold_their_part(tmp_path):
     args = ["--zero", "--batch-size", 4]
-    found, _ = check_devices(tmp_path, *args, JAX_DISABLE_MOST_OPTIMIZATIONS="1")
+    found, _ = check_devices(tmp_path, *args, **QUICKLY_COMPILED)
     assert found == DIVIDED
 
 
