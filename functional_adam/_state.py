@@ -9,7 +9,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, Sharding
 from jax.tree_util import keystr
 from jax.typing import DTypeLike
 
@@ -212,6 +212,12 @@ def check_init(tx: Any) -> None:
 def state_shapes(tx: Any, params: PyTree) -> PyTree:
     """The shapes and dtypes of what `tx.init` returns."""
     check_init(tx)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if isinstance(leaf, Sharding):
+            raise TypeError(
+                f"params{keystr(path)} is a sharding. Pass the parameters, or their shapes, before "
+                "the shardings."
+            )
     return jax.eval_shape(tx.init, params)
 
 

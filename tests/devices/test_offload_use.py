@@ -109,6 +109,7 @@ def test_mistakes_in_the_other_arguments(monkeypatch):
 
     refused(ValueError, "must hold an AdamState; found none", optax.sgd(0.1), params)
     refused(TypeError, "tx must be a gradient transformation, such as", fa.adamw, params)
+    refused(TypeError, r"params\.count is a sharding\. Pass the parameters", ADAM, shardings)
     other = fa.state_shardings(ADAM, {"w": params["head"]})
     refused(ValueError, "shardings must have the structure of the state", ADAM, params, other)
     wrong = shardings._replace(count=jax.devices()[0])

@@ -242,6 +242,8 @@ def test_shardings_of_another_state_are_refused():
     tx, mesh = TRANSFORMATIONS["int8"], jax.make_mesh((1,), ("x",))
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     shardings = jax.tree.map(lambda x: everywhere, jax.eval_shape(tx.init, PARAMS))
+    with pytest.raises(TypeError, match=r"params.* is a sharding\. Pass the parameters"):
+        fa.memory_report(fa.adam(), shardings)
     with pytest.raises(ValueError, match="shardings must have the structure of the state: shard"):
         fa.memory_report(fa.adam(), PARAMS, shardings)
     with pytest.raises(TypeError, match=r"shardings\.count must be a sharding, as state_shardings"):
