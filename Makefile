@@ -106,7 +106,7 @@ versions: $(VENV)/test ## all tests here and the legs, then a table of what ran 
 dist: $(VENV)/test ## build sdist and wheel into dist/
 	$(BIN)/python -m build --outdir dist .
 
-dist-check: $(VENV)/test ## build both, install each into an empty environment, run the ten lines there
+dist-check: $(VENV)/test ## build both, install each into an empty environment, run the quick start there
 	VENV=$(VENV) sh tools/check_dist.sh
 
 docs: $(VENV)-docs/ready ## build the documentation into site/; open site/index.html
