@@ -1,4 +1,4 @@
-"""What is done, or not, only when a program runs; outside of a trace it is Python's `if`."""
+"""Branches that a compiled program decides when it runs; outside of a trace, Python's `if`."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ T = TypeVar("T")
 
 
 def either(condition: jax.Array, yes: Callable[[], T], no: Callable[[], T]) -> T:
-    """What one of the two returns; the other is not run."""
+    """`yes()` if the condition is true, else `no()`; only one of them runs."""
     if isinstance(condition, Tracer):
         return jax.lax.cond(condition, yes, no)
     return yes() if condition else no()
 
 
 def changed_if(condition: jax.Array, change: Callable[[T], T], old: T) -> T:
-    """`change(old)` or `old`, in the memory of `old`.
+    """`change(old)` if the condition is true, else `old`, in the memory of `old`.
 
-    A loop that is run once or never. Of a branch XLA for GPUs copies all results twice, which
-    takes as much memory again as they have; what a loop carries stays where it is.
+    It is a loop that runs once or not at all. XLA for GPUs copies all results of a branch twice,
+    which doubles the memory that they take. What a loop carries stays in place.
     """
     if not isinstance(condition, Tracer):
         return change(old) if condition else old
-    convert: Any = jax.closure_convert  # what is differentiated must be an argument of `_looped`
+    convert: Any = jax.closure_convert  # differentiated values must be arguments of `_looped`
     change, constants = convert(change, old)
     return _looped(change, condition, constants, old)
 
@@ -44,7 +44,7 @@ def _looped(change: Callable[..., T], condition: jax.Array, constants: list[Any]
 def _looped_jvp(  # registered, never called by name
     change: Callable[..., Any], primals: tuple[Any, ...], tangents: tuple[Any, ...]
 ) -> Any:
-    # A loop has no derivative backwards; a branch has.
+    # A while_loop cannot be differentiated in reverse mode; a branch can.
     def branched(condition: jax.Array, constants: list[Any], old: Any) -> Any:
         return jax.lax.cond(condition, lambda: change(old, *constants), lambda: old)
 

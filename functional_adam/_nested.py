@@ -33,7 +33,7 @@ def states(name: str, tree: PyTree, wanted: str = "an AdamState") -> list[tuple[
 def states_or_shapes(
     name: str, tree: PyTree, wanted: str = "an AdamState"
 ) -> list[tuple[str, AdamState]]:
-    """`states`, also for trees of shapes without values."""
+    """The same as `states`, but it also takes trees of shapes, which have no values to check."""
     leaves = tree_leaves_with_path(tree, is_leaf=is_adam_state)
     found = [(name + keystr(path), x) for path, x in leaves if is_adam_state(x)]
     if not found:
@@ -47,7 +47,7 @@ def states_or_shapes(
 
 
 def left_out(tree: PyTree) -> Callable[[Path], bool]:
-    """A test for the paths of parameters where `tree`, otherwise built like them, has holes."""
+    """A test for the paths at which `tree`, otherwise built like the parameters, has holes."""
     is_empty: Callable[[Any], bool] = lambda x: not jax.tree.leaves(x)  # noqa: E731
     leaves = tree_leaves_with_path(tree, is_leaf=is_empty)
     holes = {path for path, x in leaves if is_empty(x) and x is not None}  # None: frozen
@@ -55,8 +55,8 @@ def left_out(tree: PyTree) -> Callable[[Path], bool]:
 
 
 def with_moments(state: AdamState, paths: frozenset[str], move: Callable[[Any], Any]) -> AdamState:
-    """A state with `move` of all moments that it has for the parameters at these paths."""
-    if not jax.tree.leaves(state.mu):  # optax.tree.map_params has a stand-in without leaves
+    """A state with `move` applied to the moments of the parameters at these paths."""
+    if not jax.tree.leaves(state.mu):  # optax.tree.map_params passes a stand-in without leaves
         return state
 
     def moved(name: str, tree: PyTree) -> PyTree:
@@ -72,10 +72,10 @@ def with_moments(state: AdamState, paths: frozenset[str], move: Callable[[Any], 
 
 
 def by_parameter(where: str, tree: PyTree, state: AdamState) -> dict[Path, Any]:
-    """The leaves of a tree of a state, None included, by their parameters' paths.
+    """The leaves of one tree of a state, None included, by the paths of their parameters.
 
-    Leaves with other shapes than the parameters are outside of the boxes that frameworks put around
-    parameters, so their own paths may be shorter. They correspond to the leaves of `mu`, in order.
+    The paths come from `mu`, whose leaves correspond in order. The tree's own paths may be shorter:
+    frameworks put boxes around parameters, and leaves of other shapes have no such boxes.
     """
     mus = tree_leaves_with_path(state.mu, is_leaf=_trees.is_none)
     leaves = [None] * len(mus) if tree is None else jax.tree.leaves(tree, is_leaf=_trees.is_none)

@@ -1,4 +1,4 @@
-"""The call that made a transformation, and when two transformations are equal."""
+"""Records the call that made a transformation, and decides when two transformations are equal."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class Origin(NamedTuple):
     """The call of a factory, for `repr`, equality and messages."""
 
     factory: str
-    shown: tuple[tuple[str, Any], ...]  # (name or "", value) of what differs from the defaults
-    arguments: frozenset[str]  # all that the factory takes, and for a modifier those of its tx
+    shown: tuple[tuple[str, Any], ...]  # (name, value) where not the default; "" if required
+    arguments: frozenset[str]  # all that the factory takes; for a modifier also those of its tx
 
     def __repr__(self) -> str:
         written = [f"{k}={short(v)}" if k else short(v) for k, v in self.shown]
@@ -24,9 +24,10 @@ class Origin(NamedTuple):
 
 
 class Bound(functools.partial[Any]):
-    """A module function with what a call bound it to: it pickles, and equal calls make equal ones.
+    """A module function with the value bound by a factory's call. It pickles.
 
-    `jax.jit` and its static arguments know what they have compiled by `==` and `hash`.
+    Equal calls make equal objects. `jax.jit` looks its compiled programs up by `==` and `hash`, so
+    equal transformations share one.
     """
 
     def __new__(cls, func: Callable[..., Any], bound: Any) -> Bound:
@@ -37,16 +38,16 @@ class Bound(functools.partial[Any]):
 
     @functools.cached_property
     def identity(self) -> tuple[Any, ...]:
-        """What it is equal to, each kind says for itself."""
+        """What `==` and `hash` compare; each subclass defines it."""
         raise NotImplementedError
 
     @property
     def call(self) -> str:
-        """The call that made the transformation, as one would write it."""
+        """The call that made the transformation, as source code."""
         raise NotImplementedError
 
     @functools.cached_property
-    def _hash(self) -> int:  # asked for at every call of a jitted step
+    def _hash(self) -> int:  # cached, since every call of a jitted step needs it
         return hash(self.identity)
 
     def __eq__(self, other: object) -> bool:
@@ -77,7 +78,7 @@ def _is_default(value: Any, default: Any) -> bool:
 
 
 def short(value: Any, width: int = 60) -> str:
-    """`value` as source code on one line; an array by its type, since it may be traced."""
+    """`value` as source code on one line; of an array only its type, since it may be traced."""
     if isinstance(value, jax.Array):
         return f"{value.dtype}[{','.join(map(str, value.shape))}]"
     if isinstance(value, types.FunctionType | types.BuiltinFunctionType | type):
@@ -87,7 +88,7 @@ def short(value: Any, width: int = 60) -> str:
 
 
 class Same:
-    """An array or function as a value that is equal only to itself."""
+    """Wraps an array or a function so that it is equal only to itself."""
 
     __slots__ = ("it",)
 
@@ -102,7 +103,7 @@ class Same:
 
 
 class SameTree:
-    """A tree of booleans or integers, compared by value."""
+    """Wraps a tree of booleans or integers so that it is compared by value."""
 
     __slots__ = ("leaves", "treedef")
 
@@ -118,16 +119,16 @@ class SameTree:
         )
 
     def __hash__(self) -> int:
-        return hash(self.leaves)  # static fields of a module need not be hashable
+        return hash(self.leaves)  # not the treedef: static fields of a module need not be hashable
 
     @property
     def it(self) -> Any:
-        """The tree."""
+        """The wrapped tree."""
         return self.treedef.unflatten(self.leaves)
 
 
 def comparable(value: Any) -> Any:
-    """`value` as something with `==` and `hash`: arrays and functions by identity."""
+    """`value` in a form that has `==` and `hash`; arrays and functions compare by identity."""
     if isinstance(value, Mapping):
         return tuple((name, comparable(value[name])) for name in sorted(value))
     return Same(value) if isinstance(value, jax.Array) or callable(value) else value

@@ -1,7 +1,7 @@
-"""`offload`: moments that wait in the host's memory, and visit the devices leaf by leaf.
+"""`offload`: keeps moments in the host's memory and fetches them to the devices leaf by leaf.
 
-The trips of the leaves are a part of the one loop over leaves (`_host` has them); here it is said
-which leaves make them, and where the arrays of a state then lie.
+This module decides which leaves wait on the host, and makes the shardings of a state. The transfers
+happen in the loop over leaves; `_host` has their code.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ class Offloaded(NamedTuple):
     """What `offload` returns.
 
     Attributes:
-        tx: the transformation. `update`, and `step` with it, fetch the moments of a leaf, update
-            them and send them back before they go on to the leaf after the next.
-        shardings: where each array of the state lies between steps: for `out_shardings` of the
-            jitted `init` and of the jitted step, for `jax.device_put`, checkpoints and
+        tx: the transformation. `tx.update` and `step` go through the leaves in turn: they fetch the
+            moments of a leaf, update them and send them back.
+        shardings: the sharding of each array of the state between steps. Pass it to `out_shardings`
+            of the jitted `init` and of the jitted step, to `jax.device_put`, to checkpoints and to
             `memory_report`.
-        device_shardings: the same with every array on the devices, where a transformation without
-            offload, `diagnostics` and others can take the state.
+        device_shardings: the same with every array on the devices. Move the state there for a
+            transformation without offload, for `diagnostics` and for other functions.
     """
 
     tx: GradientTransformation
@@ -53,43 +53,46 @@ def offload(
     *,
     leaves: LeafRule | Sequence[LeafRule] | None = None,
 ) -> Offloaded:
-    """`tx` with its moments in the host's memory, which visit the devices leaf by leaf.
+    """Keep the moments of `tx` in the host's memory, and fetch them leaf by leaf in each step.
 
-    Between steps `mu`, `nu`, `nu_scale` and the trees of `extra` wait in `pinned_host` memory. A
-    step has the moments of two leaves on the devices at once, one that comes and one that goes. The
-    numbers are those of `tx`, bit for bit. Counts, residuals and what other transformations keep
-    stay on the devices.
+    Between steps, `mu`, `nu`, `nu_scale` and the trees of `extra` wait in `pinned_host` memory.
+    During a step, the devices hold the moments of two leaves: one arrives while the other leaves.
+    (The compiler for TPUs fetches one or two leaves further ahead.)
+    The results are those of `tx`, bit for bit. Counts, residuals and the state of other
+    transformations stay on the devices.
 
-    In a step 16 bytes per parameter cross the bus with float32 moments, 8 with moments="bfloat16"
-    and 4 with "int8", half of them in each direction.
+    A step transfers 16 bytes per parameter with float32 moments, 8 with moments="bfloat16" and 4
+    with "int8", half of them in each direction.
 
-    Hand `shardings` of the result to `out_shardings` of the jitted `init` and of the jitted step,
-    and donate the state. Of a chain, give `offload` the chain: transformations that are put around
-    the result afterwards work too, but their state is larger than these shardings.
+    Pass the returned `shardings` to `out_shardings` of the jitted `init` and of the jitted step,
+    and donate the state. To offload a chain, pass the whole chain as `tx`. You may also wrap the
+    returned `tx`, but then the state has arrays that these shardings do not cover.
 
     Args:
-        tx: The transformation: from a factory of this package, or one of Optax's with such a one
-            anywhere in it (`chain`, `masked`, `partition`, `inject_hyperparams`, ...).
+        tx: The transformation: one made by this package, or one of Optax that contains such a
+            transformation (`chain`, `masked`, `partition`, `inject_hyperparams`, ...).
         params: The parameters, or `jax.ShapeDtypeStruct`s of them.
-        shardings: What `state_shardings` returned for `tx` and `params`. None (default) calls it,
-            for which the parameters must lie on a mesh, if only of one device.
-        leaves: The leaves whose moments wait on the host: a rule, or a list of rules of which each
-            chooses among the leaves that those before it chose. A number of bytes, such as 2**20,
-            chooses leaves whose moments take at least so many on one device; a regular expression,
-            those in whose path (`layers/0/attn/kernel`) it is found; a fraction in (0, 1], as few
-            of the largest as hold at least that part of the bytes; a function `(path, leaf) ->
-            bool`, those for which it is true, `leaf` with the shape and dtype of the first moment.
-            None (default) is 2**20: what is smaller costs more time than it frees memory.
+        shardings: What `state_shardings` returned for `tx` and `params`. None (default) calls it;
+            the parameters must then be on a mesh, which may have a single device.
+        leaves: Which leaves have their moments on the host. A number of bytes, such as 2**20,
+            chooses leaves whose moments take at least that many bytes on one device. A regular
+            expression chooses leaves in whose path (`layers/0/attn/kernel`) it is found. A fraction
+            in (0, 1] chooses the fewest leaves, largest first, that hold at least that fraction of
+            the bytes. A function `(path, leaf) -> bool` chooses leaves for which it is True, where
+            `leaf` has the shape and dtype of the first moment. In a list of such rules, each rule
+            chooses among the leaves that the rules before it chose. None (default) is 2**20:
+            transfers of smaller leaves cost more time than they are worth in memory.
 
     Returns:
         An `Offloaded`: `(tx, shardings, device_shardings)`.
 
     Raises:
-        ValueError: `tx` keeps no state of this package; `shardings` is not built like the state, or
-            has arrays on the host already; a regular expression that matches no leaf or is none; a
-            fraction or a number of bytes out of range; devices without `pinned_host` memory.
-        TypeError: `tx` has no `init`, a leaf of `shardings` is no sharding, or a rule is none.
-        NotImplementedError: a version of JAX without `jax.memory`.
+        ValueError: `tx` has no state of this package; `shardings` is not built like the state, or
+            already has arrays on the host; a regular expression is invalid or matches no leaf; a
+            fraction or a number of bytes is out of range; a device has no `pinned_host` memory.
+        TypeError: `tx` has no `init`, a leaf of `shardings` is not a sharding, or a rule has none
+            of the types above.
+        NotImplementedError: this version of JAX has no `jax.memory`.
 
     Example:
         >>> import functional_adam as fa, jax, jax.numpy as jnp
@@ -104,7 +107,7 @@ def offload(
 
     References:
         Ren et al. 2021, ZeRO-Offload: Democratizing Billion-Scale Model Training. There the host
-        computes the step; here it lends memory.
+        also computes the step; here it only stores the moments.
     """
     state = state_shapes(tx, params)
     states_or_shapes("tx.init(params)", state)
@@ -130,18 +133,18 @@ def offload(
 
 
 def _waiting_shardings(shardings: PyTree, waiting: _host.Waiting) -> PyTree:
-    """The shardings, those of the moments that wait on the host."""
+    """`shardings`, with the moments of the leaves in `waiting` on the host."""
     kind: Callable[[Any], Any] = lambda sharding: sharding.with_memory_kind(_host.KIND)  # noqa: E731
     return _map_states(lambda state: with_moments(state, waiting, kind), shardings)
 
 
 def _map_states(f: Callable[[AdamState], AdamState], tree: PyTree) -> PyTree:
-    """`tree` with `f` of each of this package's states in it."""
+    """`tree` with `f` applied to each of this package's states in it."""
     return jax.tree.map(lambda x: f(x) if is_adam_state(x) else x, tree, is_leaf=is_adam_state)
 
 
 def _moments(state: PyTree, shardings: PyTree) -> dict[str, Moments]:
-    """What one device has of the moments of each parameter, by its path."""
+    """The moments of each parameter by its path, with their bytes on one device."""
     found: dict[str, Moments] = {}
     pairs = zip(
         *(
@@ -168,10 +171,10 @@ def _moments(state: PyTree, shardings: PyTree) -> dict[str, Moments]:
 # ---- Transformations of other libraries that hold one of this package ----
 
 
-# Data classes, as JAX needs weak references to what it traces, which no NamedTuple has.
+# Data classes, because JAX needs weak references to what it traces, and NamedTuples have none.
 @dataclass(frozen=True)
 class _Init:
-    """`init` of a transformation whose states' moments wait on the host."""
+    """`init` of a transformation, followed by a move of the waiting moments to the host."""
 
     init: Callable[[PyTree], PyTree]
     waiting: _host.Waiting
@@ -183,11 +186,11 @@ class _Init:
 
 @dataclass(frozen=True)
 class _Update:
-    """Its `update`: whatever steps of this package it takes know the leaves that wait."""
+    """Its `update`. Steps of this package that run inside it know which leaves wait."""
 
     update: Callable[..., tuple[PyTree, PyTree]]
     waiting: _host.Waiting
-    takes_more: bool  # whether the update has further arguments
+    takes_more: bool  # whether the update accepts extra arguments
 
     def __call__(
         self, updates: PyTree, state: PyTree, params: PyTree = None, **extra_args: Any
@@ -197,12 +200,12 @@ class _Update:
 
     @property
     def take_step(self) -> Callable[..., tuple[PyTree, PyTree]] | None:
-        """What `step` calls of a wrapper of this package."""
+        """What `step` calls instead of `update` if `tx` is a wrapper of this package; else None."""
         inner = getattr(self.update, "take_step", None)
         return inner and functools.partial(self._knowing, inner)
 
     def _knowing(self, call: Callable[..., Any], *arguments: Any, **extra_args: Any) -> Any:
-        """`call`, in which steps of this package know the leaves that wait."""
+        """Run `call`. Steps of this package that run inside it know which leaves wait."""
         token = _host.WITHIN.set(self.waiting)
         try:
             return call(*arguments, **extra_args)
@@ -211,7 +214,7 @@ class _Update:
 
 
 def _takes_more(update: Callable[..., Any]) -> bool:
-    """Whether an update takes arguments of any name; Optax gives others none."""
+    """Whether an update has `**extra_args`; Optax passes extra arguments to no other."""
     kinds = [x.kind for x in inspect.signature(update).parameters.values()]
     return inspect.Parameter.VAR_KEYWORD in kinds
 
@@ -220,7 +223,7 @@ def _takes_more(update: Callable[..., Any]) -> bool:
 
 
 def _check_shardings(shardings: PyTree, state: PyTree) -> None:
-    """They are those of the state, all of them on devices that can read the host's memory."""
+    """Check that they fit the state, and that all their devices can read the host's memory."""
     given = _trees.leaves_like("shardings", shardings, state, "the state")
     leaves = jax.tree_util.tree_leaves_with_path(state, is_leaf=_trees.is_none)
     for (key_path, leaf), sharding in zip(leaves, given, strict=True):
@@ -235,7 +238,7 @@ def _check_shardings(shardings: PyTree, state: PyTree) -> None:
         if sharding.memory_kind == _host.KIND:
             raise ValueError(
                 f"shardings{path} lies in the host's memory already: pass what state_shardings "
-                "returned, and choose leaves by leaves=."
+                "returned, and choose leaves with leaves=."
             )
         _check_memory(sharding)
 
@@ -246,6 +249,6 @@ def _check_memory(sharding: Sharding) -> None:
         if _host.KIND not in kinds:
             raise ValueError(
                 f"offload needs devices that can read {_host.KIND!r} memory; {device} has "
-                f"{' and '.join(map(repr, kinds)) or 'no kinds of memory'}. On CPUs a newer JAX "
-                "has it; elsewhere keep the state on the devices."
+                f"{' and '.join(map(repr, kinds)) or 'no kinds of memory'}. On a CPU, a newer JAX "
+                "supports it. On other devices, do without offload."
             )

@@ -1,4 +1,4 @@
-"""Which leaves wait on the host: the rules of `offload(leaves=...)`."""
+"""Which leaves have their moments on the host: the rules of `offload(leaves=...)`."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from functional_adam._host import Waiting
 # A number of bytes, a regular expression, a fraction, or a function.
 LeafRule = int | float | str | re.Pattern[str] | Callable[[str, jax.ShapeDtypeStruct], bool]
 
-# A copy over the bus takes some ten microseconds to begin, in which PCIe 5 moves half a megabyte.
+# Starting a copy takes about ten microseconds, in which PCIe 5 could move half a megabyte.
 LARGE = 2**20
 
 
 class Moments(NamedTuple):
     """The moments of one parameter."""
 
-    path: str  # as rules read it
+    path: str  # as rules see it, such as layers/0/kernel
     first: jax.ShapeDtypeStruct
     bytes: int  # of all of them, on one device
 
 
-Leaves = Mapping[str, Moments]  # by the paths of error messages
+Leaves = Mapping[str, Moments]  # by path, as error messages write it
 
 
 def chosen(rules: Any, leaves: Leaves) -> Waiting:
-    """The paths of the leaves that the rules choose, each among those that are left."""
+    """The paths of the leaves chosen; each rule chooses among those that the one before chose."""
     rules = LARGE if rules is None else rules
     left = leaves
     for where, rule in _named(rules):
@@ -41,7 +41,7 @@ def chosen(rules: Any, leaves: Leaves) -> Waiting:
 
 
 def _named(rules: Any) -> list[tuple[str, Any]]:
-    """Each rule, and what messages call it."""
+    """The rules, each with its name in error messages."""
     if not isinstance(rules, list | tuple):
         return [("leaves", rules)]
     several: Sequence[Any] = rules
@@ -70,17 +70,17 @@ def _fraction(where: str, value: float) -> float:
     if not 0 < value <= 1:
         raise ValueError(
             f"{where} must be in (0, 1] where it is a float, a fraction of the bytes; got "
-            f"{value!r}. A number of bytes is an integer."
+            f"{value!r}. A number of bytes must be an integer."
         )
     return value
 
 
 def _largest(fraction: float, left: Leaves) -> list[str]:
-    """The paths of as few leaves as hold this part of the bytes."""
+    """The paths of the fewest leaves, largest first, that hold this fraction of the bytes."""
     paths = sorted(left, key=lambda path: -left[path].bytes)
     sums = list(itertools.accumulate(left[path].bytes for path in paths))
     wanted = fraction * sums[-1] if sums else 0
-    # Those before which the others together do not suffice.
+    # A leaf is needed if the larger ones before it hold less than what is wanted.
     return [
         path for path, total in zip(paths, sums, strict=True) if total - left[path].bytes < wanted
     ]

@@ -1,6 +1,6 @@
-"""What tells a spike: the norm of all gradients, and how far a number is above those before it.
+"""Detects spikes: the global norm of the gradients, and whether a number is far above recent ones.
 
-A history is an array of numbers, the newest last; the first of them are 0 until there are as many.
+A history is an array of numbers with the newest last. Zeros fill its front until it is full.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from functional_adam._types import arithmetic_dtype, real_dtype
 
 
 def euclidean_norm(arrays: Sequence[jax.Array]) -> jax.Array:
-    """sqrt(sum |x|**2) over all elements, in float32: right wherever float32 has its value.
+    """sqrt(sum |x|**2) over all elements, in float32: correct wherever float32 can hold the norm.
 
-    Squares leave the range of their dtype long before the norm does. Where their sum overflows, or
-    is below 2**-60 (of up to 2**31 elements underflow takes at most 2**-95), it is made again in
-    units of the largest element. One pass over the arrays is usual, then.
+    Squares leave the range of their dtype long before the norm does. If their sum overflows or is
+    below 2**-60, it is computed once more in units of the largest element. (Underflow of up to
+    2**31 elements loses at most 2**-95.) Otherwise one pass over the arrays is enough.
     """
     if not arrays:
         return jnp.float32(0)
@@ -46,9 +46,10 @@ def _largest(x: jax.Array) -> jax.Array:
 
 
 def _unit(largest: jax.Array) -> jax.Array:
-    """A unit for numbers of which this is the largest: at most 2**28 of them, and 2**-26 at least.
+    """A unit in which `largest`, if it is a normal number, lies between 2**-26 and 2**28.
 
-    XLA may multiply by its reciprocal, which for the largest floats is subnormal, on CPUs 0.
+    It is `largest` itself, clipped: XLA may multiply by the reciprocal of the unit, which for the
+    largest floats would be subnormal, and thus 0 on CPUs.
     """
     most = 2.0 ** (jnp.finfo(largest.dtype).maxexp - 28)
     return jnp.clip(largest, 1 / most, most)
@@ -59,7 +60,7 @@ def _total(numbers: list[jax.Array]) -> jax.Array:
 
 
 def in_float32(x: jax.Array) -> jax.Array:
-    """x in float32; what is finite stays finite."""
+    """x in float32; finite numbers stay finite."""
     if x.dtype != jnp.float64:
         return x.astype(jnp.float32)
     most = float(np.finfo(np.float32).max)
@@ -69,11 +70,11 @@ def in_float32(x: jax.Array) -> jax.Array:
 def is_far_above(
     x: jax.Array, history: jax.Array, count: jax.Array, factor: jax.Array, least: float
 ) -> jax.Array:
-    """x > mean + factor max(sd, least max|h|), of the last `count` numbers h of a history.
+    """x > mean(h) + factor * max(sd(h), least * max|h|), h being the last `count` numbers.
 
-    In a unit in which no square leaves the range of float32; the mean first and then the squares
-    around it, since mean(h**2) - mean(h)**2 cancels. Nothing is far above numbers that are all 0,
-    which say nothing of what is usual.
+    Numbers are in a unit in which no square leaves the range of float32. The deviation is computed
+    from h - mean(h), because mean(h**2) - mean(h)**2 cancels. The result is False if all of h is 0,
+    which does not show what is usual.
     """
     known = jnp.arange(history.size) >= history.size - count
     largest = _largest(history)
@@ -87,5 +88,5 @@ def is_far_above(
 
 
 def with_newest(history: jax.Array, x: jax.Array) -> jax.Array:
-    """The history after x: its oldest number makes room."""
+    """The history with x as its newest number and without its oldest."""
     return jnp.concatenate([history[1:], x[None]])

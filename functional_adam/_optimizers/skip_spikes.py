@@ -1,4 +1,4 @@
-"""`skip_spikes`: a wrapper that leaves out steps whose loss or gradient is far off."""
+"""`skip_spikes`: a wrapper that skips steps whose loss or gradient norm is far too high."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from functional_adam._types import GradientTransformation, PyTree, Scalar, takes
 
 
 class _Wrapper(Bound):
-    """`init` or `update` with their guard."""
+    """`init` or `update` with its `Guard`, the arguments of `skip_spikes`."""
 
     @property
     def guard(self) -> Guard:
@@ -43,7 +43,7 @@ class _Wrapper(Bound):
     def take_step(
         self, grads: PyTree, state: PyTree, params: PyTree, **extra_args: Any
     ) -> tuple[PyTree, PyTree]:
-        """What `fa.step` does: a skipped step returns the parameters themselves."""
+        """What `fa.step` calls instead of `update`; a skipped step returns the old parameters."""
         return _step(self.guard, grads, state, params, **extra_args)
 
 
@@ -57,48 +57,51 @@ def skip_spikes(
     warmup: int | None = None,
     max_consecutive: int = 10,
 ) -> GradientTransformation:
-    """`tx` without the steps whose loss or gradient is far above those of the steps before.
+    """Wrap `tx` so that it skips steps whose loss or gradient norm is far above the recent ones.
 
-    A step is off if its loss or its gradients' global norm x is NaN or infinite, or if
+    Let x be the loss of a step or the global norm of its gradients. The step is off if x is NaN or
+    infinite, or if
 
         x > mean(h) + factor * max(sd(h), 2**-10 max|h|)
 
-    where h are the numbers of the last `window` accepted steps and sd their standard deviation
-    (that of a sample, divided by n - 1). An off step is skipped: parameters, moments, counts and
-    residuals stay what they are, bit for bit, and x does not enter h. Only what is too high is off;
-    a loss may fall as fast as it likes. (2**-10 keeps a loss that hardly moves from being skipped
-    for its rounding; for a loss or gradients of bfloat16 it is 2**-7.)
+    where h are the numbers of the last `window` accepted steps and sd(h) is their sample standard
+    deviation (divided by n - 1). An off step is skipped: parameters, moments, counts and residuals
+    keep every bit, and x does not enter h. Only a number that is too high is off; a loss may fall
+    as fast as it likes. The 2**-10 prevents skips caused by rounding when a loss hardly changes;
+    for a bfloat16 loss or gradients it is 2**-7.
 
-    Give the loss to each step, `tx.update(grads, state, params, value=loss)` or `fa.step(tx, grads,
-    state, params, value=loss)`, and the norm as `grad_norm=` if you have it already. `fa.step`
-    writes nothing for a skipped step. `update` returns updates of -0.0, which change no
-    parameter when they are added (but on CPUs, where any addition makes subnormal numbers 0).
+    Pass the loss to each step: `tx.update(grads, state, params, value=loss)` or `fa.step(tx, grads,
+    state, params, value=loss)`. If you already have the norm, pass it as `grad_norm=`. `fa.step`
+    writes nothing for a skipped step. `update` returns updates of -0.0, which leave parameters
+    unchanged when they are added. (On CPUs, any addition turns subnormal numbers into 0.)
 
-    Put it around everything else, `fa.skip_spikes(optax.chain(optax.clip(1.0), tx))`: inside the
-    chain it would see clipped gradients. Under `jax.shard_map` hand it numbers
-    that all devices share. See docs/spikes.md.
+    Put it around everything else, as in `fa.skip_spikes(optax.chain(optax.clip(1.0), tx))`: inside
+    the chain it would see clipped gradients. Under `jax.shard_map`, pass a loss and a norm that are
+    the same on all devices. See docs/spikes.md.
 
     Args:
-        tx: The transformation to protect, of this package or of Optax, a whole chain too. It gets
-            `value=`, `grad_norm=` and any further arguments if it takes extra ones.
-        factor: How many standard deviations above the mean are still accepted, > 0. Default 6.
-        window: How many accepted steps the mean and the deviation are of, >= 2. Default 128.
-        judge: What is looked at: "both" (default), "loss" or "grad_norm". With "loss" gradients are
-            not read, so that NaN in them is not seen; with "grad_norm" steps need no `value=`.
-        warmup: How many steps are accepted before the first is judged, >= 2; None (default) is half
-            of the window. NaN and infinity are skipped from the first step on.
-        max_consecutive: How many steps in a row may be skipped, >= 1. After that an off step is
-            taken, and counted in `forced`, until a step is not off again: a run whose loss has
-            moved for good goes on. NaN and infinity are never taken. Default 10.
+        tx: The transformation to protect, of this package or of Optax; it may be a chain. If it
+            takes extra arguments, it gets `value=`, `grad_norm=` and all others.
+        factor: Number of standard deviations above the mean that is still accepted, > 0. Default 6.
+        window: Number of accepted steps over which the mean and the deviation are taken, >= 2.
+            Default 128.
+        judge: What is judged: "both" (default), "loss" or "grad_norm". "loss" does not read the
+            gradients, so NaN in them goes unseen. With "grad_norm", steps need no `value=`.
+        warmup: Number of steps accepted before the first is judged, >= 2. None (default) is half
+            the window. NaN and infinity are skipped from the first step on.
+        max_consecutive: Number of steps in a row that may be skipped, >= 1. Further off steps are
+            taken, and counted in `forced`, until a step is not off. So a run whose loss has changed
+            for good goes on. NaN and infinity are never taken. Default 10.
 
     Returns:
         A `GradientTransformation` with a `SkipSpikesState`.
 
     Raises:
-        TypeError: `tx` is no transformation. From a step: `value=` is missing or no real number, or
-            `state` is of another transformation.
-        ValueError: From a step: `value=` or `grad_norm=` is not one number, or `state` was made
-            with another `window` or `judge`.
+        TypeError: `tx` is not a transformation, or a number of steps is not an integer. In a step:
+            `value=` is missing or not a real number, or `state` is not a `SkipSpikesState`.
+        ValueError: `factor`, `window`, `warmup` or `max_consecutive` is out of range, or `judge` is
+            unknown. In a step: `value=` or `grad_norm=` is not one number, or `state` was made with
+            another `window` or `judge`.
 
     Example:
         >>> import functional_adam as fa, jax.numpy as jnp
@@ -111,8 +114,8 @@ def skip_spikes(
         (1, 4, [0.6, -2.4])
 
     References:
-        The test is that of `SkipStepOptimizer` in OLMo-core, `SkipStepConfig` in Levanter and
-        `skip_step_on_spikes` in MaxText.
+        `SkipStepOptimizer` in OLMo-core, `SkipStepConfig` in Levanter and `skip_step_on_spikes` in
+        MaxText use the same test.
     """
     for name in ("init", "update"):
         if not callable(getattr(tx, name, None)):
@@ -121,7 +124,7 @@ def skip_spikes(
                 f"has no {name}."
             )
     _check.choice("judge", judge, JUDGED)
-    few = " A deviation needs two numbers."
+    few = " A deviation needs at least two numbers."
     guard = Guard(
         tx=tx,
         factor=_check.scalar("factor", factor, above=0.0),
@@ -181,8 +184,8 @@ def _handed_on(guard: Guard, extra_args: dict[str, Any]) -> dict[str, Any]:
 
 
 def _no_updates(take: Callable[[PyTree], tuple[PyTree, PyTree]], inner_state: PyTree) -> PyTree:
-    """What changes nothing where it is added: -0.0 + (-0.0) is -0.0, and -0.0 + 0.0 is 0.0."""
-    # `jax.eval_shape` forgets over which axes of `jax.shard_map` its results differ.
+    """Updates that change nothing when added: -0.0 + (-0.0) is -0.0, and 0.0 + (-0.0) is 0.0."""
+    # Not `jax.eval_shape`, which forgets over which axes of `jax.shard_map` results vary.
     program, (updates, _) = jax.make_jaxpr(take, return_shape=True)(inner_state)
     leaves, treedef = jax.tree.flatten(updates)
     return treedef.unflatten(map(_no_update, program.out_avals[: len(leaves)]))

@@ -1,4 +1,4 @@
-"""What `skip_spikes` knows of a run, and how it judges a step by it."""
+"""The state of `skip_spikes`: counters and a history, and how a step is judged by them."""
 
 from __future__ import annotations
 
@@ -12,32 +12,33 @@ from functional_adam._equations import spikes as S
 from functional_adam._state import next_count
 from functional_adam._types import PyTree
 
-# The fields of the state that each judge has.
+# The histories that the state has for each value of `judge`.
 JUDGED: dict[str, tuple[str, ...]] = {
     "both": ("losses", "grad_norms"),
     "loss": ("losses",),
     "grad_norm": ("grad_norms",),
 }
-# Deviations below this share of the largest recent number are rounding, whatever the history says:
-# float16's spacing, or that of a coarser dtype if numbers come in one.
+# Deviations below this fraction of the largest recent number count as rounding. It is the relative
+# spacing of float16; `_spread` raises it for coarser dtypes, such as bfloat16.
 _LEAST_SPREAD = 2.0**-10
 
 
 class SkipSpikesState(NamedTuple):
-    """The state of `skip_spikes`: counters, what recent steps looked like, the state within.
+    """The state of `skip_spikes`: counters, a history of recent steps, and the wrapped state.
 
     Attributes:
         inner_state: the state of the wrapped transformation.
-        accepted: int32, shape (): steps taken. All counters stop at 2**31 - 1.
-        skipped: int32, shape (): steps left out.
-        forced: int32, shape (): steps among the accepted that were off, and were taken since
-            `max_consecutive` steps before had been skipped.
-        off_in_a_row: int32, shape (): how many of the last steps were off, skipped or forced; 0
-            after a step that was not.
+        accepted: int32, shape (): number of steps taken. All counters stop at 2**31 - 1.
+        skipped: int32, shape (): number of steps skipped.
+        forced: int32, shape (): number of accepted steps that were off. They were taken because
+            the `max_consecutive` steps before them, or more, were off too.
+        off_in_a_row: int32, shape (): number of consecutive off steps, skipped or forced, up to
+            now; 0 if the last step was not off.
         last_accepted: bool, shape (): whether the last step was taken; True before the first.
-        losses: float32, shape (window,): the losses of the last accepted steps, the newest last,
-            zeros before there are as many. None where only norms are judged.
-        grad_norms: likewise the gradients' global norms. None where only losses are judged.
+        losses: float32, shape (window,): the losses of the last accepted steps, the newest last.
+            Zeros fill the front until there are `window` of them. None with judge="grad_norm".
+        grad_norms: float32, shape (window,): the global gradient norms, stored in the same way.
+            None with judge="loss".
 
     Example:
         >>> import functional_adam as fa, jax.numpy as jnp
@@ -58,7 +59,7 @@ class SkipSpikesState(NamedTuple):
 
 
 class Guard(NamedTuple):
-    """The arguments of `skip_spikes`, checked and in their order."""
+    """The arguments of `skip_spikes`, checked, in the order of its signature."""
 
     tx: Any
     factor: Any
@@ -69,15 +70,15 @@ class Guard(NamedTuple):
 
     @property
     def least_history(self) -> int:
-        """How many steps are accepted before the first is judged."""
+        """Number of steps accepted before the first is judged."""
         return max(2, self.window // 2) if self.warmup is None else self.warmup
 
 
 class _Seen(NamedTuple):
-    """What is looked at of a step."""
+    """A loss or a norm of the step to be judged."""
 
     x: jax.Array
-    least: float  # what deviations are rounding, as a share
+    least: float  # deviations below this fraction of the largest number are rounding
 
 
 def judged(
@@ -88,7 +89,7 @@ def judged(
     grad_norm: Any = None,
     **extra_args: Any,
 ) -> SkipSpikesState:
-    """The state after this step, but for `inner_state`; `last_accepted` says whether to take it."""
+    """The state after this step, without `inner_state`; `last_accepted` says whether to take it."""
     del extra_args
     _check_state(guard, state)
     fields = JUDGED[guard.judge]
@@ -152,7 +153,7 @@ def _norm(grads: PyTree, grad_norm: Any) -> _Seen:
     if grad_norm is not None:
         x = jax.lax.stop_gradient(_check.measured("grad_norm", grad_norm))
         return _Seen(S.in_float32(x), _spread(x.dtype))
-    # Leaves of integers are frozen parameters, whose gradients are of float0.
+    # Integer leaves are frozen parameters; their gradients have dtype float0.
     leaves = [x for x in jax.tree.leaves(grads) if _is_inexact(x)]
     arrays = [jax.lax.stop_gradient(jnp.asarray(x)) for x in leaves]
     return _Seen(S.euclidean_norm(arrays), _spread(*(x.dtype for x in arrays)))
@@ -167,8 +168,8 @@ def _is_inexact(x: Any) -> bool:
 def _check_state(guard: Guard, state: Any) -> None:
     if not isinstance(state, SkipSpikesState):
         raise TypeError(
-            f"state must be the SkipSpikesState that init made; got {_check.show(state)}. To go "
-            "on from a state of the wrapped transformation: "
+            f"state must be the SkipSpikesState that init made; got {_check.show(state)}. To "
+            "continue from a state of the wrapped transformation, pass "
             "tx.init(params)._replace(inner_state=state)."
         )
     for name in JUDGED["both"]:
@@ -177,12 +178,12 @@ def _check_state(guard: Guard, state: Any) -> None:
             found = "None" if history is None else "an array"
             raise ValueError(
                 f"state.{name} is {found}, but skip_spikes was called with judge={guard.judge!r}: "
-                "make the state with the init of the same transformation. Its inner_state can be "
-                "kept: tx.init(params)._replace(inner_state=state.inner_state)."
+                "make the state with the init of the same transformation. To keep the inner state, "
+                "pass tx.init(params)._replace(inner_state=state.inner_state)."
             )
         if is_judged and jnp.shape(history) != (guard.window,):
             raise ValueError(
                 f"state.{name} has shape {jnp.shape(history)}, but skip_spikes was called with "
-                f"window={guard.window}: keep the window, or begin a new history with "
+                f"window={guard.window}: keep the window, or start a new history with "
                 "tx.init(params)._replace(inner_state=state.inner_state)."
             )

@@ -1,1 +1,1 @@
-"""Tables of which a step sees only some rows, such as an embedding: Adam of these rows alone."""
+"""Adam for tables, such as embeddings, in which each step updates only the rows of its batch."""

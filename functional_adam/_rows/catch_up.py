@@ -1,4 +1,4 @@
-"""The steps that a row has missed: what they would have made of its moments and of its weights."""
+"""What the steps that a row has missed would have done to its moments and its weights."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from functional_adam._settings import Settings
 CatchUp: TypeAlias = Literal["lazy", "moments", "dense"]
 CATCH_UPS: dict[str, CatchUp] = {name: name for name in ("lazy", "moments", "dense")}
 
-_UNROLLED = 8  # missed steps of one turn of the loop, which XLA fuses
-_CALENDAR = 1024  # steps of one turn over the decays of a schedule
+_UNROLLED = 8  # missed steps per loop iteration, which XLA fuses
+_CALENDAR = 1024  # steps per loop iteration over the decays of a schedule
 
 
 def refused(settings: Settings) -> str | None:
-    """Why "dense" cannot be had with these settings, as far as they are known."""
+    """Why "dense" does not work with these settings; None if it does or if they are traced."""
     b1, b2 = settings.b1, settings.b2
     if not (isinstance(b1, float) and isinstance(b2, float)) or b1 * b1 < b2:
         return None
     return (
-        'catch_up="dense" replays missed updates until they have died away, as they do only for '
+        'catch_up="dense" replays missed updates until they die away, which needs '
         f'b1**2 < b2; got b1={b1!r}, b2={b2!r}. Use a larger b2, or catch_up="moments".'
     )
 
@@ -37,13 +37,14 @@ def refused(settings: Settings) -> str | None:
 def missed_updates(
     settings: Settings, s: Scalars, last: jax.Array, until: jax.Array, old: Moments
 ) -> tuple[jax.Array, jax.Array | None]:
-    """(sum, log keep): after the steps from last + 1 to `until` a weight w is keep w + sum.
+    """(sum, log keep): the steps from last + 1 to `until` turn a weight w into keep * w + sum.
 
-    `last` is (rows,); a row that never had a gradient has `last` 0. None is for no decay.
+    `last` has shape (rows,) and is 0 for a row that never had a gradient. `log keep` is None
+    without weight decay.
     """
     real = s.eps.dtype
-    at = jax.vmap(jax.vmap(_scalars_at(settings, real)))  # of many steps, for each row
-    # After these the moments have died away, and weights do no more than decay.
+    at = jax.vmap(jax.vmap(_scalars_at(settings, real)))  # for many steps of each row
+    # After `count` steps the moments have died away, and only weight decay changes the weights.
     count = jnp.clip(until - last, 0, R.steps_that_count(s.b1, s.b2))
     turns = jnp.max(jnp.where(last > 0, count, 0), initial=0)
 
@@ -78,13 +79,13 @@ def _scalars_at(settings: Settings, real: np.dtype[Any]) -> Callable[[jax.Array]
 def _log_keep(
     settings: Settings, real: np.dtype[Any], since: jax.Array, until: jax.Array
 ) -> jax.Array:
-    """The logarithm of what decay leaves of a weight in the steps from since + 1 to `until`."""
+    """Log of the factor by which weight decay shrinks a weight in steps since + 1 to `until`."""
     at = _scalars_at(settings, real)
     if not (callable(settings.learning_rate) or callable(settings.weight_decay)):
         each = R.log_keep(at(jnp.maximum(until, 1)).decay)
         missed = jnp.maximum(until - since, 0)
         return jnp.where(missed > 0, missed.astype(real) * each, 0)
-    # With a schedule each step has its own: all rows look into one calendar, back from `until`.
+    # A schedule gives each step its own decay. All rows share one table of sums, from `until` back.
     least = jnp.min(since, initial=np.iinfo(np.int32).max)
 
     def turn(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:

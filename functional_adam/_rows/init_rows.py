@@ -1,4 +1,4 @@
-"""`init_rows`: the state of a table of which each step sees some rows."""
+"""`init_rows`: the state of a table whose rows `update_rows` updates."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def init_rows(
 ) -> AdamState:
     """A fresh state for a table whose rows `update_rows` updates.
 
-    It is the state that `init` makes of one array, and a counter for each row.
+    It is the state that `init` makes for one array, with a counter for each row.
 
     Args:
         table: The table: one array, with rows along its first axis.
@@ -39,12 +39,13 @@ def init_rows(
             keep them.
 
     Returns:
-        An `AdamState` of one array. `extra["last"]`, int32 of shape (rows,), holds the count at
-        which each row was last updated, 0 for never.
+        An `AdamState` of one array. `extra["last"]`, int32 of shape (rows,), holds the value of
+        `count` at which each row was last updated, or 0 if it never was.
 
     Raises:
-        TypeError: a table that is no array of floats, or that `moments` cannot hold.
-        ValueError: a table without rows, rows too short for "int8", an unknown name.
+        TypeError: `table` is not an array of floats, or `moments` cannot hold its dtype.
+        ValueError: `table` has no axis of rows, its rows are too short for "int8", or a name is
+            unknown.
 
     Example:
         >>> import functional_adam as fa, jax.numpy as jnp
@@ -65,12 +66,12 @@ def init_rows(
 
 
 def _refuse_blocks_of_rows(format: Int8, table: jax.Array, scales: Any) -> None:
-    """A block's scale must be of one row."""
+    """Refuse int8 unless each block, which shares a scale, lies within one row."""
     if scales.ndim > 1 and scales.shape[0] == table.shape[0]:
         return
     size, least = table.size // max(table.shape[0], 1), min(format.block_size, 32)
     smaller = "" if size < 16 else ", Int8(block_size=16)"
     raise ValueError(
-        f'moments="int8" has a scale for each block of a row of at least {least} elements; got '
+        f'moments="int8" scales the rows in blocks, so a row needs at least {least} elements; got '
         f'rows of {size}. Use moments="bfloat16"{smaller} or moments="full".'
     )

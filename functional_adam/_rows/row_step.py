@@ -1,7 +1,7 @@
-"""The step of some rows of a table, and what brings all of them up to date.
+"""A step for some rows of a table, and the pass that brings all rows up to date.
 
-The rows take the library's own step of a leaf, between the two halves of which nothing knows that
-they are not a whole one. Their random bits are those of their places in the table.
+The rows take the same step as a whole leaf (`advance` and `finish` of `_leaf`). The random bits of
+an element depend on its place in the table, not on its place in the batch.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from functional_adam._storage.leaf_state import LeafState
 from functional_adam._storage.noise import leaf_key, random_bits
 from functional_adam._transform import BoundSettings
 
-# Catching up rounds with bits of its own: it may come in one step with the rounding that follows.
+# Catching up needs other random bits than the step, since both may round in the same call.
 _CATCH_UP = leaf_key("missed steps")
 
 
 def compiled(
     do: Callable[..., Table], settings: Settings, catch_up: CatchUp, table: Table, *arrays: Any
 ) -> Table:
-    """`do(settings, catch_up, table, *arrays)` as one program, also in an eager call.
+    """`do(settings, catch_up, table, *arrays)` as one compiled program, also in an eager call.
 
-    The loops of catching up would be compiled anew for each call.
+    Otherwise each eager call would compile the loops that catch up once more.
     """
     given = settings._asdict().items()
     numbers = {name: x for name, x in given if isinstance(x, jax.Array)}
@@ -66,24 +66,25 @@ def step_rows(
     numbers: jax.Array,
     grads: jax.Array,
 ) -> Table:
-    """The table after a step in which the rows with these numbers have these gradients."""
+    """The table after a step in which the rows `numbers` have the gradients `grads`."""
     height, count = table.last.shape[0], next_count(before)
     slots, sums = distinct(grads, numbers, height)
     rows = taken(table, slots)
-    # What is no row has missed nothing, or a calendar of decays would be read from its beginning.
+    # Slots beyond the last row count as current. With `last` 0 they would make `_log_keep` sum the
+    # decays of a schedule from the first step.
     rows = rows._replace(last=jnp.where(slots < height, rows.last, before))
     call = _call(settings, table, sums, rows, before, count)
     call = call._replace(key=_keys(call.key, slots, sums))
     rows, old = _caught_up(settings, catch_up, call, rows, before)
     theta, stored = _step(call, sums, rows, old)
-    # This is `count`. But XLA knows that it needs what was read, and writes in place after reading.
+    # The value is `count`. The dependence on `rows.last` makes XLA read before it writes in place.
     last = jnp.maximum(rows.last, count)
     return put(table, slots, Table(theta, stored, last))
 
 
 def flush_table(settings: Settings, catch_up: CatchUp, table: Table, count: jax.Array) -> Table:
-    """The table with every row as if it had had a gradient of 0 in all the steps it missed."""
-    after = jnp.maximum(count, 1)  # before the first step there is no noise, and nothing to flush
+    """The table with every row as if its gradient had been 0 in all the steps it missed."""
+    after = jnp.maximum(count, 1)  # at count 0 there is no noise, and nothing to flush
     call = _call(settings, table, jnp.zeros_like(table.theta), table, count, after)
     rows, old = _caught_up(settings, catch_up, call, table, count)
     bits: Any = None
@@ -93,7 +94,7 @@ def flush_table(settings: Settings, catch_up: CatchUp, table: Table, count: jax.
     flushed = rows._replace(stored=stored, last=jnp.maximum(table.last, count))
 
     def unless_current(new: jax.Array, was: jax.Array) -> jax.Array:
-        # What is stored once more may be rounded once more.
+        # Storing a row again could round it again.
         return new if new.ndim == 0 else jnp.where(beside(table.last < count, new), new, was)
 
     return jax.tree.map(unless_current, flushed, table)
@@ -102,8 +103,8 @@ def flush_table(settings: Settings, catch_up: CatchUp, table: Table, count: jax.
 def _call(
     settings: Settings, table: Table, g: jax.Array, rows: Table, before: Any, count: jax.Array
 ) -> LeafCall:
-    """The step of these rows, as that of a leaf is called."""
-    # Whether a leaf is small, and has float32 moments, is a question to the table.
+    """The arguments of a leaf's step, for these rows."""
+    # The size of the whole table decides whether moments are float32, not the size of the batch.
     settings = settings._replace(moments=settings.moments.of(table.stored))
     group = groups([settings], before, count)[0]
     context = step_context(settings, count, ("",), "")._replace(applies=True)
@@ -112,7 +113,7 @@ def _call(
 
 
 def _keys(key: Any, slots: jax.Array, like: jax.Array) -> Any:
-    """The key of each row, from which its elements are counted as in the whole table."""
+    """A key for each row that gives its elements the random bits of their place in the table."""
     if key is None:
         return None
     width = np.uint32(np.prod(like.shape[1:], dtype=object) % 2**32)
@@ -123,7 +124,7 @@ def _keys(key: Any, slots: jax.Array, like: jax.Array) -> Any:
 def _caught_up(
     settings: Settings, catch_up: CatchUp, call: LeafCall, rows: Table, until: jax.Array
 ) -> tuple[Table, Moments]:
-    """The rows and their moments after the step `until`."""
+    """The rows and their moments as they are after step `until`, by the rule of `catch_up`."""
     wide = functools.partial(widened, call.s.eps.dtype)
     old = jax.tree.map(wide, call.config.moments.load(rows.stored))
     if catch_up == "lazy":
@@ -144,7 +145,7 @@ def _caught_up(
 
 
 def _step(call: LeafCall, g: jax.Array, rows: Table, old: Moments) -> tuple[jax.Array, LeafState]:
-    """The step of a leaf, of which the moments are read already."""
+    """The step of a leaf whose moments have already been loaded and caught up."""
     held = rows.stored._replace(m=old.m, v=old.v, scale=None)
     config = call.config._replace(moments=Full())
     x, new = advance(config, call.s, g, held, rows.theta)

@@ -1,4 +1,4 @@
-"""A table and its state: what both must be, rows of it, and how they are put back."""
+"""A table with its state: checks that they fit, takes rows out, and puts them back."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LAST = "last"  # in `AdamState.extra`: the count at which each row was last brou
 
 
 class Table(NamedTuple):
-    """A table with what is stored of it, or some of its rows."""
+    """A table and its stored state, or some rows of both."""
 
     theta: jax.Array
     stored: LeafState
@@ -28,20 +28,20 @@ class Table(NamedTuple):
 
 
 def read(settings: Settings, state: Any, table: Any) -> Table:
-    """The table, once it and its state are known to fit each other."""
+    """`table` and `state` as a `Table`; raises if they do not fit each other."""
     height = np.shape(checked_table(table))[0]
     if not isinstance(state, AdamState) or LAST not in (state.extra or {}):
-        kind = "an AdamState without them" if isinstance(state, AdamState) else _check.show(state)
+        kind = "an AdamState without it" if isinstance(state, AdamState) else _check.show(state)
         raise TypeError(
-            f"state must count the steps of each row, in extra[{LAST!r}]; got {kind}. Make it by "
-            "init_rows(table), or give the state of a table that was trained as a whole a count "
-            f"for each row: state._replace(extra={{{LAST!r}: jnp.full({height}, state.count)}})."
+            f"state must count the steps of each row, in extra[{LAST!r}]; got {kind}. Make it with "
+            "init_rows(table). If the table was trained as a whole, add a count for each row to "
+            f"its state: state._replace(extra={{{LAST!r}: jnp.full({height}, state.count)}})."
         )
     check_state(state, "a table", [LAST], settings.moments, settings.rounding)
     stored = LeafState(state.mu, state.nu, {}, state.nu_scale, state.residual)
     if len(jax.tree.leaves(state.mu)) != 1 or not hasattr(state.mu, "shape"):
         raise TypeError(f"state.mu must be one array; got {_check.show(state.mu)}.")
-    advice = " The state is of another table: make it by init_rows(table)."
+    advice = " The state is of another table: make it with init_rows(table)."
     _check.same_shape("table", table, state.mu, "state.mu", advice)
     settings.moments.of(stored).check("", stored)
     last = state.extra[LAST]
@@ -57,10 +57,11 @@ def read(settings: Settings, state: Any, table: Any) -> Table:
 
 
 def checked_table(table: Any) -> Any:
-    """A table is one array with an axis of rows."""
+    """`table`, if it is one array of floats with an axis of rows; raises otherwise."""
     if isinstance(table, dict | list | tuple):
         raise TypeError(
-            f"table must be one array; got {_check.show(table)}. Call it for each table of a tree."
+            f"table must be one array; got {_check.show(table)}. Make one call for each table of a "
+            "tree."
         )
     _check.leaf_dtype("table", table)
     if np.ndim(table) == 0:
@@ -69,7 +70,7 @@ def checked_table(table: Any) -> Any:
 
 
 def parameter(settings: Settings, table: jax.Array) -> LeafParam:
-    """The table as the step of a leaf takes it."""
+    """The table as the step of a leaf expects a parameter."""
     return LeafParam(settings.variant, table, not is_zero(settings.weight_decay), table.dtype)
 
 
@@ -85,12 +86,12 @@ def written(state: AdamState, table: Table, count: jax.Array) -> tuple[jax.Array
 
 
 def _has_rows(x: Any) -> bool:
-    """Whether it has a part for each row; a residual that only tells a dtype has none."""
+    """Whether an array has an axis of rows; a scalar residual that only marks a dtype has none."""
     return np.ndim(x) > 0
 
 
 def taken(table: Table, slots: jax.Array) -> Table:
-    """These rows, zeros for a slot beyond the last row; slots rise and are all different."""
+    """The rows at `slots`, zeros for slots beyond the last row. Slots are distinct and rising."""
 
     def of(x: jax.Array) -> jax.Array:
         if not _has_rows(x):
@@ -102,7 +103,7 @@ def taken(table: Table, slots: jax.Array) -> Table:
 
 
 def put(table: Table, slots: jax.Array, rows: Table) -> Table:
-    """The table with these rows in place of its own; what is beyond the last row goes nowhere."""
+    """The table with `rows` written at `slots`; slots beyond the last row are dropped."""
 
     def of(x: jax.Array, new: jax.Array) -> jax.Array:
         if not _has_rows(x):
@@ -113,5 +114,5 @@ def put(table: Table, slots: jax.Array, rows: Table) -> Table:
 
 
 def beside(numbers: jax.Array, x: jax.Array) -> jax.Array:
-    """Numbers of rows, as they multiply x, which has these rows."""
+    """One number per row, reshaped so that it broadcasts against x along the axis of rows."""
     return numbers.reshape(numbers.shape + (1,) * (x.ndim - numbers.ndim))

@@ -41,25 +41,28 @@ def update_rows(
 ) -> tuple[jax.Array, AdamState]:
     """One step of Adam, or of AdamW, for the rows of a table that a batch has read.
 
-    Time and memory are those of the rows in the batch, whatever the height of the table. A row that
-    comes several times is updated once, with the sum of its gradients. With t = count + 1, and L
-    the count at which a row was last updated, it has missed t - 1 - L steps, in which its gradient
-    was 0. `catch_up` says what is made of them before the row takes its step:
+    Time and memory depend on the rows in the batch, not on the height of the table. A row that
+    occurs several times is updated once, with the sum of its gradients. This is step t = count + 1.
+    A row last updated at step L has missed t - 1 - L steps, in which its gradient was 0. `catch_up`
+    says what happens to it before it takes step t:
 
-        "lazy"      nothing: m and v are as step L has left them
+        "lazy"      nothing: m and v stay as step L left them
         "moments"   m <- b1**(t-1-L) m, v <- b2**(t-1-L) v
-        "dense"     these moments, and theta as dense Adam has it after step t - 1
+        "dense"     the same moments, and theta becomes what dense Adam has after step t - 1
 
-    Under `jax.jit` donate `table` and `state`, and take them in the order in which you return them:
-    then the rows are written in place.
+    To have the rows written in place, jit the step, donate `table` and `state`, and declare these
+    two arguments in the order in which the step returns them. `catch_up="dense"` cannot be
+    differentiated in reverse mode (`jax.grad`), since it loops over the missed steps with
+    `jax.lax.while_loop`; the other two can.
 
     Args:
-        row_grads: The gradients of these rows, of shape (*rows.shape, *table.shape[1:]).
-        rows: Numbers of rows, integers of any shape. A number of at least the height of the table
-            is padding, and its gradient is dropped. A negative number is refused, and in a compiled
-            step, which cannot see it, dropped.
+        row_grads: The gradients with respect to `table[rows]`, of shape
+            (*rows.shape, *table.shape[1:]).
+        rows: Row numbers, an integer array of any shape. A number equal to the height of the table
+            or above is padding, and its gradient is dropped. A negative number raises an error; in
+            a compiled step, where values are unknown, its gradient is dropped.
         state: What `init_rows` or the last `update_rows` returned.
-        table: The table.
+        table: The table to update: one array, with rows along its first axis.
         learning_rate: Step size, >= 0, or a schedule `count -> step size`; `count` is 0 at the
             first step. Default 0.001.
         b1: Decay rate of m, the running average of gradients, in [0, 1). m averages over about
@@ -79,22 +82,24 @@ def update_rows(
             `init_rows`: "nearest" (default), "stochastic", "compensated" or "split".
         eps_placement: Where eps is added: "after_correction" (default) adds it to sqrt(v_hat),
             "before_correction" to sqrt(v), as TensorFlow and Keras do.
-        catch_up: "lazy" (default), with eps_placement="before_correction" the same as
-            `torch.optim.SparseAdam`; "moments"; or "dense", for which b1**2 < b2. Before an
-            evaluation call `flush_rows` with the last two.
+        catch_up: What to do about the steps that a row has missed: "lazy" (default), "moments" or
+            "dense". "lazy" with eps_placement="before_correction" is `torch.optim.SparseAdam`.
+            "dense" needs b1**2 < b2. With "moments" or "dense", call `flush_rows` before an
+            evaluation.
 
     Returns:
-        `(table, state)`, of the shapes and dtypes that they had. `state.count` counts the calls.
+        `(table, state)`, with the same shapes and dtypes as before. `state.count` grows by 1.
 
     Raises:
-        ValueError: a number out of range; gradients of another shape than rows of the table have;
-            negative rows; a state of another table, `moments` or `rounding`; an unknown name.
-        TypeError: rows that are no integers, a state without counters of rows, a tree of tables.
+        ValueError: a number is out of range; `row_grads` has the wrong shape; a row number is
+            negative; `state` belongs to another table, `moments` or `rounding`; a name is unknown.
+        TypeError: `rows` does not hold integers, `state` has no counters of rows, or `table` is a
+            tree.
 
     Example:
         >>> import functional_adam as fa, jax, jax.numpy as jnp
         >>> table = jnp.ones((1000, 2))
-        >>> tokens = jnp.array([7, 3, 7, 1000])  # row 7 twice, and padding
+        >>> tokens = jnp.array([7, 3, 7, 1000])  # row 7 twice; 1000 is padding
         >>> grads = jnp.array([[1.0, -1.0], [0.5, 2.0], [3.0, 1.5], [9.0, 9.0]])
         >>> table, state = fa.update_rows(grads, tokens, fa.init_rows(table), table)
         >>> table[7].round(6), int(state.extra["last"].sum())
@@ -139,16 +144,16 @@ def flush_rows(
     rounding: ParameterRounding = "nearest",
     eps_placement: Placement = "after_correction",
 ) -> tuple[jax.Array, AdamState]:
-    """Every row of a table brought up to date: the steps it has missed are made up for.
+    """Bring every row of a table up to date, as if it had taken all the steps it has missed.
 
-    For an evaluation or a checkpoint of a table that `update_rows` trains with catch_up="moments"
-    or "dense". After the latter table and state are those of dense Adam, and without `extra` the
-    state can be given to `update`. It takes time and memory of the whole table.
+    Call it before an evaluation or a checkpoint of a table that `update_rows` trains with
+    catch_up="moments" or "dense". After "dense", table and state are those of dense Adam: `update`
+    takes the state once you set its `extra` to None. Time and memory depend on the whole table.
 
     Args:
         state: What `init_rows` or the last `update_rows` returned.
-        table: The table.
-        catch_up: "moments" or "dense", as it is given to `update_rows`.
+        table: The table to bring up to date.
+        catch_up: "moments" or "dense", the same as for `update_rows`.
         learning_rate: Step size, >= 0, or a schedule `count -> step size`; `count` is 0 at the
             first step. Default 0.001.
         b1: Decay rate of m, the running average of gradients, in [0, 1). m averages over about
@@ -170,12 +175,12 @@ def flush_rows(
             "before_correction" to sqrt(v), as TensorFlow and Keras do.
 
     Returns:
-        `(table, state)`, with state.extra["last"] equal to `state.count` everywhere. No step is
-        counted, and rows without missed steps keep every bit.
+        `(table, state)`, with state.extra["last"] equal to `state.count` everywhere. `count` does
+        not change, and rows without missed steps keep every bit.
 
     Raises:
-        ValueError: as `update_rows`; or catch_up="lazy", with which no row waits for anything.
-        TypeError: as `update_rows`.
+        ValueError: as `update_rows` does, or for catch_up="lazy", which has nothing to catch up.
+        TypeError: as `update_rows` does.
 
     Example:
         >>> import functional_adam as fa, jax.numpy as jnp
@@ -185,13 +190,13 @@ def flush_rows(
         >>> row, grad = jnp.array([2]), jnp.ones((1, 1))
         >>> table, state = fa.update_rows(grad, row, state, table, **how)
         >>> table, state = fa.flush_rows(state, table, **how)
-        >>> table.ravel().round(6)  # the other rows have missed a decay
+        >>> table.ravel().round(6)  # the other rows have caught up on weight decay
         Array([0.95, 0.95, 0.85], dtype=float32)
     """
     if catch_up == "lazy":
         raise ValueError(
-            'catch_up must be "moments" or "dense" to flush; with "lazy" rows miss nothing, and '
-            "the table is up to date as it is."
+            'catch_up must be "moments" or "dense" to flush; with "lazy" rows miss nothing, so '
+            "the table is always up to date."
         )
     settings = _settings(
         catch_up,

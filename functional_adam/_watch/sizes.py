@@ -1,4 +1,4 @@
-"""The bytes of a state's arrays: in all, on a device and on its host, by parameter."""
+"""The bytes of a state's arrays: in total, on one device and its host, and by parameter."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from functional_adam._types import GradientTransformation, PyTree
 
 
 def bytes_of(leaf: Any) -> int:
-    """The bytes of an array over all devices."""
+    """The bytes of an array, summed over all devices."""
     return math.prod(leaf.shape) * leaf.dtype.itemsize
 
 
 def on_each_device(state: PyTree, shardings: PyTree) -> list[PyTree]:
-    """The bytes of each leaf that one device has; and, if it has any, those on its host."""
+    """Trees of the bytes of each leaf on one device and, if any are there, on its host."""
     given = _trees.leaves_like("shardings", shardings, state, "the state")
     leaves, treedef = jax.tree_util.tree_flatten_with_path(state, is_leaf=_trees.is_none)
 
@@ -55,7 +55,7 @@ def _adam_states(tree: PyTree) -> list[Any]:
 
 
 def formats_by_path(state: PyTree) -> dict[str, list[str]]:
-    """The formats of the moments of the parameter at each path: one for each state that has it."""
+    """The moment formats of the parameter at each path: one for each state that contains it."""
     formats: dict[str, list[str]] = {}
     for one in _adam_states(state):
         mus, nus = (by_parameter(f"state.{x}", getattr(one, x), one) for x in ("mu", "nu"))
@@ -87,7 +87,7 @@ def kernels_by_path(
 
 
 def bytes_by_path(sizes: PyTree, names: Sequence[str]) -> Counter[str]:
-    """The bytes that states of this package have under `names` for the parameter at each path."""
+    """The bytes of the fields `names` of this package's states, by path of the parameter."""
     sums: Counter[str] = Counter()
     for state in _adam_states(sizes):
         for name in names:
