@@ -1,9 +1,9 @@
 """Train a small transformer on handwritten digits with Adam and with SGD, at equal budgets.
 
 The gradients are sparse: each pixel's grey level looks up one of 1,088 rows of an embedding table.
-Both optimizers get the same first weights, batches, schedule and number of steps, and as many
-learning rates to choose from; each is shown at its best. Prints a table and one line, and draws
-`adam_and_sgd.png`.
+Both optimizers start from the same weights and get the same batches, schedule and number of steps.
+Both try the same number of learning rates, and each is shown at its best. The script prints a table
+and a summary, and draws `adam_and_sgd.png`.
 """
 
 import argparse
@@ -29,7 +29,7 @@ SIDE, LEVELS = 8, 17  # 8 rows of 8 pixels, each of 17 grey levels
 WIDTH, BLOCKS, HEADS = 32, 2, 4
 EVERY = 10  # steps between two points of a curve
 GOAL = 0.1  # training loss, in nats, to which steps are counted
-RATES = {  # factors of about 3, up to where training diverges or stalls
+RATES = {  # about a factor of 3 apart, up to where training diverges or stalls
     "Adam": (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1),
     "SGD with momentum": (0.003, 0.01, 0.03, 0.1, 0.3, 1.0),
 }
@@ -44,20 +44,20 @@ class Run(NamedTuple):
     held_out: np.ndarray  # accuracy
 
     def steps_to(self, goal: float) -> float:
-        """Steps until the training loss is first measured at `goal` or below; else infinite."""
+        """Steps until the training loss is first measured at `goal` or below; infinite if never."""
         reached = np.flatnonzero(self.losses <= goal)
         return EVERY * float(reached[0]) if len(reached) else np.inf
 
 
 def as_rows(digits: Digits) -> Digits:
-    """Each image as 8 tokens of 8 numbers: which row of the table each pixel looks up."""
+    """Each image as 8 tokens of 8 numbers: the row of the table that each pixel looks up."""
     levels = np.int32(np.rint(16 * digits.images))
     looked_up = levels + LEVELS * np.arange(SIDE * SIDE, dtype=np.int32)
     return Digits(looked_up.reshape(-1, SIDE, SIDE), digits.labels)
 
 
 def init_params(seed: int):
-    """Variance 1 / inputs; less for what is added to the stream, so that its size stays."""
+    """Variance 1 / inputs, less for matrices that add to the residual stream, to keep its size."""
     keys = iter(jax.random.split(jax.random.key(seed), 7))
 
     def matrices(*shape, variance):
@@ -67,7 +67,7 @@ def init_params(seed: int):
     return {
         "embedding": matrices(SIDE * SIDE * LEVELS, WIDTH, variance=0.25 / SIDE),
         "position": matrices(SIDE, WIDTH, variance=0.25),
-        "blocks": {  # the first axis is that of the blocks
+        "blocks": {  # the first axis is over blocks
             "attention_norm": jnp.ones((BLOCKS, WIDTH)),
             "qkv": matrices(BLOCKS, WIDTH, 3 * WIDTH, variance=1 / WIDTH),
             "out": matrices(BLOCKS, WIDTH, WIDTH, variance=added / WIDTH),
@@ -81,12 +81,12 @@ def init_params(seed: int):
 
 
 def normalized(x, scale):
-    """Root mean square 1, then scaled."""
+    """RMSNorm: x scaled to a root mean square of 1, times `scale`."""
     return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-6) * scale
 
 
 def block(x, p):
-    """Add to the stream x, (n, SIDE, WIDTH), what attention and then an MLP make of it."""
+    """Add attention and then an MLP to the residual stream x, of shape (n, SIDE, WIDTH)."""
     qkv = (normalized(x, p["attention_norm"]) @ p["qkv"]).reshape(*x.shape[:2], 3, HEADS, -1)
     attended = jax.nn.dot_product_attention(*jnp.moveaxis(qkv, 2, 0))
     x += attended.reshape(x.shape) @ p["out"]
@@ -94,7 +94,7 @@ def block(x, p):
 
 
 def logits_of(params, rows):
-    """The network: a sum of 8 rows of the table per token, blocks, and the mean over tokens."""
+    """The network: sum 8 rows of the table per token, apply blocks, take the mean over tokens."""
     x = params["embedding"][rows].sum(axis=-2) + params["position"]
     x, _ = jax.lax.scan(block, x, params["blocks"])
     return normalized(x.mean(axis=1), params["norm"]) @ params["logits"]
@@ -133,7 +133,7 @@ def train(name: str, rate, steps: int, params, batches, data: tuple[Digits, Digi
 
 
 def best_of(runs: list[Run]) -> Run:
-    """The run that is first at the goal; of several such, or of none, the one of lowest loss."""
+    """The run that reaches the goal first; on a tie, or if none does, the one of lowest loss."""
     last = [run.losses[-1] if np.isfinite(run.losses[-1]) else np.inf for run in runs]
     return min(zip(runs, last, strict=True), key=lambda r: (r[0].steps_to(GOAL), r[1]))[0]
 
@@ -145,7 +145,7 @@ def middle(rates: tuple[float, ...], count: int) -> tuple[float, ...]:
 
 
 def in_steps(steps: float) -> str:
-    """A number of steps, for readers."""
+    """A number of steps as text."""
     return f"{steps:.0f}" if np.isfinite(steps) else "not reached"
 
 
@@ -172,7 +172,7 @@ def summary(runs: dict[str, list[Run]]) -> str:
 
 
 def draw(path: Path, runs: dict[str, list[Run]]) -> None:
-    """Training loss and accuracy at the best rates, and where every rate ends."""
+    """Draw training loss and accuracy at the best rates, and the final loss of every rate."""
     figure = Figure(figsize=(12, 4), layout="constrained")  # draws with Agg: no display needed
     left, middle, right = figure.subplots(1, 3)
     for (name, tried), line in zip(runs.items(), ("-", "--"), strict=True):
@@ -207,7 +207,7 @@ def parse_args() -> argparse.Namespace:
     add("--batch-size", "images per step", type=number(int, 1, 1437), default=64)
     add(
         "--rates",
-        "how many of the six rates to try, those in the middle",
+        "how many of the six rates to try, taken from the middle",
         type=number(int, 1, 6),
         default=6,
     )
@@ -222,7 +222,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> str | None:
-    """Train with every rate and report; a message if Adam never reaches the goal."""
+    """Train with every rate and report; return a message if Adam never reaches the goal."""
     args = parse_args()
     answer_interrupts()
     train_data, held_out = load()

@@ -1,8 +1,8 @@
-"""Checkpoints that a run may trust: written by Orbax, verified by `to_state_dict`'s digest.
+"""Checkpoints that a run can trust: Orbax writes them, a digest of `to_state_dict` verifies them.
 
-Orbax writes without keeping training waiting and never takes a half-written checkpoint for a
-whole one. It does not notice a bit that changed on the disk, or fall back from a damaged newest
-checkpoint to the one before: that is done here. The directory must be one that all processes see.
+Orbax writes while training goes on, and never takes a half-written checkpoint for a complete one.
+It does not notice a bit that changed on the disk, and does not fall back from a damaged checkpoint
+to the one before. This module does both. All processes must see the same directory.
 """
 
 import argparse
@@ -26,18 +26,18 @@ import functional_adam as fa
 
 
 def _say_unless_late(say: Callable[[Any], None], what: Any) -> None:
-    """Print what was raised where nobody could catch it, but for one kind."""
-    # What TensorStore reads on after a read has failed finds no event loop to report to.
+    """Print an exception that nobody could catch, except for one kind."""
+    # After a failed read, TensorStore's other reads find no event loop to report to.
     if "Event loop is closed" not in str(what.exc_value):
         say(what)
 
 
 sys.unraisablehook = functools.partial(_say_unless_late, sys.unraisablehook)
-KEPT = 3  # checkpoints, so that two may be damaged
+KEPT = 3  # checkpoints to keep, so that two may be damaged
 
 
 class CheckpointError(Exception):
-    """The directory holds checkpoints, but none to go on from; the message says why."""
+    """The run cannot resume from the checkpoints in the directory; the message says why."""
 
 
 class Saved(NamedTuple):
@@ -49,7 +49,7 @@ class Saved(NamedTuple):
 
 
 def whole(tree: Any) -> Any:
-    """The tree's numbers on this host, also where its arrays lie on several processes."""
+    """The whole tree as NumPy arrays on this host, even if several processes share its arrays."""
     return jax.tree.map(np.asarray, multihost_utils.process_allgather(tree, tiled=True))
 
 
@@ -60,15 +60,15 @@ def digest_of(tree: Any, notes: dict[str, Any]) -> str:
 
 
 def reason_of(error: Exception) -> str:
-    """The error's last words, where TensorStore and the system say what was wrong."""
+    """The end of the error's message, where TensorStore and the system say what was wrong."""
     text = re.sub(r"\[tensorstore_spec=.*|\[os_error_code.*", "", " ".join(str(error).split()))
     return text.rstrip(" .") if len(text) < 160 else f"... {text[-150:].rstrip(' .')}"
 
 
 class Checkpoints:
-    """A directory of checkpoints: a tree of arrays each, and notes, which JSON can hold.
+    """A directory of checkpoints. Each holds a tree of arrays, and notes that JSON can store.
 
-    Each process reads and verifies for itself; saving is one act of all of them.
+    Each process reads and verifies by itself. All processes must save together.
     """
 
     def __init__(
@@ -81,13 +81,13 @@ class Checkpoints:
         self.failed: int | None = None  # the newest step that could not be saved
         self.pending: int | None = None
         self.manager: ocp.CheckpointManager | None = None
-        for name in ("absl", "asyncio"):  # Orbax logs the stack of what is said here in a line
+        for name in ("absl", "asyncio"):  # Orbax would log a stack trace for what `say` reports
             logging.getLogger(name).setLevel(logging.CRITICAL)
 
     def restore(self, target: Any) -> Saved | None:
-        """The newest good checkpoint, in NumPy arrays; None where there has been none at all.
+        """The newest good checkpoint, in NumPy arrays; None if there are no checkpoints.
 
-        Damaged ones are put aside. `target` says what to expect: a tree of arrays or shapes.
+        Damaged ones are put aside. `target` is a tree of arrays or shapes like the one to read.
         """
         steps = [int(path.name) for path in self._listed() if path.name.isdigit()]
         found, refused = None, []
@@ -95,17 +95,15 @@ class Checkpoints:
             try:
                 found = self.read(step, target)
                 break
-            except Exception as error:  # Orbax and TensorStore raise of every kind
+            except Exception as error:  # Orbax and TensorStore raise many kinds
                 self.say(f"Refused the checkpoint of step {step}: {reason_of(error)}")
                 refused.append(step)
         if refused and found is None:
             raise CheckpointError(
-                f"No checkpoint in {self.directory} is good; to begin anew, move it away."
+                f"No checkpoint in {self.directory} is good; to start over, move it away."
             )
         if found and found.notes["settings"] != self.settings:
-            raise CheckpointError(
-                f"The checkpoint needs its own settings: {found.notes['settings']}"
-            )
+            raise CheckpointError(f"The checkpoint has other settings: {found.notes['settings']}")
         self._agree(found)
         if jax.process_index() == 0:
             for step in refused:
@@ -114,7 +112,7 @@ class Checkpoints:
         return found
 
     def save(self, step: int, tree: Any, notes: dict[str, Any]) -> None:
-        """Begin to write a checkpoint, as soon as the one before is finished."""
+        """Start to write a checkpoint, after waiting for the one before to finish."""
         self.finish()
         notes = {**notes, "settings": self.settings}
         notes = {"notes": notes, "digest": digest_of(whole(tree), notes)}
@@ -125,19 +123,19 @@ class Checkpoints:
         self._try(lambda: self._opened().save(step, args=args))
 
     def finish(self) -> None:
-        """Wait until what was begun is written; say so if it could not be."""
+        """Wait until the pending checkpoint is written; report it if that failed."""
         if self.pending is not None:
             self._try(lambda: self._opened().wait_until_finished())
         if self.pending is not None:
             self.good, self.pending = self.pending, None
 
     def answer_interrupts(self) -> None:
-        """Let Ctrl-C end this process at once, with a word on where the run can go on."""
+        """Let Ctrl-C end this process at once, and print where the run can go on."""
         answer_interrupts(lambda: f"Interrupted. The same command goes on from {self.left()}.")
 
     def left(self) -> str:
-        """From where the run can go on."""
-        # A checkpoint gets its name when all of it is written, before anyone has waited for it.
+        """Where the run can go on from."""
+        # A checkpoint gets its final name once it is complete, perhaps before `finish` is called.
         named = self.pending is not None and (self.directory / str(self.pending)).is_dir()
         newest = self.pending if named else self.good
         return "the beginning" if newest is None else f"step {newest}"
@@ -147,7 +145,7 @@ class Checkpoints:
             act()
         except Exception as error:
             message = f"Step {self.pending} could not be saved: {reason_of(error)}."
-            if jax.process_count() > 1:  # the others wait for this one's part
+            if jax.process_count() > 1:  # the other processes wait for this one's part
                 raise OSError(message) from error
             self.failed, self.pending, self.manager = self.pending, None, None
             self.say(
@@ -155,7 +153,7 @@ class Checkpoints:
             )
 
     def _opened(self) -> ocp.CheckpointManager:
-        if self.manager is None:  # also after a failure, which leaves the old one unusable
+        if self.manager is None:  # at first, and after a failure, which makes a manager unusable
             options = ocp.CheckpointManagerOptions(max_to_keep=KEPT, cleanup_tmp_directories=True)
             self.manager = ocp.CheckpointManager(self.directory, options=options)
         return self.manager
@@ -164,7 +162,7 @@ class Checkpoints:
         return list(self.directory.iterdir()) if self.directory.exists() else []
 
     def read(self, step: int, target: Any) -> Saved:
-        """Read a checkpoint without any other process, and refuse it if a bit is not as it was."""
+        """Read a checkpoint in this process alone; raise if any bit has changed."""
         me = jax.process_index()
         alone = ocp.options.MultiprocessingOptions(
             primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"read-{me}"
@@ -184,7 +182,7 @@ class Checkpoints:
         return Saved(step, tree, notes["notes"])
 
     def _agree(self, found: Saved | None) -> None:
-        """All processes found the same, or they do not see the same directory."""
+        """Raise unless all processes found the same checkpoint, in the same directory."""
         steps = multihost_utils.process_allgather(np.int32(found.step if found else -1))
         if len(set(np.ravel(steps).tolist())) > 1:
             raise CheckpointError(
@@ -192,7 +190,7 @@ class Checkpoints:
             )
 
     def _put_aside(self, step: int) -> None:
-        """Rename what was refused, since its step will be saved again."""
+        """Rename a refused checkpoint, since its step will be saved again."""
         path, number = self.directory / f"refused-{step}", 1
         while path.exists():
             path, number = self.directory / f"refused-{step}-{number}", number + 1
@@ -202,7 +200,7 @@ class Checkpoints:
 if __name__ == "__main__":
     argparse.ArgumentParser(
         description=__doc__,
-        epilog="A part of train_digits.py and train_distributed.py, which have --checkpoint.",
+        epilog="A module of train_digits.py and train_distributed.py: use their --checkpoint.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     ).parse_args()
-    print("A part of train_digits.py and train_distributed.py; see --help.")
+    print("A module of train_digits.py and train_distributed.py; see --help.")

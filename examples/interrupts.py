@@ -1,7 +1,7 @@
 """Ctrl-C ends a script at once and without a traceback, with the exit status that shells expect.
 
-An exception would be lost where nobody can catch it, as in what JAX does at garbage collection,
-and the run would not stop.
+A KeyboardInterrupt can be lost where nobody can catch it, for example in code that JAX runs at
+garbage collection. Then the run would not stop.
 """
 
 import argparse
@@ -16,19 +16,19 @@ from typing import NoReturn
 def leave(message: str, status: int) -> NoReturn:
     """End this process now.
 
-    An ordinary exit would wait for processes that may be dead, and minutes for a failed save.
+    An ordinary exit would wait for processes that may be dead, and for minutes for a failed save.
     """
-    with contextlib.suppress(RuntimeError):  # a signal came while it was being flushed
+    with contextlib.suppress(RuntimeError):  # the signal came during another flush
         sys.stdout.flush()
     os.write(sys.stderr.fileno(), f"{message}\n".encode())
     os._exit(status)
 
 
 def answer_interrupts(say: Callable[[], str] = lambda: "Interrupted.") -> None:
-    """Let Ctrl-C end this process at once, with what `say` returns as its last words."""
+    """Let Ctrl-C end this process at once; it prints what `say` returns."""
 
     def answer(*_: object) -> None:
-        # A progress bar has hidden the cursor, and left it in its own line.
+        # Show the cursor, which a progress bar has hidden, and leave the line of the bar.
         restored = "\x1b[?25h\n" if sys.stderr.isatty() else ""
         leave(f"{restored}{say()}", 130)
 
@@ -38,7 +38,7 @@ def answer_interrupts(say: Callable[[], str] = lambda: "Interrupted.") -> None:
 if __name__ == "__main__":
     argparse.ArgumentParser(
         description=__doc__,
-        epilog="A part of the other scripts, which import it; by itself it does nothing.",
+        epilog="The other scripts import this module; by itself it does nothing.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     ).parse_args()
-    print("A part of the other scripts; see --help.")
+    print("A module of the other scripts; see --help.")

@@ -1,9 +1,10 @@
 """Learn Adam's learning rate by gradient descent through forty steps of Adam.
 
-The inner task is softmax regression on scikit-learn's digits. Its held-out loss after the last step
-is a function of the learning rate, `jax.grad` differentiates it through all the updates, and Adam
-again descends, from a rate far too low and from one far too high. The script compares derivatives
-with central differences, both ends with a sweep over all rates, and draws `learning_rate.png`.
+The inner task is softmax regression on scikit-learn's digits. The held-out loss after its last step
+is a function of the learning rate, and `jax.grad` differentiates it through all updates. A second
+Adam minimizes it, once from a rate that is far too low and once from one that is far too high. The
+script checks the derivatives against central differences and the results against a sweep over all
+rates, and draws `learning_rate.png`.
 """
 
 import argparse
@@ -27,32 +28,33 @@ import functional_adam as fa
 
 STARTS = (1e-4, 10.0)
 B1 = 0.9
-META_ADAM = fa.adam(0.4, b1=0.8, b2=0.99)  # 0.4: the first step is a factor of exp(0.4) = 1.5
+META_ADAM = fa.adam(0.4, b1=0.8, b2=0.99)  # the first step: a factor of exp(0.4) = 1.5
 SWEEP = np.geomspace(1e-4, 10, 201)
 NOTE = """\
-The best rate of the sweep is known only after all of it. The held-out digits choose
-the rate here, so for an honest estimate of the result a third set would be needed."""
+The sweep must finish before its best rate is known. The held-out digits choose the
+rate here, so an honest estimate of the final loss would need a third set of digits."""
 
 
 class Hyper(NamedTuple):
-    """Hyperparameters as numbers without bounds."""
+    """Hyperparameters, transformed so that they have no bounds."""
 
     log_rate: jax.Array
     logit_b1: jax.Array
 
 
 class Descent(NamedTuple):
-    """Rates and their held-out losses, (starts, meta-steps + 1): from the start to the end."""
+    """Rates and held-out losses, of shape (starts, meta-steps + 1), from the start to the end."""
 
     rates: np.ndarray
     losses: np.ndarray
 
 
 def held_out_loss(train: Digits, held_out: Digits, steps: int, hyper: Hyper) -> jax.Array:
-    """Train on all of `train` in every step, from zeros, and take the loss on `held_out`.
+    """Train on all of `train` in every step, starting at zeros; return the loss on `held_out`.
 
-    Four pixels are black in every image. Their gradients are always 0, and so is v, at which the
-    square root's slope is infinite: `fa.adam` takes 0 there, or all derivatives would be NaN.
+    Four pixels are black in every image. Their gradients and their v are always 0, where the slope
+    of the square root is infinite. `fa.adam` takes 0 as this slope; otherwise all derivatives would
+    be NaN.
     """
     tx = fa.adam(jnp.exp(hyper.log_rate), b1=jax.nn.sigmoid(hyper.logit_b1))
     params = [{"w": jnp.zeros((64, 10)), "b": jnp.zeros(10)}]
@@ -67,12 +69,12 @@ def held_out_loss(train: Digits, held_out: Digits, steps: int, hyper: Hyper) -> 
 
 
 def at_rate(rate) -> Hyper:
-    """With the b1 that stays as it is."""
+    """Hyperparameters with this learning rate and the fixed b1."""
     return Hyper(jnp.log(rate), jax.scipy.special.logit(jnp.full_like(rate, B1)))
 
 
 def descend(loss: Callable[[Hyper], jax.Array], meta_steps: int, progress) -> Descent:
-    """Adam on the logarithm of the rate, from all the starts at once."""
+    """Minimize over the logarithm of the rate with Adam, from all starts at once."""
     loss_and_slope = jax.jit(jax.vmap(jax.value_and_grad(loss)))
     hyper = at_rate(jnp.array(STARTS))
     state = META_ADAM.init(hyper)
@@ -81,14 +83,14 @@ def descend(loss: Callable[[Hyper], jax.Array], meta_steps: int, progress) -> De
         loss_now, slope = loss_and_slope(hyper)
         rates.append(jnp.exp(hyper.log_rate))
         losses.append(loss_now)
-        # Without a gradient b1 stays: over both there are several minima, each near some start.
+        # None as gradient keeps b1 fixed: over both there are several minima, each near some start.
         updates, state = META_ADAM.update(slope._replace(logit_b1=None), state)
         hyper = fa.apply_updates(hyper, updates)
     return Descent(np.array(rates).T, np.array(losses).T)
 
 
 def derivatives(loss: Callable[[Hyper], jax.Array], hyper: Hyper, h: float = 1e-4):
-    """`{name: (by jax.grad, by central difference)}`; the latter's error is of the order of h²."""
+    """`{name: (by jax.grad, by central difference)}`; the error of the latter is of order h²."""
     slope = jax.grad(loss)(hyper)
     both = {}
     for name, value in hyper._asdict().items():
@@ -98,7 +100,7 @@ def derivatives(loss: Callable[[Hyper], jax.Array], hyper: Hyper, h: float = 1e-
 
 
 def table_of_derivatives(loss: Callable[[Hyper], jax.Array]) -> Table:
-    """At the starts and halfway between them."""
+    """Derivatives at both starts and halfway between them."""
     table = Table("rate", "by", "jax.grad", "central difference", "relative difference")
     for rate in (STARTS[0], float(np.sqrt(np.prod(STARTS))), STARTS[1]):
         for name, (exact, difference) in derivatives(loss, at_rate(jnp.array(rate))).items():
@@ -108,7 +110,7 @@ def table_of_derivatives(loss: Callable[[Hyper], jax.Array]) -> Table:
 
 
 def table_of(descent: Descent, sweep: np.ndarray) -> Table:
-    """Where each start ends, and the best of the sweep."""
+    """The learned rate from each start, and the best rate of the sweep."""
     table = Table("start", "its loss", "learned rate", "its loss", "above the best")
     best = sweep.min()
     for rates, losses in zip(descent.rates, descent.losses, strict=True):
@@ -120,7 +122,7 @@ def table_of(descent: Descent, sweep: np.ndarray) -> Table:
 
 
 def draw(path: Path, descent: Descent, sweep: np.ndarray, steps: int) -> None:
-    """The picture: where the rates go on the curve of all rates, and when."""
+    """Draw the losses of all rates with the path of each descent, and the rates by meta-step."""
     figure = Figure(figsize=(11, 4.5), layout="constrained")  # draws with Agg: no display needed
     left, right = figure.subplots(1, 2)
     left.loglog(SWEEP, sweep, color="black", linewidth=1, label="all rates")
@@ -167,7 +169,7 @@ def main() -> None:
     """Check the derivatives, descend, sweep, report and draw."""
     args = parse_args()
     answer_interrupts()
-    # For the sake of the central differences, which have two or three digits in 32 bits.
+    # In 32 bits, central differences have only two or three correct digits.
     jax.config.update("jax_enable_x64", True)
     loss = jax.jit(functools.partial(held_out_loss, *load(), args.steps))
     console = Console()

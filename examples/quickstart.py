@@ -1,7 +1,7 @@
-"""Adam in a jitted JAX training step: fifty epochs of a small regression, against known losses.
+"""Adam in a jitted JAX training step: fifty epochs of a small regression with known losses.
 
 The network is Linear(2, 16), ReLU, Linear(16, 1), fitted to one sample by mean squared error.
-`single_sample_regression.json` holds its first weights and the losses to reproduce.
+`single_sample_regression.json` holds its initial weights and the losses to reproduce.
 """
 
 import argparse
@@ -34,14 +34,14 @@ def loss_of(params):
 
 @jax.jit
 def train_step(params, state):
-    """One step of Adam; the loss is the one that the gradient was taken at, before the step."""
+    """One step of Adam. The loss returned is the loss before the step."""
     loss, grads = jax.value_and_grad(loss_of)(params)
     updates, state = tx.update(grads, state, params)
     return fa.apply_updates(params, updates), state, loss
 
 
 def main():
-    """Train, print every fifth loss beside its reference, and fail if one is off."""
+    """Train, print every fifth loss beside its reference, and fail if one differs."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.parse_args()
 

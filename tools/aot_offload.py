@@ -1,13 +1,18 @@
-"""Compile steps with moments on the host, for devices that are not there, and count their trips.
+"""Compile steps with moments on the host, for devices that are not present, and count transfers.
 
     python tools/aot_offload.py                # v5e and h100, every case
-    python tools/aot_offload.py h100 --check   # fails where a step moves more than it has to
+    python tools/aot_offload.py h100 --check   # fails if a step moves more than it has to
 
-One row a case: the arrays that wait on the host, the copies of a step to and from the device, the
-bytes per parameter that they move both ways together, how many times the moments of the largest
-leaf the device holds beside what a step without `offload` needs, and whether a step writes the
-host's memory in place. "At once" is the same with the whole state moved by one `jax.device_put`
-before the update and one after it.
+The script prints one row per case, with these columns:
+
+- arrays that wait: the arrays on the host between steps;
+- copies over / back: a step's copies to the device and from it;
+- bytes per parameter: what these copies move, both ways together;
+- leaves at once: the device memory that the step needs beyond a step without `offload`, in units of
+  the moments of the largest leaf;
+- in place: whether the step writes the host's memory in place.
+
+The case "at once" moves the whole state with one `jax.device_put` before the update and one after.
 """
 
 from __future__ import annotations
@@ -30,42 +35,47 @@ STATES = {
     "int8": ("float32", {"moments": "int8"}),
     "bfloat16, compensated": ("bfloat16", {"moments": "bfloat16", "rounding": "compensated"}),
 }
-# Leaves whose moments are on the device at once: one that comes and one that goes. The scheduler
-# of TPUs fetches one or two more ahead.
+# Leaves whose moments may be on the device at once: one that arrives and one that leaves. The
+# scheduler for TPUs fetches one or two further ahead.
 MOST = {"h100": 2, "v5e": 4, "v6e": 4, "v5p": 4}
-# What compilers for TPUs before libtpu 0.0.52 say of 8-bit matrices on the host.
+# A known error of TPU compilers before libtpu 0.0.52, for 8-bit matrices on the host.
 KNOWN = "Source and destination buffers in CopyDone arguments need to be the same shape"
 
 
 class Case(NamedTuple):
-    """A step, of parameters of these shapes and dtype, and what `offload` says of its state."""
+    """A step, its parameters as shapes, and what `offload` returned for them."""
 
     name: str
     step: Callable[[Tree, Tree, Tree], tuple[Tree, Tree]]
-    without: Callable[[Tree, Tree, Tree], tuple[Tree, Tree]]  # whose state stays on the device
+    without: Callable[[Tree, Tree, Tree], tuple[Tree, Tree]]  # the same, state on the device
     offloaded: Any
     params: Tree
-    is_ordered: bool  # leaf by leaf
+    is_ordered: bool  # whether the step must go leaf by leaf
 
 
 class Count(NamedTuple):
-    """What was counted of a compiled step."""
+    """What a compiled step transfers and how much memory it needs."""
 
-    arrays: int  # that wait on the host
+    arrays: int  # arrays that wait on the host
     over: int  # copies to the device
     back: int
     waiting: int  # bytes on the host
     moved: float  # bytes of the copies, both ways
     parameters: int
-    temporary: float  # in moments of the largest leaf
+    temporary: float  # more than without offload, in moments of the largest leaf
     is_in_place: bool
 
 
 def main() -> int:
-    """Print a table a target; 1 where `--check` finds something."""
+    """Print a table for each target; return 1 if `--check` finds a fault."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("targets", nargs="*", metavar="target", help=f"of {devices.TARGETS}")
-    parser.add_argument("--check", action="store_true", help="exit with 1 where a step wastes")
+    parser.add_argument(
+        "targets",
+        nargs="*",
+        metavar="target",
+        help=f"of {', '.join(devices.TARGETS)}; default: v5e h100",
+    )
+    parser.add_argument("--check", action="store_true", help="exit with 1 if a step moves too much")
     asked = parser.parse_args()
     for target in set(asked.targets) - set(devices.TARGETS):
         parser.error(f"no target {target!r}: choose from {', '.join(devices.TARGETS)}")
@@ -91,7 +101,7 @@ def main() -> int:
 
 
 def cases(target: str) -> Iterator[Case]:
-    """Every step that the table has."""
+    """The cases of the table."""
     import functools
 
     import jax
@@ -100,7 +110,7 @@ def cases(target: str) -> Iterator[Case]:
 
     import functional_adam as fa
 
-    # JAX's descriptions of GPUs have no memory of the host: traced as for a TPU, lowered for both.
+    # JAX's GPU topologies have no host memory, so steps for GPUs are traced with TPU shardings.
     traced_for = "v5e" if target == "h100" else target
     whole = NamedSharding(Mesh(np.array(devices.devices(traced_for)[:1]), "x"), PartitionSpec())
     for tree, shapes in TREES.items():
@@ -123,7 +133,7 @@ def cases(target: str) -> Iterator[Case]:
 
 
 def moved_at_once(tx: Any, offloaded: Any) -> Callable[..., tuple[Tree, Tree]]:
-    """A step that fetches the whole state, and sends it back."""
+    """A step that fetches the whole state at once and sends it back at once."""
     import jax
 
     import functional_adam as fa
@@ -140,7 +150,7 @@ def moved_at_once(tx: Any, offloaded: Any) -> Callable[..., tuple[Tree, Tree]]:
 
 
 def compiled(case: Case, target: str) -> tuple[Any, Any]:
-    """The step of a case and the one without `offload`, parameters and state donated."""
+    """The compiled step of a case and that without `offload`; both donate parameters and state."""
     import jax
 
     of_params = jax.tree.map(lambda x: x.sharding, case.params)
@@ -164,7 +174,7 @@ def compiled(case: Case, target: str) -> tuple[Any, Any]:
 
 
 def counted(case: Case, compiled: Any, without: Any) -> Count:
-    """What a compiled step moves."""
+    """Count what a compiled step transfers; `without` is the step without `offload`."""
     import jax
 
     state = jax.eval_shape(case.offloaded.tx.init, case.params)
@@ -194,7 +204,7 @@ def counted(case: Case, compiled: Any, without: Any) -> Count:
 
 
 HEADER = (
-    "| case | arrays that wait | copies over / back | bytes a parameter | leaves at once "
+    "| case | arrays that wait | copies over / back | bytes per parameter | leaves at once "
     "| in place |\n|---|---|---|---|---|---|"
 )
 
@@ -209,7 +219,7 @@ def row(case: Case, count: Count) -> str:
 
 
 def faults(case: Case, count: Count, target: str) -> list[str]:
-    """What of a step is more than it has to be."""
+    """What a step does more of than it has to; empty if nothing."""
     if not case.is_ordered:
         return []
     pairs = count.over == count.back == count.arrays
@@ -218,10 +228,10 @@ def faults(case: Case, count: Count, target: str) -> list[str]:
     return [
         fault
         for is_wrong, fault in (
-            (not pairs, f"{count.over} and {count.back} copies of {count.arrays} arrays"),
-            (count.moved > 2 * count.waiting, "bytes of what does not wait"),
+            (not pairs, f"{count.over} and {count.back} copies for {count.arrays} arrays"),
+            (count.moved > 2 * count.waiting, "copies of arrays that do not wait on the host"),
             (has_equal_leaves and count.temporary > most, f"{count.temporary:.2f} leaves at once"),
-            (not count.is_in_place, "memory of the host that is not used again"),
+            (not count.is_in_place, "memory of the host that is not written in place"),
         )
         if is_wrong
     ]

@@ -53,7 +53,7 @@ def _row_numbers(rows: Any, height: int) -> jax.Array:
         if least < 0:
             raise ValueError(
                 f"rows must be from 0 to {height - 1}, or at least {height} for padding; got "
-                f"{least}. Write jnp.where(rows < 0, {height}, rows) if negative numbers are padding."
+                f"{least}. Write jnp.where(rows < 0, {height}, rows) if those are padding."
             )
     return jnp.asarray(rows)
 

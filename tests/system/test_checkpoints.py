@@ -129,7 +129,7 @@ def test_where_nothing_is_good_nothing_begins(module, written, tmp_path):
     copy = shutil.copytree(folder, tmp_path / "run")
     for step in (10, 20, 30):
         shutil.rmtree(copy / str(step) / "arrays")
-    with pytest.raises(module.CheckpointError, match=r"No checkpoint in .* is good; to begin anew"):
+    with pytest.raises(module.CheckpointError, match=r"No checkpoint in .* is good; to start over"):
         restored(module, copy, trees[30])
     assert sorted(path.name for path in copy.iterdir()) == ["10", "20", "30"]  # nothing is moved
 
@@ -137,7 +137,7 @@ def test_where_nothing_is_good_nothing_begins(module, written, tmp_path):
 def test_another_model_and_other_settings_are_refused(module, written, tmp_path):
     folder, trees = written
     copy = shutil.copytree(folder, tmp_path / "run")
-    with pytest.raises(module.CheckpointError, match=r"its own settings: .*'seed': 3"):
+    with pytest.raises(module.CheckpointError, match=r"has other settings: .*'seed': 3"):
         restored(module, copy, trees[30], {"seed": 4})
     wider = trees[30] | {"params": {"w": jnp.ones((6, 300)), "b": jnp.ones(7)}}  # float32
     with pytest.raises(module.CheckpointError, match="No checkpoint in"):

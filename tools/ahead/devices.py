@@ -1,11 +1,11 @@
-"""The devices that programs are compiled for, none of which has to be there."""
+"""The devices that programs are compiled for; none of them has to be present."""
 
 from __future__ import annotations
 
 import os
 from typing import Any
 
-# No metadata server is asked for a TPU, and several processes may load its compiler at once.
+# Do not ask a metadata server for a TPU, and let several processes load the TPU compiler at once.
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",
@@ -17,7 +17,7 @@ ENVIRONMENT = {
 TOPOLOGIES = {"v5e": "v5e:2x2", "v6e": "v6e:2x2", "v5p": "v5p:2x2x1"}
 TARGETS = (*TOPOLOGIES, "h100")
 
-# The facts of an H100 SXM that XLA's compiler asks a device for.
+# The properties of an H100 SXM that XLA's compiler needs.
 H100 = """
 gpu_device_info {
   threads_per_block_limit: 1024
@@ -60,13 +60,13 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 
 
 def devices(target: str) -> list[Any]:
-    """The devices of a target, a key of `TARGETS`; `prepare` comes first."""
+    """The devices of a target, one of `TARGETS`. Call `prepare` first."""
     from jax.experimental import topologies
 
     if target in TOPOLOGIES:
         described = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[target])
     else:
-        # Without hosts x … x GPUs as `topology` the plugin refuses.
+        # The plugin needs `topology` in the form hosts x … x GPUs.
         described = topologies.get_topology_desc(
             platform="cuda", topology_name=target, topology="1x4x1", target_config=H100
         )
@@ -74,10 +74,10 @@ def devices(target: str) -> list[Any]:
 
 
 def compile_gpu(traced: Any) -> Any:
-    """The program of an H100 that a traced function is compiled to, lowered for GPUs.
+    """Lower a traced function for GPUs and compile it for an H100.
 
-    A trace of shardings of TPUs does: JAX's descriptions of GPUs have no memory of the host, and
-    drop from shardings that an array lies there.
+    Trace it with shardings of TPUs. JAX's GPU topologies have no host memory, so their shardings
+    lose the information that an array is on the host.
     """
     import numpy as np
     from jax._src import compiler
@@ -95,7 +95,7 @@ def compile_gpu(traced: Any) -> Any:
 
 
 class _Compiled:
-    """What is read of a program that JAX's own `compile` has not made."""
+    """Gives a program that JAX's own `compile` has not made the methods that are read here."""
 
     def __init__(self, executable: Any) -> None:
         self.executable = executable
@@ -108,5 +108,5 @@ class _Compiled:
 
 
 def prepare() -> None:
-    """What the compilers read from the environment; before JAX is imported."""
+    """Set what the compilers read from the environment. Call it before JAX is imported."""
     os.environ.update(ENVIRONMENT)

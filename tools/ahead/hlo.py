@@ -1,6 +1,6 @@
-"""What a compiled program moves: its kernels and their bytes of main memory, read off its HLO text.
+"""Reads from HLO text what a compiled program moves: its kernels and their bytes of main memory.
 
-XLA's own "bytes accessed" does not do for a TPU: it counts what stays on the chip, too.
+XLA's own "bytes accessed" is of no use for a TPU: it also counts what stays on the chip.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ MOVES_NOTHING = {
     *("replica-id", "after-all", "copy-done", "slice-done", "async-done", "async-update"),
     *("fusion-done",),
 }
-TRANSFERS = ("copy-start", "slice-start")  # between main memory and the chip, beside the kernels
+TRANSFERS = ("copy-start", "slice-start")  # between main memory and the chip, while kernels run
 
 
 class Kernel(NamedTuple):
-    """One instruction of the entry computation that does something."""
+    """One instruction of the entry computation that computes or moves something."""
 
     name: str
     opcode: str
@@ -61,7 +61,7 @@ def trips(hlo: str) -> tuple[list[float], list[float]]:
     for x in instructions:
         if x.opcode not in ("copy-start", "copy"):
             continue
-        # (there, here, …) of a copy-start; a plain copy's operand is here.
+        # A copy-start has the shape (target, source, …); the source of a plain copy is its operand.
         arrays = [match.group(0) for match in ARRAY.finditer(x.shape)]
         there, here = (*arrays, shapes.get(x.operands[0], ""))[:2]
         if _on_host(here) != _on_host(there):
@@ -80,7 +80,7 @@ def _does_something(x: Instruction) -> bool:
 def _kernel(x: Instruction, shapes: dict[str, str]) -> Kernel:
     is_transfer = x.opcode in TRANSFERS
     if is_transfer:
-        # (there, here, …) of a copy, (here, there, …) of a slice; as many bytes go as arrive there.
+        # (target, source, …) for a copy, (source, target, …) for a slice. The target's bytes move.
         first, second = [match.group(0) for match in ARRAY.finditer(x.shape)][:2]
         source, target = (second, first) if x.opcode == "copy-start" else (first, second)
         moved = _bytes(target, everywhere=True) * sum(_bytes(a) > 0 for a in (source, target))
@@ -91,7 +91,7 @@ def _kernel(x: Instruction, shapes: dict[str, str]) -> Kernel:
 
 
 def _bytes(shape: str, *, everywhere: bool = False) -> float:
-    """The bytes of the arrays in a shape that lie in main memory, or all of them."""
+    """The bytes of the arrays in a shape: of those in main memory, or of all with `everywhere`."""
     return sum(
         SIZES[dtype] * math.prod(int(n) for n in dimensions.split(",") if n)
         for dtype, dimensions, layout in ARRAY.findall(shape)
@@ -113,7 +113,7 @@ def _entry(hlo: str) -> list[Instruction]:
 
 
 def _closing(text: str) -> int:
-    """Where the bracket that was opened before `text` is closed."""
+    """The position at which the bracket opened just before `text` is closed."""
     depth = 1
     for at, character in enumerate(text):
         depth += (character == "(") - (character == ")")
