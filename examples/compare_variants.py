@@ -1,8 +1,9 @@
 """Compare the variants of Adam on two tasks, each at the learning rate that suits it best.
 
-The tasks are a small network on scikit-learn's digits and an ill-conditioned quadratic. A variant
-trains at every rate of one grid, from several seeds, in a single program: a learning rate is data,
-so `jax.vmap` runs over it as it does over seeds. The script prints a table and draws the curves.
+The tasks are a small network on scikit-learn's digits and an ill-conditioned quadratic. One program
+trains a variant at all rates of a grid and from all seeds: the learning rate may be a traced array,
+so `jax.vmap` runs over rates as well as over seeds. The script prints a table and draws
+`variants.png`.
 """
 
 import argparse
@@ -31,18 +32,18 @@ import functional_adam as fa
 LAYERS = (64, 64, 10)  # smaller than in train_digits: 119 networks train at once
 BATCH = 64
 DIMENSIONS, CONDITION = 50, 1e4
-SAMPLE = 10  # steps of the quadratic to a point of its curve
-RATES = np.geomspace(1e-3, 10, 17)  # four a decade, for all variants and both tasks
+SAMPLE = 10  # steps of the quadratic per point of its curve
+RATES = np.geomspace(1e-3, 10, 17)  # four per decade, for all variants and both tasks
 NOTE = """\
-Rates are constant, each the one of the grid that leads to the lowest loss: the
-mean over the last tenth of the run, median of the seeds. Everything else has its
-default, unless named. Seeds differ by more than neighbours in the table do.
-simplified_ademamix has alpha=10 and a hundredth of the rate; the modifiers are
-around adam, cautious_weight_decay around adamw with a decay of 0.01."""
+Each rate is constant: the one of the grid with the lowest loss. A loss is the mean
+over the last tenth of a run, and the median over seeds. Other arguments have their
+defaults, unless the name shows one. Seeds differ more than neighbors in the table.
+simplified_ademamix has b1=0.99, alpha=10 and a hundredth of the rate. The modifiers
+wrap adam; cautious_weight_decay wraps adamw with a weight decay of 0.01."""
 
 
 class Variant(NamedTuple):
-    """How to make it from a learning rate, and how to draw its line."""
+    """How to make a variant from a learning rate, and how to draw its line."""
 
     make: Callable[[Any], fa.GradientTransformation]
     colour: str
@@ -50,12 +51,12 @@ class Variant(NamedTuple):
 
 
 def on_spheres(tx: fa.GradientTransformation) -> fa.GradientTransformation:
-    """`tx`, turning matrices alone: a bias that starts at 0 would stay there."""
+    """`tx` in hyperball, for matrices alone: a bias that starts at 0 would stay there."""
     return fa.hyperball(tx, mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params))
 
 
 def simplified(rate: Any) -> fa.GradientTransformation:
-    """Its sum of gradients is up to a hundred times an average."""
+    """A hundredth of the rate, since its m, a sum, is up to a hundred times an average."""
     return fa.simplified_ademamix(rate / 100, b1=0.99, alpha=10.0)
 
 
@@ -71,7 +72,7 @@ VARIANTS = {
     "yogi": Variant(fa.yogi, "tab:green", "--"),
     "lamb": Variant(fa.lamb, "tab:brown"),
     "adopt": Variant(fa.adopt, "tab:orange"),
-    # The default b3 remembers 10,000 steps, more than there are here.
+    # The default b3 averages over 10,000 steps, more than a run has.
     "ademamix b3=0.99": Variant(functools.partial(fa.ademamix, b3=0.99), "tab:red"),
     "simplified_ademamix": Variant(simplified, "tab:red", "--"),
     "laprop": Variant(fa.laprop, "tab:olive"),
@@ -86,11 +87,11 @@ VARIANTS = {
 
 
 class Task(NamedTuple):
-    """What to minimise; where each seed starts, and what its steps are given."""
+    """What to minimize, where each seed starts, and the input of each of its steps."""
 
-    loss: Callable[[Any, jax.Array], jax.Array]  # of the parameters and what the step is given
+    loss: Callable[[Any, jax.Array], jax.Array]  # of the parameters and the input of a step
     starts: Any  # parameters with a leading axis of seeds
-    given: jax.Array  # (seeds, points of the curve, steps to a point, ...)
+    given: jax.Array  # (seeds, points of the curve, steps per point, ...)
 
 
 class Result(NamedTuple):
@@ -103,7 +104,7 @@ class Result(NamedTuple):
 
 
 def digits_task(train: Digits, epochs: int, seeds: int) -> Task:
-    """Cross-entropy of a network with one hidden layer; a point of the curve is an epoch."""
+    """Cross-entropy of a network with one hidden layer; the curve has one point per epoch."""
     images, labels = jnp.asarray(train.images), jnp.asarray(train.labels)
     steps = len(labels) // BATCH
     batches = [
@@ -131,15 +132,15 @@ def init_params(key: jax.Array) -> list[dict[str, jax.Array]]:
 def quadratic_task(steps: int, seeds: int, noise: float) -> Task:
     """(x - 1)ᵀ H (x - 1) / 2, the eigenvalues of H log-spaced from 1 / CONDITION to 1.
 
-    H is rotated at random, so that no axis is special. Its minimum is not at 0: weight decay, and
-    LAMB's steps in proportion to |x|, would lead there of themselves.
+    H is rotated at random, so that no axis is special. The minimum is not at 0, because weight
+    decay, and LAMB's steps in proportion to |x|, would lead there by themselves.
     """
     turning, starting, drawing = jax.random.split(jax.random.key(0), 3)
     axes = jax.random.orthogonal(turning, DIMENSIONS)
     hessian = (axes * jnp.geomspace(1 / CONDITION, 1, DIMENSIONS)) @ axes.T
 
     def loss(x, draw):
-        # The second term is 0, its gradient noise * draw.
+        # The value of the second term is 0; its gradient is noise * draw.
         return (x - 1) @ hessian @ (x - 1) / 2 + noise * draw @ (x - jax.lax.stop_gradient(x))
 
     return Task(
@@ -150,7 +151,7 @@ def quadratic_task(steps: int, seeds: int, noise: float) -> Task:
 
 
 def train(loss_of_step, make, rate, params, given):
-    """One run: the curve, whose points are means over steps, and the parameters at the end."""
+    """One run: its curve, whose points are means over steps, and its final parameters."""
     tx = make(rate)
 
     def step(carry, given):
@@ -169,13 +170,13 @@ def train(loss_of_step, make, rate, params, given):
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def sweep(loss_of_step, make, rates, starts, given):
-    """`train` at every rate (the first axis of what is returned) from every seed (the second)."""
+    """`train` at every rate and from every seed, the first two axes of the results."""
     over_seeds = jax.vmap(functools.partial(train, loss_of_step, make), in_axes=(None, 0, 0))
     return jax.vmap(over_seeds, in_axes=(0, None, None))(rates, starts, given)
 
 
 def best(task: Task, make, rates: np.ndarray) -> Result:
-    """The rate with the lowest loss over the last tenth of the run, and what it leads to."""
+    """The result at the rate with the lowest loss over the last tenth of the run."""
     curves, params = sweep(task.loss, make, jnp.asarray(rates, jnp.float32), *task[1:])
     curves = np.asarray(curves)
     curves = np.where(np.isfinite(curves), curves, math.inf)  # a run that diverged
@@ -191,20 +192,20 @@ def best(task: Task, make, rates: np.ndarray) -> Result:
 
 
 def accuracy(params, digits: Digits) -> float:
-    """The median over the seeds."""
+    """The accuracy, as the median over the seeds."""
     _, correct = jax.vmap(loss_and_accuracy, in_axes=(0, None))(params, digits)
     return float(np.median(correct))
 
 
 def bytes_per_parameter(make, params) -> float:
-    """Size of the state, counter included, over the number of parameters."""
+    """Bytes of the state, counter included, divided by the number of parameters."""
     state = make(0.1).init(params)
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     return sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / size
 
 
 def table_of(digits: dict[str, Result], quadratic: dict[str, Result], held_out: Digits) -> Table:
-    """Rates, losses, and what the state costs."""
+    """Best rates, losses, held-out accuracy, and bytes of the state per parameter."""
     table = Table()
     table.add_column("variant", no_wrap=True)
     for task, column in (
@@ -226,7 +227,7 @@ def table_of(digits: dict[str, Result], quadratic: dict[str, Result], held_out: 
 
 
 def draw(path: Path, digits: dict[str, Result], quadratic: dict[str, Result]) -> None:
-    """The picture: a panel a task."""
+    """Draw one panel for each task."""
     figure = Figure(figsize=(13, 7.5), layout="constrained")  # draws with Agg: no display needed
     figure.suptitle(
         "Each variant at its best learning rate, given after its name; median over seeds"
@@ -244,12 +245,12 @@ def draw(path: Path, digits: dict[str, Result], quadratic: dict[str, Result]) ->
     draw_curves(right, quadratic, SAMPLE)
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", dpi=110)
-    # A palette: a quarter of the bytes.
+    # With a palette, the file has a quarter of the bytes.
     Image.open(drawn).convert("RGB").quantize(128).save(path, format="png", optimize=True)
 
 
 def draw_curves(axes, results: dict[str, Result], width: int) -> None:
-    """Curves with points `width` apart, each led to its name and rate on the right."""
+    """Draw curves with points `width` apart, each with a line to its name and rate on the right."""
     for name, result in results.items():
         _, colour, line = VARIANTS[name]
         x = width * np.arange(1, len(result.curve) + 1)
@@ -275,7 +276,7 @@ def draw_curves(axes, results: dict[str, Result], width: int) -> None:
 
 
 def spread(heights: np.ndarray, gap: float) -> np.ndarray:
-    """The heights in [0, 1] nearest to these of which no two are closer than `gap`."""
+    """The heights in [0, 1] nearest to `heights`, no two of them closer than `gap`."""
     order = np.argsort(heights)
     room = gap * np.arange(len(heights))
     spaced = isotonic_regression(heights[order] - room, y_min=0, y_max=1 - room[-1]) + room
@@ -294,8 +295,8 @@ def parse_args() -> argparse.Namespace:
     add("--steps", "on the quadratic", type=number(int, 2 * SAMPLE), default=1000)
     add("--seeds", "runs to take the median of", type=number(int, 1), default=7)
     add("--noise", "in the quadratic's gradient", type=number(float, 0), default=0.0)
-    add("--only", "these variants", VARIANTS, nargs="+", choices=VARIANTS, metavar="NAME")
-    add("--output", "to write", type=Path, default=Path("variants.png"), metavar="FILE")
+    add("--only", "these variants alone", VARIANTS, nargs="+", choices=VARIANTS, metavar="NAME")
+    add("--output", "the picture to write", type=Path, default=Path("variants.png"), metavar="FILE")
     args = parser.parse_args()
     if args.output.is_dir() or not args.output.parent.is_dir():
         parser.error(f"argument --output: {args.output} is not a file in an existing directory")

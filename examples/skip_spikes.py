@@ -1,8 +1,8 @@
 """Train a transformer on data with three bad batches: as it is, clipped, and with skip_spikes.
 
-The byte-level model of `train_small_memory.py` gets batches of random bytes whose loss is a
-thousand times too large, as from a mean over a mask that is nearly empty. The script prints what
-each way of training makes of them and draws `skip_spikes.png`.
+The model is the byte-level transformer of `train_small_memory.py`. The bad batches are random bytes
+with a loss that is a thousand times too large, as from a mean over a nearly empty mask. The script
+prints how each way of training copes with them, and draws `skip_spikes.png`.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from train_small_memory import (
 
 import functional_adam as fa
 
-WAYS = {  # the name, the colour and the line of each, and whether its data has bad batches
+WAYS = {  # name: (colour, width and style of its line, whether its data has bad batches)
     "no bad batches": ("silver", 7, "-", False),
     "bad batches": ("tab:red", 1.5, "-", True),
     "clipped": ("tab:blue", 1.5, "-", True),
@@ -45,15 +45,15 @@ WAYS = {  # the name, the colour and the line of each, and whether its data has 
 
 
 class Run(NamedTuple):
-    """What became of one way of training."""
+    """The result of one way of training."""
 
-    losses: list[float]  # held out, from step 0, every `EVERY` steps
-    norms: np.ndarray  # of the gradients, each step
-    skipped: np.ndarray  # whether, each step
+    losses: list[float]  # held-out loss every `EVERY` steps, from step 0
+    norms: np.ndarray  # gradient norm of each step
+    skipped: np.ndarray  # whether each step was skipped
 
 
 def transformation(name: str, args) -> fa.GradientTransformation:
-    """AdamW, with what this way has around it."""
+    """AdamW with the wrapper of this way of training, if it has one."""
     adamw = optimizer(SETTINGS["float32"], args)
     if name == "clipped":
         return optax.chain(optax.clip_by_global_norm(1.0), adamw)
@@ -62,7 +62,7 @@ def transformation(name: str, args) -> fa.GradientTransformation:
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=(1, 2))
 def train_steps(tx, params, state, text, rows):
-    """A step for each row: where its windows start, what its loss is multiplied by, other bytes."""
+    """A step for each row: (starts of the windows, factor of the loss, bytes of a bad batch)."""
 
     def step(carry, row):
         params, state = carry
@@ -78,7 +78,7 @@ def train_steps(tx, params, state, text, rows):
 
 
 def data_of(train, args, is_bad: bool) -> tuple[np.ndarray, ...]:
-    """The rows of all steps, `EVERY` together."""
+    """The rows of all steps, in groups of `EVERY`."""
     rng = np.random.default_rng(args.seed)
     starts = rng.integers(len(train) - CONTEXT, size=(args.steps, BATCH))
     junk = rng.integers(256, size=(args.steps, BATCH, CONTEXT + 1), dtype=np.uint8)
@@ -90,7 +90,7 @@ def data_of(train, args, is_bad: bool) -> tuple[np.ndarray, ...]:
 
 
 def fit(name: str, train, held_out, args, advance) -> tuple[Run, Any]:
-    """Train in one way; what became of it, and the last state."""
+    """Train in one way; return the result and the last state."""
     tx = transformation(name, args)
     params = init_params(args.seed, args.width, jnp.float32)
     state, measure = tx.init(params), jax.jit(loss_of)
@@ -105,7 +105,7 @@ def fit(name: str, train, held_out, args, advance) -> tuple[Run, Any]:
 
 
 def table_of(runs: dict[str, Run], state: fa.SkipSpikesState) -> Table:
-    """Steps and last losses; of the guarded run as its state counts them."""
+    """Steps and last losses. For skip_spikes, steps are those that its state has counted."""
     table = Table("run")
     for column in ("taken", "skipped", "largest norm", "last held-out loss"):
         table.add_column(column, justify="right")
@@ -119,7 +119,7 @@ def table_of(runs: dict[str, Run], state: fa.SkipSpikesState) -> Table:
 
 
 def draw(path: Path, runs: dict[str, Run]) -> None:
-    """The picture: held-out losses above, the gradients' norms and what was skipped below."""
+    """Draw held-out losses above, gradient norms and skipped steps below."""
     figure = Figure(figsize=(10, 6.5), layout="constrained")  # draws with Agg: no display needed
     above, below = figure.subplots(2, sharex=True, height_ratios=(3, 2))
     for name, run in runs.items():
@@ -127,7 +127,7 @@ def draw(path: Path, runs: dict[str, Run]) -> None:
         steps = EVERY * np.arange(len(run.losses))
         look = dict(color=colour, linewidth=width, linestyle=dashes)
         above.plot(steps, run.losses, label=f"{run.losses[-1]:.3f}  {name}", **look)
-    above.set(title="Held-out loss", ylabel="nats a byte", yscale="log")
+    above.set(title="Held-out loss", ylabel="nats per byte", yscale="log")
     above.legend(title="at the end")
     guarded = runs["skip_spikes"]
     steps = 1 + np.arange(len(guarded.norms))

@@ -1,8 +1,8 @@
 """Train 64 networks on scikit-learn's digits at once, each with hyperparameters of its own.
 
-Hyperparameters are data, so `jax.vmap` runs over them: a grid of any two of them trains in a single
-program that is compiled once. The script prints the best of the grid, draws it as `sweep.png`, and
-trains one of its members again, alone and from Python floats, to see that it goes the same way.
+Hyperparameters may be traced arrays, so `jax.vmap` runs over them: one compiled program trains a
+grid over any two of them. The script prints the best members of the grid and draws `sweep.png`.
+Then it trains one member again, alone and from Python floats, to check that it learns the same.
 """
 
 import argparse
@@ -36,13 +36,13 @@ import functional_adam as fa
 
 BATCH = 64
 SHOWN = 5  # rows of the table and curves of the picture
-LOSS_BOUND, PARAMETER_BOUND = 1e-5, 0.05  # nats, learning rates: a member against its run alone
+LOSS_BOUND, PARAMETER_BOUND = 1e-5, 0.05  # in nats, in learning rates: gaps to a run alone
 NOTE = """\
-Rates are constant. The best have the lowest loss over all training digits at the end."""
+Learning rates are constant. The best members have the lowest final training loss."""
 
 
 class Hyper(NamedTuple):
-    """Adam's five: numbers, or arrays with a first axis of members."""
+    """Five hyperparameters: numbers, or arrays whose first axis is over members of the grid."""
 
     learning_rate: Any = 0.003
     b1: Any = 0.9
@@ -52,14 +52,14 @@ class Hyper(NamedTuple):
 
 
 class Axis(NamedTuple):
-    """What one side of the grid sweeps over."""
+    """The hyperparameter along one side of the grid, and its values."""
 
     name: str
     values: np.ndarray
 
 
 class Result(NamedTuple):
-    """What became of the members, the first axis of everything."""
+    """The results of the members, along the first axis of every array."""
 
     params: Any
     curves: np.ndarray  # the loss of each step's batch
@@ -69,26 +69,26 @@ class Result(NamedTuple):
 
 
 def spaced(name: str, low: float, high: float, count: int) -> np.ndarray:
-    """Equal factors apart; of b1 and b2 it is 1 - b, one over the steps remembered, that is so."""
+    """`count` values a constant factor apart; for b1 and b2, the values of 1 - b are."""
     if name in ("b1", "b2"):
         return 1 - np.geomspace(1 - low, 1 - high, count)
     return np.geomspace(low, high, count)
 
 
 def grid(x: Axis, y: Axis, others: Hyper) -> Hyper:
-    """A member for each pair of values, x the faster, in the 32 bits that are computed with."""
+    """A member for each pair of values, with x varying fastest, in float32."""
     xs, ys = np.meshgrid(x.values, y.values)
     members = others._replace(**{x.name: xs.ravel(), y.name: ys.ravel()})
     return Hyper(*(np.broadcast_to(np.float32(value), xs.size) for value in members))
 
 
 def member(hyper: Hyper, index: int) -> Hyper:
-    """One of the grid, as Python floats."""
+    """The hyperparameters of one member, as Python floats."""
     return Hyper(*(float(values[index]) for values in hyper))
 
 
 def train_steps(hyper: Hyper, params, state, batches: Digits):
-    """A step for each of the batches: parameters and state after the last, the loss before each."""
+    """A step for each batch; returns final parameters and state, and the loss before each step."""
     tx = fa.adamw(**hyper._asdict(), mask=matrices)
 
     def step(carry, batch):
@@ -108,7 +108,7 @@ def train_all(hyper: Hyper, params, state, batches: Digits):
 
 
 def epochs_of(train: Digits, epochs: int, seed: int) -> list[Digits]:
-    """The batches, an epoch of them a chunk: its axes are those of steps, images and pixels."""
+    """One chunk of batches for each epoch; its axes are steps, images and pixels."""
     size = len(train.labels)
     steps = size // BATCH
     chunks = np.arange(epochs * steps).reshape(epochs, steps)
@@ -117,7 +117,7 @@ def epochs_of(train: Digits, epochs: int, seed: int) -> list[Digits]:
 
 
 def trained(train_chunk, params, state, chunks: list[Digits], advance=lambda: None):
-    """The parameters at the end, and the loss of every step."""
+    """Train on all chunks; return the final parameters and the loss of every step."""
     curves = []
     for chunk in chunks:
         params, state, losses = train_chunk(params, state, chunk)
@@ -127,7 +127,7 @@ def trained(train_chunk, params, state, chunks: list[Digits], advance=lambda: No
 
 
 def sweep(hyper: Hyper, start, chunks: list[Digits], advance=lambda: None):
-    """`trained`, for all members at once."""
+    """Train all members at once."""
     members = len(hyper.learning_rate)
     params, state = jax.tree.map(
         lambda leaf: jnp.broadcast_to(leaf, (members, *leaf.shape)), (start, fa.init(start))
@@ -136,13 +136,13 @@ def sweep(hyper: Hyper, start, chunks: list[Digits], advance=lambda: None):
 
 
 def alone(hyper: Hyper, start, chunks: list[Digits]):
-    """`trained`, for numbers: they are constants of a program made for them alone."""
+    """Train one member alone; its hyperparameters are constants in its own compiled program."""
     train_chunk = jax.jit(functools.partial(train_steps, hyper))
     return trained(train_chunk, start, fa.init(start), chunks)
 
 
 def measured(params, curves: np.ndarray, train: Digits, held_out: Digits) -> Result:
-    """With an infinite loss where a member diverged."""
+    """Measure the final parameters; the loss is infinite where a member diverged."""
     loss, _ = jax.vmap(loss_and_accuracy, in_axes=(0, None))(params, train)
     _, accuracy = jax.vmap(loss_and_accuracy, in_axes=(0, None))(params, held_out)
     loss = np.where(np.isfinite(loss), loss, math.inf)
@@ -150,7 +150,7 @@ def measured(params, curves: np.ndarray, train: Digits, held_out: Digits) -> Res
 
 
 def gaps(result: Result, hyper: Hyper, index: int, start, chunks) -> tuple[float, float]:
-    """How far a member went from its run alone: largest of all losses, and of all parameters."""
+    """The largest gaps between a member and its run alone: of losses, and of parameters."""
     one = member(hyper, index)
     params, curve = alone(one, start, chunks)
     pairs = zip(jax.tree.leaves(params), jax.tree.leaves(result.params), strict=True)
@@ -159,7 +159,7 @@ def gaps(result: Result, hyper: Hyper, index: int, start, chunks) -> tuple[float
 
 
 def text(name: str, value: float) -> str:
-    """Two digits, of b1 and b2 two of what they lack of 1."""
+    """A value with two significant digits; for b1 and b2, two digits of 1 - b."""
     if name in ("b1", "b2"):
         exponent = int(f"{1 - value:.1e}".partition("e")[2])
         return f"{value:.{1 - exponent}f}"
@@ -167,12 +167,12 @@ def text(name: str, value: float) -> str:
 
 
 def label(hyper: Hyper, index: int, axes: tuple[Axis, Axis]) -> list[str]:
-    """A member's two values."""
+    """The two swept values of a member."""
     return [text(axis.name, getattr(hyper, axis.name)[index]) for axis in axes]
 
 
 def table_of(result: Result, hyper: Hyper, axes: tuple[Axis, Axis]) -> Table:
-    """The best members."""
+    """A table of the best members."""
     table = Table("member", *(axis.name for axis in axes), "training loss", "held-out accuracy")
     for index in result.loss.argsort(kind="stable")[:SHOWN]:
         numbers = f"{result.loss[index]:.5f}", f"{result.accuracy[index]:.2%}"
@@ -181,7 +181,7 @@ def table_of(result: Result, hyper: Hyper, axes: tuple[Axis, Axis]) -> Table:
 
 
 def draw(path: Path, result: Result, hyper: Hyper, axes: tuple[Axis, Axis]) -> None:
-    """The picture: the grid on the left, the best members' curves on the right."""
+    """Draw the grid on the left and the curves of the best members on the right."""
     figure = Figure(figsize=(13, 5.5), layout="constrained", facecolor="white")  # with Agg
     left, right = figure.subplots(1, 2, width_ratios=(1.1, 1))
     draw_grid(figure, left, result, axes)
@@ -190,7 +190,7 @@ def draw(path: Path, result: Result, hyper: Hyper, axes: tuple[Axis, Axis]) -> N
 
 
 def draw_grid(figure, panel, result: Result, axes: tuple[Axis, Axis]) -> None:
-    """Colours for losses, and numbers for accuracies where they have room."""
+    """Draw losses as colors, and accuracies as numbers if there is room."""
     x, y = axes
     shape = len(y.values), len(x.values)
     losses = np.ma.masked_invalid(result.loss.reshape(shape))
@@ -212,9 +212,9 @@ def draw_grid(figure, panel, result: Result, axes: tuple[Axis, Axis]) -> None:
 
 
 def draw_curves(panel, result: Result, hyper: Hyper, axes: tuple[Axis, Axis]) -> None:
-    """The best member of a column, for the best columns; of neighbours the curves would coincide.
+    """Draw the best member of each of the best columns; curves of neighbors would coincide.
 
-    Points are means over an epoch, since batches differ by more than members do.
+    Points are means over an epoch, since batches differ more than members do.
     """
     width = len(axes[0].values)
     columns = result.loss.reshape(-1, width)
@@ -251,13 +251,13 @@ def parse_axis(words: list[str]) -> Axis:
         raise ValueError(f"{name} needs {limits} and COUNT at least 2")
     values = spaced(name, low, high, count)
     for value in np.float32(values):
-        # What is traced cannot be refused: a rate of 1 - 1e-9, which is 1 in 32 bits, is to be so.
+        # Traced values are not checked. A b1 of 1 - 1e-9, for example, is 1 in 32 bits: refuse it.
         fa.adamw(**{name: value})
     return Axis(name, values)
 
 
 def parse_args() -> argparse.Namespace:
-    """The options; `axes`, `others` and `epochs` are what `main` needs of them."""
+    """The options, with `axes` and `others` made from them."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
 
     def add(name: str, help: str, shown=" (default: %(default)s)", **options) -> None:
@@ -270,11 +270,11 @@ def parse_args() -> argparse.Namespace:
     for name, value in Hyper()._asdict().items():
         option = "--" + name.replace("_", "-")
         shown = f" (default: {value:g})"
-        add(option, "of all, where not swept", shown, type=number(float, 0))
+        add(option, "the same for all members, if not swept", shown, type=number(float, 0))
     add("--epochs", "passes over the data", type=number(int, 1), default=5)
     add("--seed", "of weights and data order", type=number(int, 0, 2**32 - 1), default=0)
     add("--check", "the member to run alone", " (default: the best)", type=number(int, 0))
-    add("--output", "to write", type=Path, default=Path("sweep.png"), metavar="FILE")
+    add("--output", "the picture to write", type=Path, default=Path("sweep.png"), metavar="FILE")
     args = parser.parse_args()
 
     axes = []
@@ -307,7 +307,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> str | None:
-    """Sweep, report, draw; a message if the member checked goes another way alone."""
+    """Sweep, report, draw; return a message if the checked member differs from its run alone."""
     args = parse_args()
     answer_interrupts()
     train, held_out = load()
@@ -333,8 +333,8 @@ def main() -> str | None:
     )
     if not (loss_gap <= LOSS_BOUND and parameter_gap <= PARAMETER_BOUND):
         return (
-            f"That is more than {LOSS_BOUND:g} or {PARAMETER_BOUND:g}. At large rates a rounding "
-            "grows from step to step, see docs/sweeps.md."
+            f"That is more than {LOSS_BOUND:g} or {PARAMETER_BOUND:g}. At large rates, rounding "
+            "errors grow from step to step; see docs/sweeps.md."
         )
     return None
 

@@ -1,7 +1,7 @@
 """Train a small network on scikit-learn's handwritten digits with AdamW, and resume it.
 
-The script prints a table, draws `digits.png`, and, given `--checkpoint DIR`, can be stopped and
-resumed bit for bit. `adam_and_sgd.py` compares Adam with SGD.
+The script prints a table and draws `digits.png`. With `--checkpoint DIR`, you can stop it and
+resume it bit for bit. `adam_and_sgd.py` compares Adam with SGD.
 """
 
 import argparse
@@ -29,35 +29,35 @@ import functional_adam as fa
 LAYERS = (64, 256, 256, 10)
 EPOCHS = 40
 GOAL = 0.97  # held-out accuracy that a full run of AdamW must reach
-WATCHED = {  # of `fa.diagnostics`
+WATCHED = {  # fields of `fa.diagnostics`, and their names in the picture
     "direction_rms": "rms of m̂ / (√v̂ + ε)",
     "learning_rate": "learning rate",
     "update_to_param": "‖update‖ / ‖parameters‖",
 }
 NOTE = """\
-The default peak rate has the lowest training loss at the end, mean of seeds 0 to 3, of
-0.002, 0.003, 0.006, 0.01 and 0.02."""
+Of the peak rates 0.002, 0.003, 0.006, 0.01 and 0.02, the default has the lowest final
+training loss (mean of seeds 0 to 3)."""
 
 
 class Digits(NamedTuple):
-    """Images (n, 64), from 0 to 1, and labels (n,)."""
+    """Images of shape (n, 64) with values from 0 to 1, and labels of shape (n,)."""
 
     images: np.ndarray
     labels: np.ndarray
 
 
 class Measure(NamedTuple):
-    """How good the parameters are after `step` steps."""
+    """Loss and accuracies after `step` steps."""
 
     step: int
     train_loss: float
     train_accuracy: float
     held_out_accuracy: float
-    watched: dict[str, float] | None = None  # of the next step
+    watched: dict[str, float] | None = None  # `WATCHED` for the next step
 
 
 def load() -> tuple[Digits, Digits]:
-    """Training and held-out digits: the same fifth held out whatever the seed, classes evenly."""
+    """Training and held-out digits: a fixed fifth is held out, with classes in equal shares."""
     digits = load_digits()
     images, labels = np.float32(digits.data / 16), np.int32(digits.target)
     split = train_test_split(images, labels, test_size=0.2, stratify=labels, random_state=0)
@@ -65,7 +65,7 @@ def load() -> tuple[Digits, Digits]:
 
 
 def init_params(seed: int) -> list[dict[str, jax.Array]]:
-    """He's initialisation: variance 2 / inputs keeps the signal's size through each ReLU."""
+    """He initialization: variance 2 / inputs keeps the size of the signal through each ReLU."""
     keys = jax.random.split(jax.random.key(seed), len(LAYERS) - 1)
     he = jax.nn.initializers.he_normal()
     return [
@@ -98,22 +98,22 @@ def train_step(tx, params, state, images, labels):
 
 @jax.jit
 def loss_and_accuracy(params, digits: Digits):
-    """Both over all the digits given."""
+    """Loss and accuracy over all the digits given."""
     correct = logits_of(params, digits.images).argmax(-1) == digits.labels
     return loss_of(params, *digits), correct.mean()
 
 
 def measure(step: int, params, train: Digits, held_out: Digits) -> Measure:
-    """Take the measures of the parameters reached after `step` steps."""
+    """Measure the parameters reached after `step` steps."""
     loss, accuracy = loss_and_accuracy(params, train)
     _, held_out_accuracy = loss_and_accuracy(params, held_out)
     return Measure(step, float(loss), float(accuracy), float(held_out_accuracy))
 
 
 def batch_at(step: int, seed: int, size: int, batch_size: int) -> np.ndarray:
-    """Indices of the step's batch: a function of the arguments alone, so a resumed run agrees.
+    """Indices of the step's batch. They depend on the arguments alone, so a resumed run agrees.
 
-    Each epoch has an order of its own, and leaves out the few images that fill no batch.
+    Each epoch has its own order, and leaves out the last images if they do not fill a batch.
     """
     epoch, position = divmod(step, size // batch_size)
     order = np.random.default_rng((seed, epoch)).permutation(size)
@@ -126,15 +126,15 @@ def schedule(peak: float, steps: int) -> optax.Schedule:
 
 
 def matrices(params):
-    """The mask for weight decay: biases are left alone."""
+    """The mask for weight decay: matrices decay, biases do not."""
     return jax.tree.map(lambda p: p.ndim > 1, params)
 
 
 def fit(tx, data, args, progress, checkpoints, watch):
     """Train to the last step, or to `args.stop_after` as if interrupted there.
 
-    Returns the parameters and the measures taken before each epoch and at the end. `watch` says
-    more about each epoch's first step. `checkpoints` may be None.
+    Returns the parameters and the measures taken before each epoch and at the end. `watch` returns
+    the diagnostics of each epoch's first step. `checkpoints` may be None.
     """
     train, held_out = data
     params = init_params(args.seed)
@@ -166,7 +166,7 @@ def fit(tx, data, args, progress, checkpoints, watch):
 
 
 def table_of(history: list[Measure], peak: float) -> Table:
-    """The numbers that the run ends on."""
+    """A table of the final numbers."""
     table = Table("run", "peak rate", "training loss", "training accuracy", "held-out accuracy")
     _, loss, accuracy, held_out, _ = history[-1]
     table.add_row("AdamW", f"{peak:g}", f"{loss:.5f}", f"{accuracy:.2%}", f"{held_out:.2%}")
@@ -174,7 +174,7 @@ def table_of(history: list[Measure], peak: float) -> Table:
 
 
 def draw(path: Path, history: list[Measure], epoch: int, params, held_out: Digits) -> None:
-    """The picture: curves above, misread digits below."""
+    """Draw curves above and misread digits below."""
     figure = Figure(figsize=(12, 6.5), layout="constrained")  # draws with Agg: no display needed
     top, bottom = figure.subfigures(2, 1, height_ratios=(3, 1.2))
     draw_curves(top, history, epoch)
@@ -183,7 +183,7 @@ def draw(path: Path, history: list[Measure], epoch: int, params, held_out: Digit
 
 
 def draw_curves(figure, history: list[Measure], epoch: int) -> None:
-    """Training loss, held-out accuracy and Adam's steps by epoch (of `epoch` steps)."""
+    """Draw training loss, held-out accuracy and Adam's steps by epoch (of `epoch` steps)."""
     left, right, steps = figure.subplots(1, 3)
     epochs = [row.step / epoch for row in history]
     held_out = [100 * row.held_out_accuracy for row in history]
@@ -195,16 +195,16 @@ def draw_curves(figure, history: list[Measure], epoch: int) -> None:
         right.set_ylim(90, 100)
     seen = [row for row in history if row.watched]
     for name, label in WATCHED.items():
-        values = [row.watched[name] or math.nan for row in seen]  # no 0 on a logarithmic axis
+        values = [row.watched[name] or math.nan for row in seen]  # a logarithmic axis has no 0
         steps.semilogy([row.step / epoch for row in seen], values, label=label)
-    steps.set(title="AdamW's steps", xlabel="epoch", ylabel="see the names (no unit)")
+    steps.set(title="AdamW's steps", xlabel="epoch", ylabel="see the legend (no unit)")
     for axes in (left, right, steps):
         axes.grid(alpha=0.3)
         axes.legend()
 
 
 def draw_misread(figure, params, held_out: Digits) -> None:
-    """Up to eight of the held-out digits that the network misreads."""
+    """Draw up to eight of the held-out digits that the network misreads."""
     read = np.asarray(logits_of(params, held_out.images).argmax(-1))
     misread = np.flatnonzero(read != held_out.labels)
     figure.suptitle(
@@ -227,12 +227,12 @@ def number(kind: type, low: float, high: float = math.inf):
             raise argparse.ArgumentTypeError(f"must be a finite number {limits}, not {text}")
         return value
 
-    parse.__name__ = kind.__name__  # argparse names it when `kind` refuses the text
+    parse.__name__ = kind.__name__  # argparse shows it if `kind` refuses the text
     return parse
 
 
 def parse_args(size: int) -> argparse.Namespace:
-    """The options; `size` training images bound the batch."""
+    """The options; a batch has at most `size` images."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
 
     def add(name: str, help: str, to=parser, **options) -> None:
@@ -241,7 +241,7 @@ def parse_args(size: int) -> argparse.Namespace:
 
     length = parser.add_mutually_exclusive_group()
     add("--epochs", "passes over the data", length, type=number(int, 1), default=EPOCHS)
-    add("--steps", "length in steps, in place of epochs", length, type=number(int, 1))
+    add("--steps", "length in steps, instead of --epochs", length, type=number(int, 1))
     add("--batch-size", "images per step", type=number(int, 1, size), default=64)
     add("--learning-rate", "peak learning rate", type=number(float, 0), default=0.01)
     add("--weight-decay", "of the matrices", type=number(float, 0), default=0.1)
@@ -263,7 +263,7 @@ def parse_args(size: int) -> argparse.Namespace:
 
 
 def main() -> str | None:
-    """Train and report; a message if the run is full length and misses its goal."""
+    """Train and report; return a message if a run of full length misses its goal."""
     train, held_out = load()
     args = parse_args(len(train.labels))
     epoch = len(train.labels) // args.batch_size

@@ -1,10 +1,10 @@
 """Train on the handwritten digits with several processes, any of which may be killed at any moment.
 
-Start one process a host (`--processes N --process-id I --coordinator HOST:PORT`), or several on
-this one (`--spawn N`). Each device reads its share of every batch and keeps its share of Adam's
-state (ZeRO-1). Checkpoints are written while training goes on; the same command, given again,
-goes on from the newest good one, on as many processes and devices as there are then, and ends on
-the bits of a run that nothing interrupted, if there are as many devices.
+Start one process per host (`--processes N --process-id I --coordinator HOST:PORT`), or several on
+this host (`--spawn N`). Each device reads its share of every batch and stores its share of Adam's
+state (ZeRO-1). Checkpoints are written while training goes on. To resume, give the same command
+again: it continues from the newest good checkpoint, also on other numbers of processes and devices.
+With the same number of devices, the result has the bits of an uninterrupted run.
 """
 
 import argparse
@@ -31,22 +31,22 @@ from train_digits import batch_at, init_params, load, loss_of, matrices, number,
 import functional_adam as fa
 
 AXIS = "data"
-NOISE = 0.1  # of the images, whose brightness goes from 0 to 1
-HEARTBEAT = 10  # seconds of silence after which a process is taken for dead
+NOISE = 0.1  # standard deviation; the brightness of images is from 0 to 1
+HEARTBEAT = 10  # seconds of silence after which a process counts as dead
 AGAIN = 75  # exit status: start the same command again (EX_TEMPFAIL of sysexits.h)
 
 
 class Run(NamedTuple):
-    """All that the next step depends on: what a checkpoint holds."""
+    """All that the next step depends on, and so the contents of a checkpoint."""
 
     params: Any
     state: Any
-    key: jax.Array  # the data of a PRNG key: serialisers want plain arrays
+    key: jax.Array  # the data of a PRNG key, since serializers need plain arrays
     position: jax.Array  # images read so far
 
 
 def train_step(tx, run: Run, images, labels):
-    """One step; XLA adds up the gradients of all devices of all processes."""
+    """One step; XLA sums the gradients over all devices of all processes."""
     noise = jax.random.fold_in(jax.random.wrap_key_data(run.key), run.position)
     images += NOISE * jax.random.normal(noise, images.shape)
     loss, grads = jax.value_and_grad(loss_in_float32)(run.params, images, labels)
@@ -56,12 +56,12 @@ def train_step(tx, run: Run, images, labels):
 
 
 def loss_in_float32(params, images, labels):
-    """The digits' loss, whatever the weights' dtype."""
+    """The loss, computed in float32 for weights of any dtype."""
     return loss_of(jax.tree.map(lambda p: p.astype(jnp.float32), params), images, labels)
 
 
 def placed(tree: Any, shardings: Any) -> Any:
-    """NumPy arrays, the same on every process, as arrays that lie on all of them."""
+    """Make global arrays of NumPy arrays that are the same on every process."""
 
     def place(x, sharding):
         return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
@@ -70,7 +70,7 @@ def placed(tree: Any, shardings: Any) -> Any:
 
 
 def fresh(tx, args) -> tuple[Run, Run]:
-    """The run before its first step, and where each array of it lies."""
+    """The run before its first step, and the sharding of each of its arrays."""
     everywhere = NamedSharding(Mesh(jax.devices(), AXIS), PartitionSpec())
     dtype = jnp.float32 if args.rounding == "nearest" else jnp.bfloat16
     params = jax.tree.map(lambda p: np.asarray(p.astype(dtype)), init_params(args.seed))
@@ -84,7 +84,7 @@ def fresh(tx, args) -> tuple[Run, Run]:
 
 
 def fit(tx, args, checkpoints: Checkpoints, progress: Progress) -> float:
-    """Train to the last step from where the newest good checkpoint left off; return the loss."""
+    """Train from the newest good checkpoint to the last step; return the loss."""
     run, shardings = fresh(tx, args)
     train, _ = load()
     start, loss = 0, np.nan
@@ -95,7 +95,7 @@ def fit(tx, args, checkpoints: Checkpoints, progress: Progress) -> float:
         f"Training from step {start} on {jax.device_count()} devices, {args.processes} processes."
     )
     split = NamedSharding(shardings.position.mesh, PartitionSpec(AXIS))
-    # Without `out_shardings` XLA would choose where results lie, and may split the parameters too.
+    # Without `out_shardings`, XLA chooses the shardings of results and may split parameters too.
     compiled = jax.jit(
         functools.partial(train_step, tx), donate_argnums=0, out_shardings=(shardings, None)
     )
@@ -105,7 +105,7 @@ def fit(tx, args, checkpoints: Checkpoints, progress: Progress) -> float:
         images, labels = placed((train.images[batch], train.labels[batch]), (split, split))
         run, loss = compiled(run, images, labels)
         if jax.default_backend() == "cpu":
-            # Of two steps in flight, CPUs may begin each another one, and then wait for ever.
+            # With two steps in flight, CPU devices may each start a different one and wait forever.
             jax.block_until_ready(loss)
         if (step + 1) % args.save_every == 0 or step + 1 == args.steps:
             checkpoints.save(step + 1, run, {"loss": float(loss)})
@@ -118,12 +118,12 @@ def fit(tx, args, checkpoints: Checkpoints, progress: Progress) -> float:
 
 
 def join(args) -> None:
-    """Become one of `args.processes`."""
+    """Join the other processes."""
     if args.devices:
         jax.config.update("jax_num_cpu_devices", args.devices)
     if args.processes == 1:
         return
-    jax.config.update("jax_enable_preemption_service", False)  # SIGTERM is to end the process
+    jax.config.update("jax_enable_preemption_service", False)  # SIGTERM must end the process
     # JAX's own timeout would end the process with a stack trace.
     message = f"Not all {args.processes} processes came within {args.wait} s."
     timer = threading.Timer(args.wait, leave, (message, AGAIN))
@@ -142,7 +142,7 @@ def join(args) -> None:
 
 
 def die_with_parent() -> None:
-    """Leave when the process that spawned this one is gone: its end of the pipe closes."""
+    """End this process when its parent is gone, which closes the pipe to stdin."""
 
     def watch():
         sys.stdin.read()
@@ -152,8 +152,8 @@ def die_with_parent() -> None:
 
 
 def spawn(args) -> int:
-    """Start all processes on this host, and end all when one ends before its work is done."""
-    with socket.socket() as held:  # keeps the port from others; the coordinator may share it
+    """Start all processes on this host; end all of them when one fails."""
+    with socket.socket() as held:  # reserves the port, which the coordinator may share
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         held.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{held.getsockname()[1]}"
@@ -165,7 +165,7 @@ def spawn(args) -> int:
         ]
         try:
             return wait_for(children)
-        except KeyboardInterrupt:  # the children have had it too
+        except KeyboardInterrupt:  # the children have received it too
             time.sleep(1)
             return 130
         finally:
@@ -176,7 +176,7 @@ def spawn(args) -> int:
 
 
 def wait_for(children: list[subprocess.Popen]) -> int:
-    """0 once all have ended well; the first other status, when the rest had time to notice."""
+    """0 if all end well. Else the first other status, after the others have had time to notice."""
     ended: dict[int, int] = {}
     deadline = np.inf
     while len(ended) < len(children) and time.monotonic() < deadline:
@@ -195,7 +195,7 @@ def wait_for(children: list[subprocess.Popen]) -> int:
 
 
 def meaning(status: int) -> str:
-    """Of a child's exit status."""
+    """A child's exit status in words."""
     return f"exit status {status}" if status >= 0 else f"killed by {signal.Signals(-status).name}"
 
 
@@ -211,16 +211,18 @@ def parse_args() -> argparse.Namespace:
 
     count = number(int, 1, 4096)
     parser.add_argument("--spawn", help="start N processes on this host", type=count, metavar="N")
-    add("--processes", "in all, each started by itself", 1, type=count)
-    add("--process-id", "which of them this is, from 0", 0, type=number(int, 0))
+    add("--processes", "number of processes, if you start each one", 1, type=count)
+    add("--process-id", "number of this process, from 0", 0, type=number(int, 0))
     parser.add_argument("--coordinator", help="HOST:PORT of process 0")
     parser.add_argument("--spawned", help=argparse.SUPPRESS, action="store_true")
-    add("--wait", "seconds for the others to come", 60, type=number(int, 1))
-    parser.add_argument("--devices", help="to make of one process's CPU", type=count, metavar="N")
-    add("--moments", "as they are kept", "full", choices=("full", "bfloat16", "int8"))
+    add("--wait", "seconds to wait for the other processes", 60, type=number(int, 1))
+    parser.add_argument(
+        "--devices", help="CPU devices, for a run of one process", type=count, metavar="N"
+    )
+    add("--moments", "storage format", "full", choices=("full", "bfloat16", "int8"))
     roundings = ("nearest", "stochastic", "compensated", "split")
-    add("--rounding", "unless nearest, weights are bfloat16", "nearest", choices=roundings)
-    add("--steps", "in all", 2000, type=number(int, 1))
+    add("--rounding", "of weights, which are bfloat16 unless nearest", "nearest", choices=roundings)
+    add("--steps", "total number", 2000, type=number(int, 1))
     add("--batch-size", "images per step", 64, type=number(int, 1, 1437))
     add("--learning-rate", "the peak", 0.01, type=number(float, 0))
     add("--seed", "of weights and data order", 0, type=number(int, 0, 2**32 - 1))
@@ -228,14 +230,14 @@ def parse_args() -> argparse.Namespace:
     add("--save-every", "steps between checkpoints", 100, type=number(int, 1), metavar="K")
     args = parser.parse_args()
     if args.spawn and not args.spawned and (args.processes > 1 or args.coordinator):
-        parser.error("argument --spawn: it starts all processes itself; leave out the others'")
+        parser.error("argument --spawn: give no --processes or --coordinator with it")
     if args.devices and (args.spawn or args.processes > 1):
-        # Gloo's collectives of one process's devices wait for threads that they keep busy.
+        # With several devices per process, Gloo waits for threads that its own collectives occupy.
         parser.error("argument --devices: only for a run of one process")
     if args.processes > 1 and not args.coordinator:
-        parser.error("argument --coordinator: needed where there are several processes")
+        parser.error("argument --coordinator: needed with several processes")
     if args.process_id >= args.processes:
-        parser.error(f"argument --process-id: must be below {args.processes}, the processes")
+        parser.error(f"argument --process-id: must be below --processes, {args.processes}")
     if args.checkpoint.exists() and not args.checkpoint.is_dir():
         parser.error(f"argument --checkpoint: {args.checkpoint} is not a directory")
     return args

@@ -1,12 +1,13 @@
 """Train a transformer the way a large one is trained: FSDP, 16-bit weights, 8-bit moments.
 
 A byte-level model in Flax NNX learns Python's own standard library. Its bfloat16 weights, their
-gradients and Adam's state are divided over all devices (FSDP). A step sums the gradients of several
-micro-batches, clips them, skips a batch that would spoil the run, and writes the new weights in one
-pass; with `--offload` the moments wait in the host's memory between steps. Checkpoints are written
-while training goes on: the same command, given again, resumes from the newest. On a computer
-without accelerators the devices are pieces of its processor. The script prints what a device holds
-and draws the loss (`large.png`).
+gradients and Adam's state are sharded over all devices (FSDP). A step accumulates the gradients of
+several micro-batches, clips them, and writes weights and state in one pass; it skips a batch that
+would spoil the run. With `--offload`, the moments are in the host's memory between steps.
+
+Checkpoints are written while training goes on; the same command resumes from the newest one. On a
+computer without accelerators, the devices are parts of its CPU. The script prints what each device
+stores, and draws the loss (`large.png`).
 """
 
 import argparse
@@ -34,8 +35,8 @@ import functional_adam as fa
 
 AXIS = "fsdp"
 BLOCKS, HEADS, CONTEXT = 2, 4, 64
-WAITING = 1024  # bytes of moments on a device from which on a leaf waits; offload's default: 1 MiB
-LAST = 10  # steps, whose mean loss is printed
+WAITING = 1024  # bytes of moments on a device that make a leaf wait; the default is 1 MiB
+LAST = 10  # the mean loss of this many last steps is printed
 MAX_NORM = 1.0
 NO_DECAY = (r"norm|embedding", {"weight_decay": 0.0})
 
@@ -44,7 +45,7 @@ NO_DECAY = (r"norm|embedding", {"weight_decay": 0.0})
 
 
 class Block(nnx.Module):
-    """Attention, then an MLP, each added to the stream."""
+    """Attention, then an MLP, each added to the residual stream."""
 
     def __init__(self, width: int, rngs: nnx.Rngs):
         self.attention_norm = nnx.RMSNorm(width, rngs=rngs)
@@ -77,25 +78,25 @@ class Transformer(nnx.Module):
 
 
 def make_params(width: int, seed: int):
-    """bfloat16 weights."""
+    """Initial weights in bfloat16."""
     params = nnx.state(Transformer(width, nnx.Rngs(seed)), nnx.Param)
     return jax.tree.map(lambda p: p.astype(jnp.bfloat16), nnx.to_pure_dict(params))
 
 
 def loss_of(graph, params, windows):
-    """Mean cross-entropy, in nats, of each next byte in `windows`, (n, CONTEXT + 1)."""
-    # A CPU is fast in float32. On GPU and TPU leave this line out.
+    """Mean cross-entropy, in nats, of each next byte in `windows` of shape (n, CONTEXT + 1)."""
+    # CPUs are fast in float32. On GPUs and TPUs, leave this line out.
     params = jax.tree.map(lambda p: p.astype(jnp.float32), params)
     logits = nnx.merge(graph, params)(jnp.int32(windows[:, :-1]))
     targets = jnp.int32(windows[:, 1:])
     return optax.softmax_cross_entropy_with_integer_labels(logits, targets).mean()
 
 
-# ---- Where everything lies ----
+# ---- Optimizer and shardings ----
 
 
 def fsdp(mesh: Mesh, leaf: Any) -> NamedSharding:
-    """Divide a leaf along its longest dimension that the devices divide, if there is one."""
+    """Shard a leaf along its longest dimension that is a multiple of the devices, if any."""
     sizes = [size if size % mesh.size == 0 else 0 for size in leaf.shape]
     spec = [None] * leaf.ndim
     if any(sizes):
@@ -104,7 +105,7 @@ def fsdp(mesh: Mesh, leaf: Any) -> NamedSharding:
 
 
 def optimizer(args) -> fa.GradientTransformation:
-    """AdamW with the smallest state that trains like float32, guarded against spikes."""
+    """AdamW with the smallest state that trains like float32 does, guarded against spikes."""
     return fa.skip_spikes(
         fa.adamw(
             schedule(args.learning_rate, args.steps),
@@ -119,14 +120,14 @@ def optimizer(args) -> fa.GradientTransformation:
 
 
 class Run(NamedTuple):
-    """All that the next step depends on: what a checkpoint holds."""
+    """All that the next step depends on, and so the contents of a checkpoint."""
 
     params: Any
     state: Any
 
 
 def laid_out(args) -> tuple[fa.GradientTransformation, Any, Run]:
-    """The optimizer; the model's structure; shapes, dtypes and shardings of a run."""
+    """The optimizer, the model's structure, and the shapes, dtypes and shardings of a run."""
     tx, mesh = optimizer(args), Mesh(jax.devices()[: args.devices], AXIS)
     model = nnx.eval_shape(lambda: Transformer(args.width, nnx.Rngs(0)))  # allocates nothing
     params = jax.eval_shape(functools.partial(make_params, args.width, args.seed))
@@ -146,7 +147,7 @@ def laid_out(args) -> tuple[fa.GradientTransformation, Any, Run]:
 
 
 def train_step(graph, tx, run: Run, batches):
-    """One step on micro-batches, (n, windows, CONTEXT + 1); returns the run, loss and norm."""
+    """One step on micro-batches of shape (n, windows, CONTEXT + 1); returns run, loss and norm."""
 
     def accumulate(total, windows):
         new = jax.value_and_grad(functools.partial(loss_of, graph))(run.params, windows)
@@ -156,20 +157,20 @@ def train_step(graph, tx, run: Run, batches):
     (loss, grads), _ = jax.lax.scan(accumulate, (jnp.float32(0), zeros), batches)
     norm = optax.tree.norm(grads)
     grads = jax.tree.map(lambda g: g * jnp.minimum(1.0, MAX_NORM / norm), grads)
-    # One pass over weights and state. The guard judges the norm before it was clipped.
+    # One pass over weights and state. `skip_spikes` judges the norm before clipping.
     params, state = fa.step(tx, grads, run.state, run.params, value=loss, grad_norm=norm)
     return Run(params, state), (loss, norm)
 
 
 def batches_at(step: int, text, args) -> np.ndarray:
-    """The windows of a step: a function of seed and step, so that resuming needs no more."""
+    """The windows of a step, from seed and step alone, so that a resumed run gets the same."""
     shape = args.accumulate, args.batch_size // args.accumulate
     starts = np.random.default_rng((args.seed, step)).integers(len(text) - CONTEXT, size=shape)
     return text[starts[..., None] + np.arange(CONTEXT + 1)]
 
 
 def fit(args, manager: ocp.CheckpointManager, progress: Progress) -> tuple[Run, Any, int]:
-    """Train to the last step from the newest checkpoint; the run, its losses, where it began."""
+    """Train from the newest checkpoint to the last step; return the run, its losses, its start."""
     tx, graph, like = laid_out(args)
     shardings = jax.tree.map(lambda x: x.sharding, like)
     start = manager.latest_step() or 0
@@ -187,7 +188,7 @@ def fit(args, manager: ocp.CheckpointManager, progress: Progress) -> tuple[Run, 
     text, seen = load()[0], []
     for step in range(start, args.steps):
         run, result = compiled(run, jax.device_put(batches_at(step, text, args), split))
-        seen.append(jax.device_get(result))  # waits, so that a CPU never has two steps in flight
+        seen.append(jax.device_get(result))  # waits, since two steps in flight can block a CPU
         manager.save(step + 1, args=ocp.args.StandardSave(run._asdict()))
         progress.update(task, completed=step + 1, loss=f"loss {seen[-1][0]:.3f}")
     if args.steps not in manager.all_steps():
@@ -196,11 +197,11 @@ def fit(args, manager: ocp.CheckpointManager, progress: Progress) -> tuple[Run, 
     return run, np.array(seen).reshape(-1, 2), start
 
 
-# ---- What it printed and drew ----
+# ---- Report and picture ----
 
 
 def held(tree: Any, device: jax.Device, on_host: bool = False) -> int:
-    """The bytes of a tree in the memory of a device, or for it in the memory of its host."""
+    """The bytes of a tree in a device's memory, or those that its host stores for the device."""
     leaves = jax.tree.leaves(tree)
     leaves = [x for x in leaves if (x.sharding.memory_kind == "pinned_host") == on_host]
     shards = itertools.chain.from_iterable(x.addressable_shards for x in leaves)
@@ -208,7 +209,7 @@ def held(tree: Any, device: jax.Device, on_host: bool = False) -> int:
 
 
 def table_of(run: Run, seen: np.ndarray) -> Table:
-    """What each device holds, and how training ended."""
+    """The bytes that each device holds, and how training ended."""
     first = jax.tree.leaves(run.params)[0].sharding.mesh.devices.ravel()[0]
     parameters = sum(p.size for p in jax.tree.leaves(run.params))
     table = Table("what")
@@ -235,14 +236,14 @@ def nbytes(tree: Any) -> int:
 
 
 def draw(path: Path, seen: np.ndarray, start: int) -> None:
-    """Loss and gradient norm of each step since the run was started or resumed."""
+    """Draw loss and gradient norm of each step since the run was started or resumed."""
     figure = Figure(figsize=(9, 5), layout="constrained")  # draws with Agg: no display needed
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
     steps = start + np.arange(len(seen))
     above.plot(steps, seen[:, 0], color="tab:blue")
     above.set(title="Loss of each step's batch", ylabel="nats per byte")
     below.plot(steps, seen[:, 1], color="tab:orange")
-    below.axhline(MAX_NORM, color="gray", linestyle=":", label="clipped to this")
+    below.axhline(MAX_NORM, color="gray", linestyle=":", label="clipped to this norm")
     below.set(title="Norm of the gradient", xlabel="step", yscale="log")
     below.legend()
     for axes in (above, below):
@@ -258,16 +259,16 @@ def parse_args() -> argparse.Namespace:
         parser.add_argument(name, help=f"{help} (default: {default})", default=default, **options)
 
     add("--devices", "to train on", 8, type=number(int, 1, 512))
-    add("--steps", "in all", 200, type=number(int, 1))
+    add("--steps", "total number", 200, type=number(int, 1))
     add("--width", f"of the model, a multiple of {HEADS}", 128, type=number(int, HEADS))
     add("--batch-size", "windows per step", 32, type=number(int, 1))
     add("--accumulate", "micro-batches per step", 2, type=number(int, 1))
     add("--learning-rate", "the peak", 0.003, type=number(float, 0))
     add("--seed", "of weights and data order", 0, type=number(int, 0, 2**32 - 1))
     parser.add_argument("--offload", action="store_true", help="moments wait in the host's memory")
-    add("--folder", "of checkpoints", Path("checkpoints"), type=Path, metavar="DIR")
-    add("--save-every", "steps", 50, type=number(int, 1))
-    add("--output", "to draw", Path("large.png"), type=Path, metavar="FILE")
+    add("--folder", "for checkpoints", Path("checkpoints"), type=Path, metavar="DIR")
+    add("--save-every", "steps between checkpoints", 50, type=number(int, 1))
+    add("--output", "the picture to write", Path("large.png"), type=Path, metavar="FILE")
     args = parser.parse_args()
     parts = args.accumulate * args.devices
     for name, divisor in (("width", HEADS), ("batch_size", parts)):

@@ -1,9 +1,9 @@
-"""Train a byte-level transformer on several devices, Adam's state split over them or not.
+"""Train a byte-level transformer on several devices, with Adam's state sharded (ZeRO-1) or not.
 
-Each device reads its share of every batch. Parameters are on all of them; with `--zero` each keeps
-the moments of its own part alone (ZeRO-1). On a computer without accelerators the devices are
-made of its processor. The script prints what a device holds, as computed and as found there, and
-the losses, which do not depend on where the state lies.
+Each device reads its share of every batch and has all parameters. With `--zero`, it stores only its
+share of the moments. On a computer without accelerators, the devices are parts of its CPU. The
+script prints the bytes of the state on one device, predicted and counted, and the losses, which do
+not depend on the sharding of the state.
 """
 
 import argparse
@@ -35,31 +35,31 @@ import functional_adam as fa
 AXIS = "data"
 EVERY = 10  # steps between two updates of the progress bar
 NOTE = """\
-"Computed" is `fa.memory_report(tx, params, shardings)`, "found" the sum over what the
-first device holds. On a processor cut in pieces the devices share its cores: more of
-them show how the state is laid out, not more speed."""
+"Computed" is the prediction of `fa.memory_report(tx, params, shardings)`; "found" is
+counted on the first device. Devices that are parts of a CPU share its cores, so more
+of them do not train faster."""
 
 
 class Run(NamedTuple):
-    """What training ended with."""
+    """The results of training."""
 
     state: Any
     losses: list[float]  # of each step's batch
-    rate: float  # windows a second, without the first steps' compilation
+    rate: float  # windows per second, without the first steps and their compilation
 
 
 def train_step(tx, params, state, windows):
-    """One step; XLA adds up the gradients of the devices, and splits or gathers what it must."""
+    """One step; XLA sums the gradients over the devices, and splits or gathers where needed."""
     loss, grads = jax.value_and_grad(loss_of)(params, windows)
     updates, state = tx.update(grads, state, params)
     return fa.apply_updates(params, updates), state, loss
 
 
 def fit(tx, params, state, text, args, progress) -> Run:
-    """Train to the last step, everything staying where it is."""
+    """Train to the last step; parameters and state keep their shardings."""
     places = jax.tree.map(lambda x: x.sharding, (params, state))
     split = NamedSharding(jax.tree.leaves(params)[0].sharding.mesh, PartitionSpec(AXIS))
-    # Without `out_shardings` XLA would choose where results lie, and may split the parameters too.
+    # Without `out_shardings`, XLA chooses the shardings of results and may split parameters too.
     compiled = jax.jit(
         functools.partial(train_step, tx), donate_argnums=(0, 1), out_shardings=(*places, None)
     )
@@ -75,7 +75,7 @@ def fit(tx, params, state, text, args, progress) -> Run:
             start = time.perf_counter()
         if step + 1 > EVERY and step % EVERY == 0:
             done = (step + 1 - EVERY) * args.batch_size / (time.perf_counter() - start)
-            progress.update(task, completed=step + 1, rate=f"{done:,.0f} windows a second")
+            progress.update(task, completed=step + 1, rate=f"{done:,.0f} windows per second")
     jax.block_until_ready(losses)
     seconds = time.perf_counter() - start
     progress.update(task, completed=args.steps)
@@ -84,7 +84,7 @@ def fit(tx, params, state, text, args, progress) -> Run:
 
 
 def held(tree: Any, device: jax.Device) -> int:
-    """The bytes of a tree that lie on a device."""
+    """The bytes of a tree that are on a device."""
     return sum(
         shard.data.nbytes
         for leaf in jax.tree.leaves(tree)
@@ -104,7 +104,7 @@ def table_of(report: Any, run: Run, args) -> Table:
         "bytes of Adam's state, in all": f"{report.state_bytes:,}",
         "on a device, computed": f"{report.state_bytes_per_device:,}",
         "on a device, found": f"{held(run.state, first):,}",
-        "windows a second": f"{run.rate:,.0f}",
+        "windows per second": f"{run.rate:,.0f}",
         "loss of the first steps": f"{np.mean(run.losses[:EVERY]):.4f}",
         "loss of the last steps": f"{np.mean(run.losses[-EVERY:]):.4f}",
     }
@@ -121,8 +121,8 @@ def parse_args() -> argparse.Namespace:
         parser.add_argument(name, help=f"{help} (default: {default})", default=default, **options)
 
     add("--devices", "to train on", 8, type=number(int, 1, 512))
-    parser.add_argument("--zero", action="store_true", help="split the moments over the devices")
-    add("--moments", "as they are kept", "full", choices=("full", "bfloat16", "int8"))
+    parser.add_argument("--zero", action="store_true", help="shard the moments over the devices")
+    add("--moments", "storage format", "full", choices=("full", "bfloat16", "int8"))
     add("--steps", f"at least {2 * EVERY}", 100, type=number(int, 2 * EVERY))
     add("--width", f"of the model, a multiple of {HEADS}", 128, type=number(int, HEADS))
     add("--batch-size", "windows per step, a multiple of the devices", 16, type=number(int, 1))
@@ -142,10 +142,10 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Lay out parameters and state, train, report."""
+    """Place parameters and state on the devices, train, report."""
     args = parse_args()
     answer_interrupts()
-    mesh = Mesh(jax.devices()[: args.devices], AXIS)  # XLA sees to what must move between them
+    mesh = Mesh(jax.devices()[: args.devices], AXIS)  # XLA inserts the communication
     params = init_params(args.seed, args.width, jnp.float32)
     params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
     rate = schedule(args.learning_rate, args.steps)

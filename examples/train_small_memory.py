@@ -1,9 +1,9 @@
 """Train a transformer with 16 bytes per parameter for weights, gradients and Adam's state, or 7.
 
-A byte-level model of 0.7 million parameters learns Python's own standard library from the same
-first weights and batches with float32 Adam, with moments in bfloat16 and in 8 bits, with weights
-in bfloat16 rounded to nearest, and with compensated bfloat16 weights and 8-bit moments together.
-The script prints tables of bytes and losses and draws `small_memory.png`.
+A byte-level model of 0.7 million parameters learns Python's own standard library in five settings:
+float32 Adam, bfloat16 moments, 8-bit moments, bfloat16 weights rounded to nearest, and compensated
+bfloat16 weights with 8-bit moments. All settings start from the same weights and get the same
+batches. The script prints tables of bytes and losses and draws `small_memory.png`.
 """
 
 import argparse
@@ -28,16 +28,16 @@ import functional_adam as fa
 
 TRAIN_BYTES, HELD_OUT_BYTES = 1_500_000, 200_000
 BLOCKS, HEADS, CONTEXT, BATCH = 3, 4, 64, 8
-EVERY = 20  # steps between two points of a curve, one compiled program
+EVERY = 20  # steps between two points of a curve; one compiled program runs them
 HELD_OUT_WINDOWS = 64
 NOTE = """\
-Bytes per parameter, losses in nats per byte. The loss is measured at what the weights
-stand for: under compensated rounding that is `fa.master_params`, which reads a
-third byte of each weight from the state. Activations and temporaries are not counted."""
+Sizes are bytes per parameter without activations and temporaries; losses are nats per
+byte. With compensated rounding, losses are measured at `fa.master_params`: the state
+holds a third byte of each weight."""
 
 
 class Setting(NamedTuple):
-    """How weights and moments are kept, and how to draw the line."""
+    """How weights and moments are stored, and how to draw the line."""
 
     label: str
     weights: Any
@@ -83,7 +83,7 @@ def load() -> tuple[np.ndarray, np.ndarray]:
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def init_params(seed: int, width: int, dtype) -> dict[str, Any]:
-    """Variance 1 / inputs; less for what is added to the stream, so that its size stays."""
+    """Variance 1 / inputs, less for matrices that add to the residual stream, to keep its size."""
     keys = iter(jax.random.split(jax.random.key(seed), 7))
 
     def matrices(*shape, variance):
@@ -93,7 +93,7 @@ def init_params(seed: int, width: int, dtype) -> dict[str, Any]:
     return {
         "embedding": matrices(256, width, variance=0.25),
         "position": matrices(CONTEXT, width, variance=0.25),
-        "blocks": {  # the first axis is that of the blocks
+        "blocks": {  # the first axis is over blocks
             "attention_norm": jnp.ones((BLOCKS, width), dtype),
             "qkv": matrices(BLOCKS, width, 3 * width, variance=1 / width),
             "out": matrices(BLOCKS, width, width, variance=added / width),
@@ -107,12 +107,12 @@ def init_params(seed: int, width: int, dtype) -> dict[str, Any]:
 
 
 def normalized(x, scale):
-    """Root mean square 1, then scaled."""
+    """RMSNorm: x scaled to a root mean square of 1, times `scale`."""
     return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-6) * scale
 
 
 def block(x, p):
-    """Add to the stream x, (n, CONTEXT, width), what attention and then an MLP make of it."""
+    """Add attention and then an MLP to the residual stream x, of shape (n, CONTEXT, width)."""
     qkv = normalized(x, p["attention_norm"]) @ p["qkv"]
     qkv = qkv.reshape(*x.shape[:2], 3, HEADS, -1)
     attended = jax.nn.dot_product_attention(*jnp.moveaxis(qkv, 2, 0), is_causal=True)
@@ -121,8 +121,8 @@ def block(x, p):
 
 
 def loss_of(params, windows):
-    """Mean cross-entropy, in nats, of each next byte in `windows`, (n, CONTEXT + 1)."""
-    # On a CPU float32 is the fast arithmetic. Gradients come back in the weights' own dtype.
+    """Mean cross-entropy, in nats, of each next byte in `windows` of shape (n, CONTEXT + 1)."""
+    # CPUs are fast in float32. The gradients still have the dtype of the weights.
     params = jax.tree.map(lambda p: p.astype(jnp.float32), params)
     x = params["embedding"][windows[:, :-1]] + params["position"]
     x, _ = jax.lax.scan(block, x, params["blocks"])
@@ -133,7 +133,7 @@ def loss_of(params, windows):
 
 @jax.jit
 def held_out_loss(params, state, windows):
-    """The loss at what the parameters stand for."""
+    """The loss at the parameters, including their rounding errors if the state stores them."""
     if state.residual is not None:  # rounding="compensated"
         params = fa.master_params(params, state)
     return loss_of(params, windows)
@@ -146,7 +146,7 @@ def windows_at(text, starts):
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=(1, 2))
 def train_steps(tx, params, state, text, starts):
-    """A step for each row of `starts`, in the memory of the old parameters and state."""
+    """A step for each row of `starts`; donates the old parameters and state."""
 
     def step(carry, starts):
         params, state = carry
@@ -158,18 +158,18 @@ def train_steps(tx, params, state, text, starts):
 
 
 def no_norms(params):
-    """The mask for weight decay: matrices alone."""
+    """The mask for weight decay: all parameters except those of the norms."""
     return jax.tree_util.tree_map_with_path(lambda path, _: "norm" not in str(path[-1]), params)
 
 
 def optimizer(setting: Setting, args) -> fa.GradientTransformation:
-    """AdamW, warmed up and cooled down."""
+    """AdamW with warmup and cosine decay."""
     rate = schedule(args.learning_rate, args.steps)
     return fa.adamw(rate, b2=0.99, weight_decay=0.1, mask=no_norms, **setting.options)
 
 
 def cost(setting: Setting, windows, args) -> np.ndarray:
-    """Bytes per parameter of weights, gradients and state, found without allocating any."""
+    """Bytes per parameter of weights, gradients and state, computed without allocating them."""
     params = jax.eval_shape(lambda: init_params(args.seed, args.width, setting.weights))
     report = fa.memory_report(optimizer(setting, args), params)
     grads = jax.tree.leaves(jax.eval_shape(jax.grad(loss_of), params, windows))
@@ -179,7 +179,7 @@ def cost(setting: Setting, windows, args) -> np.ndarray:
 
 
 def fit(setting: Setting, train, held_out, args, advance) -> list[float]:
-    """Train with one setting: the held-out loss before, and after every `EVERY` steps."""
+    """Train with one setting; return the held-out loss at the start and every `EVERY` steps."""
     tx = optimizer(setting, args)
     params = init_params(args.seed, args.width, setting.weights)
     state = tx.init(params)
@@ -193,7 +193,7 @@ def fit(setting: Setting, train, held_out, args, advance) -> list[float]:
 
 
 def table_of(results: dict[str, Result]) -> Table:
-    """Bytes per parameter, and the losses before and after."""
+    """Bytes per parameter, and the first and last losses."""
     table = Table("setting")
     for column in ("weights", "gradients", "state", "in all", "first loss", "last loss"):
         table.add_column(column, justify="right")
@@ -204,14 +204,14 @@ def table_of(results: dict[str, Result]) -> Table:
 
 
 def draw(path: Path, results: dict[str, Result]) -> None:
-    """The picture: losses, how far they are from the first setting's, bytes."""
+    """Draw losses, their differences from the first setting, and bytes."""
     figure = Figure(figsize=(12, 5.5), layout="constrained")  # draws with Agg: no display needed
     axes = figure.subplot_mosaic([["loss", "bytes"], ["more", "bytes"]], height_ratios=(2, 1))
     first = next(iter(results))
     for name, (_, losses) in results.items():
         label, _, _, *look = SETTINGS[name]
         look = dict(zip(("color", "linewidth", "linestyle"), look, strict=True), marker=".")
-        steps = EVERY * np.arange(1, len(losses))  # without the start, which is far above
+        steps = EVERY * np.arange(1, len(losses))  # without the first loss, which is far higher
         label = f"{losses[-1]:.3f}  {label}".replace("\n", " ")
         axes["loss"].plot(steps, losses[1:], label=label, **look)
         axes["more"].plot(steps, np.subtract(losses, results[first].losses)[1:], **look)
@@ -226,7 +226,7 @@ def draw(path: Path, results: dict[str, Result]) -> None:
 
 
 def draw_bytes(axes, results: dict[str, Result]) -> None:
-    """A bar a setting."""
+    """Draw one bar for each setting."""
     labels = [SETTINGS[name].label for name in results]
     parts = np.array([result.sizes for result in results.values()]).T
     ends = parts.cumsum(axis=0)

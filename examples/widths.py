@@ -1,9 +1,9 @@
 """Find Adam's learning rate on a narrow network and use it on wide ones, with muP and without.
 
 Networks of several widths train on scikit-learn's digits, each with a grid of rates. With one rate
-for all parameters the best rate falls as the network gets wider. With muP (Yang et al. 2022) it
-stays where it was at the smallest width: matrices with a wide input have a rate divided by the
-width, which is one rule in `overrides`, and the last one begins smaller. The script prints the
+for all parameters, the best rate falls as the network gets wider. With muP (Yang et al. 2022), it
+stays what it is at the smallest width. For muP, one rule in `overrides` divides the rate of all
+matrices with a wide input by the width, and the last matrix starts smaller. The script prints the
 best rate of each width and draws `widths.png`.
 """
 
@@ -24,16 +24,16 @@ from train_digits import Digits, batch_at, load, loss_of, number
 import functional_adam as fa
 
 BATCH = 64
-HIDDEN = 6  # layers; of few layers the best rate depends less on their width
+HIDDEN = 6  # layers; with fewer layers, the best rate depends less on the width
 RATES = 2.0 ** np.arange(-12, -3)
 WAYS = {False: "one rate", True: "muP"}
 NOTE = """\
-Loss: geometric mean over the seeds of the loss of all training digits after the
-last step. Rates fall linearly to 0; a rate is that of the first step."""
+Losses are over all training digits after the last step (geometric mean over seeds).
+Rates fall linearly to 0; the rate shown is that of the first step."""
 
 
 def start(seed: int, width: int, base: int, mup: bool) -> list[dict[str, jax.Array]]:
-    """He's initialisation; with muP the last matrix shrinks as the width grows."""
+    """He initialization; with muP, wider networks start with a smaller last matrix."""
     sizes = [64, *[width] * HIDDEN, 10]
     keys = jax.random.split(jax.random.key(seed), len(sizes) - 1)
     he = jax.nn.initializers.he_normal()
@@ -47,7 +47,7 @@ def start(seed: int, width: int, base: int, mup: bool) -> list[dict[str, jax.Arr
 
 
 def optimizer(rate, steps: int, width: int, base: int, mup: bool) -> fa.GradientTransformation:
-    """Adam; with muP all matrices but the first have a rate divided by the width."""
+    """Adam; with muP, the rate of all matrices except the first is divided by width / base."""
 
     def falling(peak):
         return lambda count: peak * (1 - count / steps)
@@ -58,7 +58,7 @@ def optimizer(rate, steps: int, width: int, base: int, mup: bool) -> fa.Gradient
 
 @functools.partial(jax.jit, static_argnames=("width", "base", "mup"))
 def losses_of(rates, params, batches: Digits, train: Digits, width: int, base: int, mup: bool):
-    """The loss at the end for each rate, one after the other in one program."""
+    """The final loss for each rate. One compiled program trains with one rate after another."""
 
     def loss_at_end(rate):
         tx = optimizer(rate, len(batches.labels), width, base, mup)
@@ -75,7 +75,7 @@ def losses_of(rates, params, batches: Digits, train: Digits, width: int, base: i
 
 
 def curve(width: int, base: int, mup: bool, args, train: Digits) -> np.ndarray:
-    """The loss for each of `RATES`, a mean over seeds; infinite where a run diverged."""
+    """The loss for each of `RATES`, as a geometric mean over seeds; infinite if a run diverged."""
     logs = []
     for seed in range(args.seeds):
         order = [batch_at(i, seed, len(train.labels), BATCH) for i in range(args.steps)]
@@ -87,7 +87,7 @@ def curve(width: int, base: int, mup: bool, args, train: Digits) -> np.ndarray:
 
 
 def table_of(curves: dict[tuple[bool, int], np.ndarray]) -> Table:
-    """The best rate of each width, and what the best rate of the smallest one leads to there."""
+    """The best rate of each width, and the loss at the best rate of the smallest width."""
     base = min(width for _, width in curves)
     table = Table("rates", "width", "best rate", "its loss", f"loss at the best of {base}")
     for (mup, width), losses in curves.items():
@@ -98,7 +98,7 @@ def table_of(curves: dict[tuple[bool, int], np.ndarray]) -> Table:
 
 
 def draw(path: Path, curves: dict[tuple[bool, int], np.ndarray]) -> None:
-    """A panel for each way, a curve for each width, its best rate marked."""
+    """Draw a panel for each way and a curve for each width, with its best rate marked."""
     figure = Figure(figsize=(11, 4.5), layout="constrained", facecolor="white")
     panels = dict(zip(WAYS, figure.subplots(1, 2, sharey=True), strict=True))
     for (mup, width), losses in curves.items():
@@ -123,8 +123,8 @@ def parse_args() -> argparse.Namespace:
 
     add("--widths", "of the networks", type=number(int, 1), nargs="+", default=[64, 128, 256, 512])
     add("--steps", "of each run", type=number(int, 1), default=100)
-    add("--seeds", "of weights and data order", type=number(int, 1), default=2)
-    add("--output", "to write", type=Path, default=Path("widths.png"), metavar="FILE")
+    add("--seeds", "number of seeds for weights and data order", type=number(int, 1), default=2)
+    add("--output", "the picture to write", type=Path, default=Path("widths.png"), metavar="FILE")
     args = parser.parse_args()
     if args.output.is_dir() or not args.output.parent.is_dir():
         parser.error(f"argument --output: {args.output} is not a file in an existing directory")

@@ -1,9 +1,9 @@
-"""Train word vectors whose tables are updated a few rows at a time, in three ways.
+"""Train word vectors and update only the rows of each batch, with each value of `catch_up`.
 
-Skip-gram with negative sampling learns the words of Python's standard library. A batch reads some
-thousand rows of two tables, one of words and one of contexts, and `fa.update_rows` updates those
-alone. The script compares the three values of `catch_up` over equal steps from the same start,
-prints the nearest neighbours of some words, and draws `word_vectors.png`.
+Skip-gram with negative sampling learns the words of Python's standard library. A batch reads a few
+thousand rows of two tables, one of words and one of contexts, and `fa.update_rows` updates only
+those. The script compares the three values of `catch_up` after the same steps from the same start,
+prints the nearest neighbors of some words, and draws `word_vectors.png`.
 """
 
 import argparse
@@ -27,15 +27,15 @@ from train_digits import number, schedule
 
 import functional_adam as fa
 
-EVERY = 100  # steps between two points of a curve, one compiled program
-PAIRS, NEGATIVES, WINDOW, LEAST = 512, 5, 4, 5  # LEAST: how often a word of the vocabulary comes
+EVERY = 100  # steps between two points of a curve; one compiled program runs them
+PAIRS, NEGATIVES, WINDOW, LEAST = 512, 5, 4, 5  # LEAST: fewest uses of a word
 HELD_OUT_PAIRS = 4096
 COLOURS = {"lazy": "tab:red", "moments": "gold", "dense": "tab:blue"}
 SHOWN = ("read", "true", "int", "open", "error", "first", "class", "thread", "byte", "minute")
 
 
 class Text(NamedTuple):
-    """The words by falling frequency, their counts, and pairs (word, context) of two texts."""
+    """Words by falling frequency, their counts, and (word, context) pairs of two texts."""
 
     words: list[str]
     counts: np.ndarray
@@ -44,7 +44,7 @@ class Text(NamedTuple):
 
 
 class Result(NamedTuple):
-    """Held-out losses, from step 0 on; the table of words at the end; rows that took a step."""
+    """Held-out losses from step 0 on, the final table of words, and rows that took a step."""
 
     losses: list[float]
     table: np.ndarray
@@ -76,9 +76,9 @@ def load(seed: int) -> Text:
 
 
 def loss_of(vectors, contexts):
-    """The mean over pairs of -log sigmoid(w . c), and of as much for each word drawn at random.
+    """The mean over pairs of -log sigmoid(w . c), plus -log sigmoid(-w . c) for random words c.
 
-    `contexts` (pairs, 1 + NEGATIVES, width) has the true one first.
+    `contexts` of shape (pairs, 1 + NEGATIVES, width) has the true context first.
     """
     scores = jnp.einsum("pw,pcw->pc", vectors, contexts)
     signs = jnp.where(jnp.arange(scores.shape[1]) == 0, 1.0, -1.0)
@@ -92,12 +92,12 @@ def optimizer(catch_up: str, args) -> dict[str, Any]:
 
 
 def train_steps(how, tables, states, batches):
-    """A step for each of the batches: of the rows that it reads, and of no others."""
+    """A step for each batch, which updates only the rows that it reads."""
 
     def step(carry, batch):
         tables, states = carry
         read = [table[rows] for table, rows in zip(tables, batch, strict=True)]
-        # A mean over pairs would make of each pair's gradient a small one, of a size near eps.
+        # A sum over pairs: with a mean, the gradient of each pair would be as small as eps.
         grads = jax.grad(lambda read: PAIRS * loss_of(*read))(read)
         new = [
             fa.update_rows(g, rows, state, table, **how)
@@ -109,7 +109,7 @@ def train_steps(how, tables, states, batches):
 
 
 def flushed(how, tables, states):
-    """The tables as an evaluation must see them."""
+    """The tables brought up to date, as an evaluation needs them."""
     if how["catch_up"] == "lazy":
         return tables
     pairs = zip(states, tables, strict=True)
@@ -117,9 +117,9 @@ def flushed(how, tables, states):
 
 
 def batches_of(text: Text, args):
-    """For each `EVERY` steps (words, contexts), the true context first, then random ones."""
+    """(words, contexts) for `EVERY` steps at a time; each true context precedes random ones."""
     rng = np.random.default_rng(args.seed)
-    # Unigrams to the power of 3/4, as in word2vec.
+    # Random words by their frequency to the power of 3/4, as in word2vec.
     ends = np.cumsum(text.counts**0.75)
     for _ in range(args.steps // EVERY):
         pairs = text.train[rng.integers(len(text.train), size=(EVERY, PAIRS))]
@@ -129,7 +129,7 @@ def batches_of(text: Text, args):
 
 
 def fit(catch_up: str, text: Text, args, advance) -> Result:
-    """Train in one way: the held-out loss before, and after every `EVERY` steps."""
+    """Train in one way, and take the held-out loss at the start and after every `EVERY` steps."""
     how = optimizer(catch_up, args)
     shape = len(text.words), args.width
     start = jax.random.normal(jax.random.key(args.seed), shape) / args.width
@@ -156,26 +156,26 @@ def fit(catch_up: str, text: Text, args, advance) -> Result:
 
 
 def neighbours(text: Text, table: np.ndarray, word: str, count: int = 4) -> list[str]:
-    """The nearest of the 4,000 most frequent words, by the cosine."""
+    """The nearest of the 4,000 most frequent words, by cosine similarity."""
     unit = table[:4000] / np.linalg.norm(table[:4000], axis=1, keepdims=True)
     nearest = np.argsort(-unit @ unit[text.words.index(word)])
     return [text.words[i] for i in nearest[1 : 1 + count]]
 
 
 def shown(text: Text) -> list[str]:
-    """Those of `SHOWN` that are frequent enough."""
+    """The words of `SHOWN` that are among the 4,000 most frequent."""
     return [word for word in SHOWN if word in text.words[:4000]]
 
 
 def draw(path: Path, text: Text, results: dict[str, Result]) -> None:
-    """The picture: losses, and neighbours in a plane."""
+    """Draw losses, and words with their neighbors in a plane."""
     figure = Figure(figsize=(12, 5.5), layout="constrained")  # draws with Agg: no display needed
     left, right = figure.subplots(1, 2, width_ratios=(2, 3))
     for name, (losses, _, _) in results.items():
         steps = EVERY * np.arange(1, len(losses))
         label = f"{losses[-1]:.3f}  {name}"
         left.plot(steps, losses[1:], label=label, color=COLOURS[name], marker=".")
-    left.set(title="Held-out loss", xlabel="step", ylabel="nats a pair")
+    left.set(title="Held-out loss", xlabel="step", ylabel="nats per pair")
     left.legend(title="at the end")
     left.grid(alpha=0.3)
     name, result = list(results.items())[-1]
@@ -197,7 +197,7 @@ def draw(path: Path, text: Text, results: dict[str, Result]) -> None:
 
 
 def tables_of(text: Text, results: dict[str, Result]) -> list[Table]:
-    """Losses, and neighbours in each way."""
+    """A table of losses, and one of neighbors by way of catching up."""
     first, second = Table("catch_up"), Table("word")
     for column in ("first loss", "last loss", "rows that took a step"):
         first.add_column(column, justify="right")
@@ -224,8 +224,8 @@ def parse_args() -> argparse.Namespace:
     add("--learning-rate", "the peak", 0.01, type=number(float, 0))
     add("--moments", "how they are stored", "full", choices=["full", "bfloat16", "int8"])
     add("--seed", "of vectors and data order", 0, type=number(int, 0, 2**32 - 1))
-    add("--ways", "of catching up, these alone", COLOURS, nargs="+", choices=COLOURS, metavar="WAY")
-    add("--output", "to write", Path("word_vectors.png"), type=Path, metavar="FILE")
+    add("--ways", "values of catch_up", COLOURS, nargs="+", choices=COLOURS, metavar="WAY")
+    add("--output", "the picture to write", Path("word_vectors.png"), type=Path, metavar="FILE")
     args = parser.parse_args()
     if args.steps % EVERY:
         parser.error(f"argument --steps: must be a multiple of {EVERY}, not {args.steps}")
