@@ -119,7 +119,7 @@ def digits_task(train: Digits, epochs: int, seeds: int) -> Task:
 
 
 def init_params(key: jax.Array) -> list[dict[str, jax.Array]]:
-    """He's initialisation, as in train_digits."""
+    """He initialization, as in train_digits."""
     he = jax.nn.initializers.he_normal()
     shapes = list(itertools.pairwise(LAYERS))
     keys = jax.random.split(key, len(shapes))

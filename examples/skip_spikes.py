@@ -127,7 +127,7 @@ def draw(path: Path, runs: dict[str, Run]) -> None:
         steps = EVERY * np.arange(len(run.losses))
         look = dict(color=colour, linewidth=width, linestyle=dashes)
         above.plot(steps, run.losses, label=f"{run.losses[-1]:.3f}  {name}", **look)
-    above.set(title="Held-out loss", ylabel="nats per byte", yscale="log")
+    above.set(title="Held-out loss", ylabel="nats a byte", yscale="log")
     above.legend(title="at the end")
     guarded = runs["skip_spikes"]
     steps = 1 + np.arange(len(guarded.norms))
@@ -155,7 +155,7 @@ def parse_args() -> argparse.Namespace:
     add("--window", "of skip_spikes", 128, type=number(int, 2))
     add("--scale", "of the bad batches' loss", 1000.0, type=number(float, 1))
     add("--seed", "of weights and data", 0, type=number(int, 0, 2**32 - 1))
-    add("--output", "to write", Path("skip_spikes.png"), type=Path, metavar="FILE")
+    add("--output", "the picture to write", Path("skip_spikes.png"), type=Path, metavar="FILE")
     args = parser.parse_args()
     for name, value, divisor in (("steps", args.steps, EVERY), ("width", args.width, HEADS)):
         if value % divisor:

@@ -197,7 +197,7 @@ def draw_curves(figure, history: list[Measure], epoch: int) -> None:
     for name, label in WATCHED.items():
         values = [row.watched[name] or math.nan for row in seen]  # a logarithmic axis has no 0
         steps.semilogy([row.step / epoch for row in seen], values, label=label)
-    steps.set(title="AdamW's steps", xlabel="epoch", ylabel="see the legend (no unit)")
+    steps.set(title="AdamW's steps", xlabel="epoch", ylabel="see the names (no unit)")
     for axes in (left, right, steps):
         axes.grid(alpha=0.3)
         axes.legend()

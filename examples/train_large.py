@@ -243,7 +243,7 @@ def draw(path: Path, seen: np.ndarray, start: int) -> None:
     above.plot(steps, seen[:, 0], color="tab:blue")
     above.set(title="Loss of each step's batch", ylabel="nats per byte")
     below.plot(steps, seen[:, 1], color="tab:orange")
-    below.axhline(MAX_NORM, color="gray", linestyle=":", label="clipped to this norm")
+    below.axhline(MAX_NORM, color="gray", linestyle=":", label="clipped to this")
     below.set(title="Norm of the gradient", xlabel="step", yscale="log")
     below.legend()
     for axes in (above, below):

@@ -252,8 +252,8 @@ def parse_args() -> argparse.Namespace:
     add("--width", f"of the model, a multiple of {HEADS}", 128, type=number(int, HEADS))
     add("--learning-rate", "the peak", 0.003, type=number(float, 0))
     add("--seed", "of weights and data order", 0, type=number(int, 0, 2**32 - 1))
-    add("--settings", "these alone", SETTINGS, nargs="+", choices=SETTINGS, metavar="NAME")
-    add("--output", "to write", Path("small_memory.png"), type=Path, metavar="FILE")
+    add("--settings", "the settings to run", SETTINGS, nargs="+", choices=SETTINGS, metavar="NAME")
+    add("--output", "the picture to write", Path("small_memory.png"), type=Path, metavar="FILE")
     args = parser.parse_args()
     for name, value, divisor in (("steps", args.steps, EVERY), ("width", args.width, HEADS)):
         if value % divisor:

@@ -175,7 +175,7 @@ def draw(path: Path, text: Text, results: dict[str, Result]) -> None:
         steps = EVERY * np.arange(1, len(losses))
         label = f"{losses[-1]:.3f}  {name}"
         left.plot(steps, losses[1:], label=label, color=COLOURS[name], marker=".")
-    left.set(title="Held-out loss", xlabel="step", ylabel="nats per pair")
+    left.set(title="Held-out loss", xlabel="step", ylabel="nats a pair")
     left.legend(title="at the end")
     left.grid(alpha=0.3)
     name, result = list(results.items())[-1]

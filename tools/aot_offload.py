@@ -219,7 +219,7 @@ def row(case: Case, count: Count) -> str:
 
 
 def faults(case: Case, count: Count, target: str) -> list[str]:
-    """What a step does more of than it has to; empty if nothing."""
+    """The faults of a step: what it moves or holds beyond what it has to."""
     if not case.is_ordered:
         return []
     pairs = count.over == count.back == count.arrays

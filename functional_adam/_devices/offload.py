@@ -57,9 +57,8 @@ def offload(
 
     Between steps, `mu`, `nu`, `nu_scale` and the trees of `extra` wait in `pinned_host` memory.
     During a step, the devices hold the moments of two leaves: one arrives while the other leaves.
-    (The compiler for TPUs fetches one or two leaves further ahead.)
-    The results are those of `tx`, bit for bit. Counts, residuals and the state of other
-    transformations stay on the devices.
+    (The compiler for TPUs fetches one or two leaves further ahead.) The results are those of `tx`,
+    bit for bit. Counts, residuals and the state of other transformations stay on the devices.
 
     A step transfers 16 bytes per parameter with float32 moments, 8 with moments="bfloat16" and 4
     with "int8", half of them in each direction.
