@@ -149,6 +149,7 @@ def flush_rows(
     Call it before an evaluation or a checkpoint of a table that `update_rows` trains with
     catch_up="moments" or "dense". After "dense", table and state are those of dense Adam: `update`
     takes the state once you set its `extra` to None. Time and memory depend on the whole table.
+    catch_up="dense" cannot be differentiated in reverse mode, as in `update_rows`.
 
     Args:
         state: What `init_rows` or the last `update_rows` returned.
