@@ -9,7 +9,7 @@ results=$(mktemp)
 trap 'rm -f "$results"' EXIT
 
 CORE="equations/test_formulas.py storage kernels step optimizers/test_family_check_*.py hints/test_keywords.py
-watch/test_report.py watch/test_diagnostics*.py interop/test_convert*.py interop/test_extend*.py"
+rows optimizers/test_skip_spikes*.py devices/test_offload*.py watch/test_report.py watch/test_diagnostics*.py interop/test_convert*.py interop/test_extend*.py"
 
 # The interpreter with this version, if there is one that runs.
 find_python() {

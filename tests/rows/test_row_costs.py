@@ -40,13 +40,16 @@ def compiled(height, moments, rounding, dtype, catch_up):
 def whole_table_operations(text, height):
     """The operations that give something of the table's height, but for those in `IN_PLACE`."""
     found = re.findall(rf"= \w+\[{height}[,\d]*\]\S* ([\w-]+)\((.*)", text)
-    calls = [re.search(r"calls=(%?[\w.-]+)", rest) for _, rest in found]
-    names = {name for (name, _), call in zip(found, calls, strict=True) if call is None}
-    roots = set()
-    for call in filter(None, calls):
-        body = text[text.index(f"\n{call[1]} ") :].partition("\n}")[0]
-        roots.add(re.search(r"ROOT [^=]*= \S+ ([\w-]+)\(", body)[1])
-    return (names | roots) - IN_PLACE - {"scatter"}
+    return {innermost(text, *operation) for operation in found} - IN_PLACE - {"scatter"}
+
+
+def innermost(text, name, rest):
+    """The name of an operation, or of the last one in what it calls."""
+    call = re.search(r"(?:calls|to_apply)=(%?[\w.-]+)", rest)
+    if name not in ("fusion", "call") or call is None:
+        return name
+    body = text[text.index(f"\n{call[1]} ") :].partition("\n}")[0]
+    return innermost(text, *re.search(r"ROOT [^=]*= \S+ ([\w-]+)\((.*)", body).groups())
 
 
 @pytest.mark.parametrize(
