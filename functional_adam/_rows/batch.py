@@ -10,11 +10,12 @@ import numpy as np
 from jax.core import Tracer
 
 from functional_adam import _check
+from functional_adam._rows.table import ORDER
 
 
 def checked(row_grads: Any, rows: Any, table: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Row numbers (k,) and their gradients (k, ...), with the axes of `rows` flattened."""
-    rows = _row_numbers(rows, table.shape[0])
+    rows = _row_numbers(rows, row_grads, table.shape[0])
     _check.leaf_dtype("row_grads", row_grads)
     shape = (*rows.shape, *table.shape[1:])
     if np.shape(row_grads) != shape:
@@ -36,15 +37,16 @@ def _whole_table(row_grads: Any, table: jax.Array) -> str:
     )
 
 
-def _row_numbers(rows: Any, height: int) -> jax.Array:
+def _row_numbers(rows: Any, row_grads: Any, height: int) -> jax.Array:
     if isinstance(rows, list | tuple):
         rows = np.asarray(rows, np.int32 if len(rows) == 0 else None)
     dtype = getattr(rows, "dtype", None)
     if dtype is None or not jnp.issubdtype(dtype, jnp.integer):
+        are_swapped = jnp.issubdtype(getattr(row_grads, "dtype", np.float32), jnp.integer)
+        whole = "If all of them are whole numbers, write rows.astype(jnp.int32)."
         raise TypeError(
             f"rows must be an array of integers, the row numbers in the table; got "
-            f"{dtype or _check.show(rows)}. If all of them are whole numbers, write "
-            "rows.astype(jnp.int32)."
+            f"{dtype or _check.show(rows)}. {ORDER if are_swapped else whole}"
         )
     # Only concrete values in this process can be checked. `distinct` drops negative traced ones.
     is_known = not isinstance(rows, Tracer)

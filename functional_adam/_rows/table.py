@@ -17,6 +17,7 @@ from functional_adam._step import rounds
 from functional_adam._storage.leaf_state import LeafState
 
 LAST = "last"  # in `AdamState.extra`: the count at which each row was last brought up to date
+ORDER = "The order is update_rows(row_grads, rows, state, table)."
 
 
 class Table(NamedTuple):
@@ -59,10 +60,10 @@ def read(settings: Settings, state: Any, table: Any) -> Table:
 def checked_table(table: Any) -> Any:
     """`table`, if it is one array of floats with an axis of rows; raises otherwise."""
     if isinstance(table, dict | list | tuple):
-        raise TypeError(
-            f"table must be one array; got {_check.show(table)}. Make one call for each table of a "
-            "tree."
+        advice = (
+            ORDER if isinstance(table, AdamState) else "Make one call for each table of a tree."
         )
+        raise TypeError(f"table must be one array; got {_check.show(table)}. {advice}")
     _check.leaf_dtype("table", table)
     if np.ndim(table) == 0:
         raise ValueError("table must have rows along its first axis; got shape ().")

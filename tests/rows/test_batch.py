@@ -107,7 +107,12 @@ MISTAKES = {
     "complex": (dict(row_grads=GRADS * 1j), TypeError, "row_grads is complex64"),
     "plain-state": (dict(state=fa.init(TABLE)), TypeError, r"extra\['last'\].*init_rows\(table\)"),
     "no-state": (dict(state={"mu": 1}), TypeError, "state must count the steps of each row"),
-    "swapped": (dict(state=TABLE, table=STATE), TypeError, "table must be one array"),
+    "swapped": (dict(state=TABLE, table=STATE), TypeError, "must be one array.* The order is"),
+    "rows-first": (
+        dict(row_grads=np.array([1, 2]), rows=GRADS),
+        TypeError,
+        "rows must be an array of integers.*got float32. The order is update_rows",
+    ),
     "other-table": (dict(state=OTHER), ValueError, "state is of another table"),
     "height": (dict(table=TABLE[:-1]), ValueError, r"table has shape \(5, 3\).*\(6, 3\)"),
     "tree": (dict(table={"a": TABLE}), TypeError, "table must be one array.*for each table"),
