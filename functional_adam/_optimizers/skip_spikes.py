@@ -99,9 +99,9 @@ def skip_spikes(
     Raises:
         TypeError: `tx` is not a transformation, or a number of steps is not an integer. In a step:
             `value=` is missing or not a real number, or `state` is not a `SkipSpikesState`.
-        ValueError: `factor`, `window`, `warmup` or `max_consecutive` is out of range, or `judge` is
-            unknown. In a step: `value=` or `grad_norm=` is not one number, or `state` was made with
-            another `window` or `judge`.
+        ValueError: `factor` is not > 0, `window` or `warmup` is below 2, `max_consecutive` is below
+            1, or `judge` is unknown. In a step: `value=` or `grad_norm=` is not one number, or
+            `state` was made with another `window` or `judge`.
 
     Example:
         >>> import functional_adam as fa, jax.numpy as jnp
