@@ -116,7 +116,7 @@ docs-check: docs ## open every page of site/ in Chromium, wide and narrow, light
 	$(VENV)-docs/bin/python tools/check_docs.py
 
 clean: ## remove .venv and everything built
-	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest $(VENV)-docs $(VENV)-aot build/native* dist site site-check adam_and_sgd.png digits.png learning_rate.png small_memory.png sweep.png variants.png word_vectors.png distributed_run .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest $(VENV)-docs $(VENV)-aot build/native* dist site site-check adam_and_sgd.png digits.png large.png learning_rate.png skip_spikes.png small_memory.png sweep.png variants.png word_vectors.png distributed_run .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer with venv found: run make PYTHON=..."; exit 1; }

@@ -50,6 +50,15 @@ def test_the_sdist_holds_what_the_two_commands_need(built):
     assert names >= {n for n in tracked if not n.startswith((".ci", ".git"))}
 
 
+def test_nothing_names_a_package_registry_or_a_path_of_one_machine(built):
+    sdist, _ = built
+    elsewhere = re.compile(rb"py" rb"pi\.org|python" rb"hosted\.org|/(?:root|home|Users)/\w")
+    with tarfile.open(sdist) as archive:
+        for member in filter(tarfile.TarInfo.isfile, archive):
+            found = elsewhere.search(archive.extractfile(member).read())
+            assert not found, (member.name, found)
+
+
 def test_the_installed_wheel_runs_the_ten_lines(built, tmp_path):
     _, wheel = built
     zipfile.ZipFile(wheel).extractall(tmp_path)  # a wheel of pure Python needs no more
