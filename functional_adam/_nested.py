@@ -71,6 +71,11 @@ def with_moments(state: AdamState, paths: frozenset[str], move: Callable[[Any], 
     return state._replace(**parts, extra=extra)
 
 
+def adam_states(tree: PyTree) -> list[Any]:
+    """The states of this package in a state, or in a tree built like one."""
+    return [x for x in jax.tree.leaves(tree, is_leaf=is_adam_state) if is_adam_state(x)]
+
+
 def by_parameter(where: str, tree: PyTree, state: AdamState) -> dict[Path, Any]:
     """The leaves of one tree of a state, None included, by the paths of their parameters.
 

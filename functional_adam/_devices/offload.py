@@ -20,7 +20,7 @@ from jax.tree_util import keystr
 from functional_adam import _check, _host, _trees
 from functional_adam._devices.sharding import state_shardings
 from functional_adam._devices.waiting import LeafRule, Moments, chosen
-from functional_adam._nested import by_parameter, states_or_shapes, with_moments
+from functional_adam._nested import adam_states, by_parameter, states_or_shapes, with_moments
 from functional_adam._origin import Origin
 from functional_adam._overrides import path_of
 from functional_adam._state import AdamState, is_adam_state, state_shapes
@@ -145,14 +145,7 @@ def _map_states(f: Callable[[AdamState], AdamState], tree: PyTree) -> PyTree:
 def _moments(state: PyTree, shardings: PyTree) -> dict[str, Moments]:
     """The moments of each parameter by its path, with their bytes on one device."""
     found: dict[str, Moments] = {}
-    pairs = zip(
-        *(
-            filter(is_adam_state, jax.tree.leaves(tree, is_leaf=is_adam_state))
-            for tree in (state, shardings)
-        ),
-        strict=True,
-    )
-    for one, places in pairs:
+    for one, places in zip(adam_states(state), adam_states(shardings), strict=True):
         parts = [(getattr(one, k), getattr(places, k)) for k in ("mu", "nu", "nu_scale")]
         parts += [(tree, places.extra[k]) for k, tree in (one.extra or {}).items()]
         for tree, where in parts:

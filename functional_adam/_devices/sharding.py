@@ -17,7 +17,7 @@ from jax.tree_util import keystr
 
 from functional_adam import _check, _trees
 from functional_adam._mesh import dimensions, divided, replicated, scale_sharding, ways
-from functional_adam._nested import by_parameter
+from functional_adam._nested import adam_states, by_parameter
 from functional_adam._state import AdamState, built_like, is_adam_state, outside_boxes, state_shapes
 from functional_adam._storage.int8 import block_length
 from functional_adam._types import GradientTransformation, PyTree
@@ -106,7 +106,7 @@ def state_shardings(
 def _scale_shapes(state: PyTree) -> dict[str, tuple[int, ...]]:
     """The shapes of all scales by the paths of their parameters."""
     shapes: dict[str, tuple[int, ...]] = {}
-    for one in filter(is_adam_state, jax.tree.leaves(state, is_leaf=is_adam_state)):
+    for one in adam_states(state):
         if one.nu_scale is not None:
             scales = by_parameter("state.nu_scale", one.nu_scale, one)
             shapes |= {keystr(path): x.shape for path, x in scales.items() if x is not None}

@@ -13,8 +13,7 @@ from jax.tree_util import keystr
 from functional_adam import _check, _trees
 from functional_adam._host import KIND
 from functional_adam._kernels.tiles import kernels
-from functional_adam._nested import by_parameter
-from functional_adam._state import is_adam_state
+from functional_adam._nested import adam_states, by_parameter
 from functional_adam._storage.leaf_state import format_of
 from functional_adam._transform import settings_of
 from functional_adam._types import GradientTransformation, PyTree
@@ -49,15 +48,10 @@ def on_each_device(state: PyTree, shardings: PyTree) -> list[PyTree]:
     return [treedef.unflatten(sizes) for sizes in ((here, there) if any(there) else (here,))]
 
 
-def _adam_states(tree: PyTree) -> list[Any]:
-    """The states of this package in a state, or in a tree built like one."""
-    return [x for x in jax.tree.leaves(tree, is_leaf=is_adam_state) if is_adam_state(x)]
-
-
 def formats_by_path(state: PyTree) -> dict[str, list[str]]:
     """The moment formats of the parameter at each path: one for each state that contains it."""
     formats: dict[str, list[str]] = {}
-    for one in _adam_states(state):
+    for one in adam_states(state):
         mus, nus = (by_parameter(f"state.{x}", getattr(one, x), one) for x in ("mu", "nu"))
         for path, mu in mus.items():
             if mu is not None:
@@ -77,7 +71,7 @@ def kernels_by_path(
         for path, x in jax.tree_util.tree_leaves_with_path(params)
     }
     kinds: dict[str, tuple[str, ...]] = {}
-    for one in _adam_states(state):
+    for one in adam_states(state):
         mus, scales = (by_parameter(f"state.{x}", getattr(one, x), one) for x in ("mu", "nu_scale"))
         for path, scale in scales.items():
             if scale is not None:
@@ -89,7 +83,7 @@ def kernels_by_path(
 def bytes_by_path(sizes: PyTree, names: Sequence[str]) -> Counter[str]:
     """The bytes of the fields `names` of this package's states, by path of the parameter."""
     sums: Counter[str] = Counter()
-    for state in _adam_states(sizes):
+    for state in adam_states(sizes):
         for name in names:
             tree = getattr(state, name)
             for one in (tree or {}).values() if name == "extra" else [tree]:
